@@ -1,0 +1,11231 @@
+/* skiff: containers for a user who has no root, no daemon and nothing installed.
+ *
+ * This file is the whole program. It pulls OCI and Docker images into a store that is an OCI image
+ * layout, keeps each layer as one pack and one index, presents an image as one merged tree (its own
+ * read-only FUSE file system below the kernel's overlay, or unpacked directories where there is no
+ * FUSE), and starts processes in it from one description: an OCI runtime spec in memory, the plan.
+ *
+ * PROCESSES
+ *
+ *   skiff (CLI) ──fork──► supervisor ──clone3──► container's pid 1 ──exec──► the user's program
+ *                             └──fork──► file server (only with the FUSE rung)
+ *
+ *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
+ *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
+ *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
+ *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
+ *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
+ *               the packs; holds nothing else, and dies with the mount.
+ *   pid 1       created in its own user, mount, pid, ipc and uts namespaces; has every capability
+ *               there until it has built the mounts, then drops to the plan's set and executes.
+ *   exec        the CLI forks a child that joins the container's namespaces and executes there.
+ *
+ * TRUST
+ *
+ *   Not trusted: registries, archives, image configurations, everything that a container can write,
+ *   other users of the host. Trusted: the user's own command line, the store (0700, the user's own).
+ *   Archives never reach a path: an archive becomes a tree in memory, and only that tree is ever
+ *   written out, into a directory made for it. Paths in a container's root are resolved by openat2
+ *   below a descriptor of that root. Files of a container (passwd, group) are read bounded.
+ *
+ * ON DISK: $SKIFF_ROOT, by default $XDG_DATA_HOME/skiff or ~/.local/share/skiff; directories are
+ * 0700, files 0600. The top is an OCI image layout (image-spec 1.1, image-layout.md).
+ *
+ *   oci-layout, index.json     the layout; each descriptor of index.json is one name of one image
+ *                              (org.opencontainers.image.ref.name = the full reference)
+ *   blobs/sha256/HEX           manifests, configurations, layers as they came
+ *   layers/HEX.pack, HEX.idx   one layer, HEX = its diff-id; the formats stand in part 11
+ *   layers/HEX.tree[-MAP]/     the same unpacked, where FUSE cannot be had; MAP = the id mapping
+ *   merged/HEX.idx             one image, HEX = its chain-id; the same index format
+ *   names/NAME                 symbolic link whose text is a container's id
+ *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
+ *   containers/ID/state.json   status, pid, exit code, times
+ *   containers/ID/lock         flock held by the living supervisor
+ *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
+ *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
+ *   containers/ID/{upper,work,lower,rootfs,etc}/   the writable layer, mount points, /etc files
+ *   volumes/NAME/{meta.json,_data/}
+ *   cache/                     compiled seccomp filters, build cache records; always safe to delete
+ *   locks/, tmp/               flocks; files being written (renamed into place when whole)
+ *   events.json                one line an event
+ *
+ *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index. Garbage is
+ *   what no index.json entry and no container refers to; collecting it takes locks/gc exclusively,
+ *   and everything that adds blobs holds it shared.
+ *
+ * CONTENTS
+ *
+ *    1 sys     includes, constants, system calls that libc lacks
+ *    2 err     errors as values; warnings
+ *    3 mem     memory, strings, growing buffers
+ *    4 fs      descriptors, bounded reads, atomic files, locks, trees of files
+ *    5 js      JSON: jansson with shorter words
+ *    6 hash    SHA-256, random ids
+ *    7 host    what this machine and this user offer
+ *    8 http    HTTPS streams by libcurl
+ *    9 reg     references, credentials, the registry protocol
+ *   10 store   the image store
+ *   11 layer   trees, packs, indexes; archives in and out
+ *   12 ufs     the file server: read-only FUSE over a merged index
+ *   13 idmap   which ids a container has
+ *   14 sec     seccomp, capabilities
+ *   15 cgroup  limits
+ *   16 mnt     mounts below a root
+ *   17 plan    the OCI runtime spec: parsing, checking
+ *   18 launch  executing a plan; joining a container
+ *   19 image   pull, push, load, save and what else is done to images
+ *   20 ctr     containers on disk
+ *   21 super   the supervisor: pty, logs, attach, health, restart
+ *   22 tmpl    Go templates and tables for --format
+ *   23 flag    one table describes each command
+ *   24 make    from words to a plan: run and create
+ *   25 build   Dockerfiles
+ *   26 cmd     the commands
+ *   27 main    dispatch
+ *
+ * To read from the top of the program, start at the end.
+ */
+
+/* {==== 1 sys: includes, constants, system calls ====
+ * Uses: nothing. Every #include and every fall-back constant of the program is here. */
+#define _GNU_SOURCE
+#include <assert.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <grp.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <locale.h>
+#include <net/if.h>
+#include <poll.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/timerfd.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/fs.h>
+#include <linux/fuse.h>
+#include <linux/magic.h>
+#include <linux/mount.h>
+#include <linux/openat2.h>
+#include <linux/securebits.h>
+
+#include <archive.h>
+#include <archive_entry.h>
+#include <curl/curl.h>
+#include <jansson.h>
+#include <mbedtls/sha256.h>
+#include <seccomp.h>
+#include <zlib.h>
+#include <zstd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif /* __x86_64__ */
+
+#include "skiff_licenses.h"
+
+#ifndef SKIFF_VERSION
+#define SKIFF_VERSION "0.1.0"
+#endif /* SKIFF_VERSION */
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof(*(a)))
+#define CLEANUP(fn) __attribute__((cleanup(fn)))
+#define PRINTF(a, b) __attribute__((format(printf, a, b)))
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef uint64_t u64;
+typedef int64_t i64;
+
+/* Arguments of clone3(2), version 1 (64 bytes); libc headers clash with linux/sched.h. */
+struct sys_clone_args {
+    u64 flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+    u64 set_tid, set_tid_size, cgroup;
+};
+
+static int sys_openat2(int dir, const char *path, u64 flags, u64 mode, u64 resolve) {
+    struct open_how how = { .flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve };
+    int fd;
+    /* EAGAIN: a rename raced with ".." below the root; bounded, since a container can provoke it */
+    for (int i = 0; i < 128; i++) {
+        fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+        if (fd >= 0 || errno != EAGAIN) break;
+    }
+    return fd;
+}
+
+static pid_t sys_clone3(struct sys_clone_args *a) {
+    return (pid_t)syscall(SYS_clone3, a, sizeof *a);
+}
+
+static int sys_pidfd_open(pid_t pid) { return (int)syscall(SYS_pidfd_open, pid, 0); }
+
+static int sys_pidfd_kill(int pidfd, int sig) {
+    return (int)syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0);
+}
+
+static int sys_pivot_root(const char *new, const char *old) {
+    return (int)syscall(SYS_pivot_root, new, old);
+}
+
+static int sys_open_tree(int dir, const char *path, unsigned flags) {
+    return (int)syscall(SYS_open_tree, dir, path, flags | OPEN_TREE_CLOEXEC);
+}
+
+static int sys_move_mount(int from, int to) {
+    return (int)syscall(SYS_move_mount, from, "", to, "",
+                        MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+}
+
+static int sys_mount_setattr(int fd, unsigned flags, struct mount_attr *attr) {
+    return (int)syscall(SYS_mount_setattr, fd, "", flags | AT_EMPTY_PATH, attr, sizeof *attr);
+}
+
+static int sys_fsopen(const char *type) { return (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC); }
+
+static int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value) {
+    return (int)syscall(SYS_fsconfig, fd, cmd, key, value, 0);
+}
+
+static int sys_fsmount(int fd, unsigned attr) {
+    return (int)syscall(SYS_fsmount, fd, FSMOUNT_CLOEXEC, attr);
+}
+
+static int sys_close_range(unsigned first, unsigned last, unsigned flags) {
+    return (int)syscall(SYS_close_range, first, last, flags);
+}
+
+static int sys_capset(u64 effective, u64 permitted, u64 inheritable) {
+    struct __user_cap_header_struct h = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct d[2] = {
+        { (u32)effective, (u32)permitted, (u32)inheritable },
+        { (u32)(effective >> 32), (u32)(permitted >> 32), (u32)(inheritable >> 32) },
+    };
+    return (int)syscall(SYS_capset, &h, d);
+}
+
+/* }==== 1 sys */
+
+/* {==== 2 err: errors as values ====
+ * A function that can fail takes a `struct err *` last, returns -1 (or NULL) with the error set, and
+ * then has written none of its ret_* arguments. Nothing is allocated while failing, and the whole
+ * error fits one write to a pipe (below PIPE_BUF), so a child sends it to its parent as it is.
+ * Only the CLI (part 26, 27) prints errors and exits. Uses: 1 */
+enum {
+    EXIT_ENGINE = 125,    /* skiff itself failed (Docker's code) */
+    EXIT_NOEXEC = 126,    /* the command cannot be executed */
+    EXIT_NOTFOUND = 127,  /* the command is not there */
+};
+
+struct err {
+    int no;               /* errno, 0: none applies */
+    int status;           /* exit status that the error deserves; 0: EXIT_ENGINE */
+    char msg[1024];       /* operation, object, cause, remedy; no newline at the end */
+};
+
+PRINTF(3, 4) static int err_set(struct err *e, int no, const char *fmt, ...) {
+    va_list ap;
+    e->no = no;
+    va_start(ap, fmt);
+    int n = vsnprintf(e->msg, sizeof e->msg, fmt, ap);
+    va_end(ap);
+    if (no && n >= 0 && (size_t)n < sizeof e->msg)
+        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", strerror(no));
+    return -1;
+}
+
+/* Prepends context to an error that is set. */
+PRINTF(2, 3) static int err_wrap(struct err *e, const char *fmt, ...) {
+    char old[sizeof e->msg];
+    va_list ap;
+    memcpy(old, e->msg, sizeof old);
+    va_start(ap, fmt);
+    int n = vsnprintf(e->msg, sizeof e->msg, fmt, ap);
+    va_end(ap);
+    if (n >= 0 && (size_t)n < sizeof e->msg)
+        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %.900s", old);
+    return -1;
+}
+
+/* The permitted globals: how much is said, and to whom warnings go. */
+static struct { bool quiet, debug; } g_log;
+
+PRINTF(1, 2) static void log_warn(const char *fmt, ...) {
+    if (g_log.quiet) return;
+    va_list ap;
+    char line[1200];
+    va_start(ap, fmt);
+    vsnprintf(line, sizeof line, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "WARNING: %s\n", line);
+}
+
+PRINTF(1, 2) static void log_debug(const char *fmt, ...) {
+    if (!g_log.debug) return;
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("skiff: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+}
+/* }==== 2 err */
+
+/* {==== 3 mem: memory, strings, growing buffers ====
+ * Memory that cannot be had ends the process with a message: no state is lost, since every file is
+ * written aside and renamed. Uses: 1-2 */
+static void *mem_check(void *p) {
+    if (!p) {
+        static const char MSG[] = "skiff: out of memory\n";
+        (void)!write(2, MSG, sizeof MSG - 1);
+        _exit(EXIT_ENGINE);
+    }
+    return p;
+}
+
+static void *mem_new(size_t n) { return mem_check(calloc(1, n ? n : 1)); }
+
+static void *mem_grow(void *p, size_t count, size_t each) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, each, &bytes)) return mem_check(NULL);
+    return mem_check(realloc(p, bytes ? bytes : 1));
+}
+
+static void mem_freep(void *pp) {
+    free(*(void **)pp);
+    *(void **)pp = NULL;
+}
+#define AUTO_FREE CLEANUP(mem_freep)
+
+static char *str_dup(const char *s) { return mem_check(strdup(s)); }
+
+static char *str_dupn(const char *s, size_t n) { return mem_check(strndup(s, n)); }
+
+PRINTF(1, 2) static char *str_fmt(const char *fmt, ...) {
+    char *s = NULL;
+    va_list ap;
+    va_start(ap, fmt);
+    if (vasprintf(&s, fmt, ap) < 0) s = NULL;
+    va_end(ap);
+    return mem_check(s);
+}
+
+static bool str_eq(const char *a, const char *b) { return a && b && !strcmp(a, b); }
+
+static bool str_prefix(const char *s, const char *prefix) {
+    return !strncmp(s, prefix, strlen(prefix));
+}
+
+static bool str_suffix(const char *s, const char *suffix) {
+    size_t n = strlen(s), m = strlen(suffix);
+    return n >= m && !strcmp(s + n - m, suffix);
+}
+
+static bool str_empty(const char *s) { return !s || !*s; }
+
+/* Whole-string decimal number; false if it is anything else or out of [min, max]. */
+static bool str_int(const char *s, i64 min, i64 max, i64 *ret) {
+    char *end;
+    if (str_empty(s) || !(isdigit((u8)*s) || (*s == '-' && isdigit((u8)s[1])))) return false;
+    errno = 0;
+    long long v = strtoll(s, &end, 10);
+    if (errno || *end || v < min || v > max) return false;
+    *ret = v;
+    return true;
+}
+
+/* A byte count with Docker's suffixes (b, k, m, g, t, also kb, KiB); -1 where it is none. */
+static i64 str_bytes(const char *s) {
+    char *end;
+    if (str_empty(s) || !isdigit((u8)*s)) return -1;
+    double v = strtod(s, &end);
+    const char *units = "bkmgtp";
+    u64 mul = 1;
+    if (*end) {
+        const char *u = strchr(units, tolower((u8)*end));
+        if (!u) return -1;
+        for (; u > units; u--) mul *= 1024;
+        end++;
+        if (mul > 1 && (*end == 'i' || *end == 'I')) end++;
+        if (mul > 1 && (*end == 'b' || *end == 'B')) end++;
+    }
+    if (*end || v * (double)mul > 9e18) return -1;
+    return (i64)(v * (double)mul);
+}
+
+/* A growing byte string, always NUL-terminated when p is set. */
+struct buf {
+    char *p;              /* owned; NULL: empty */
+    size_t n, cap;
+};
+
+static void buf_done(struct buf *b) {
+    free(b->p);
+    *b = (struct buf){ 0 };
+}
+#define AUTO_BUF CLEANUP(buf_done) struct buf
+
+static void buf_reserve(struct buf *b, size_t more) {
+    if (b->n + more + 1 <= b->cap) return;
+    b->cap = (b->n + more + 1) * 3 / 2 + 64;
+    b->p = mem_grow(b->p, b->cap, 1);
+}
+
+static void buf_add(struct buf *b, const void *data, size_t n) {
+    buf_reserve(b, n);
+    if (n) memcpy(b->p + b->n, data, n);
+    b->n += n;
+    b->p[b->n] = 0;
+}
+
+static void buf_adds(struct buf *b, const char *s) { buf_add(b, s, strlen(s)); }
+
+static void buf_addc(struct buf *b, char c) { buf_add(b, &c, 1); }
+
+PRINTF(2, 3) static void buf_addf(struct buf *b, const char *fmt, ...) {
+    va_list ap, again;
+    va_start(ap, fmt);
+    va_copy(again, ap);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    if (n < 0) n = 0;
+    buf_reserve(b, (size_t)n);
+    vsnprintf(b->p + b->n, (size_t)n + 1, fmt, again);
+    va_end(again);
+    b->n += (size_t)n;
+}
+
+/* Takes the string out of the buffer; the caller owns it. */
+static char *buf_steal(struct buf *b) {
+    if (!b->p) buf_adds(b, "");
+    char *p = b->p;
+    *b = (struct buf){ 0 };
+    return p;
+}
+
+/* A NULL-terminated list of owned strings. */
+struct strv {
+    char **v;             /* owned, each owned; NULL: empty */
+    size_t n;
+};
+
+static void strv_done(struct strv *l) {
+    for (size_t i = 0; i < l->n; i++) free(l->v[i]);
+    free(l->v);
+    *l = (struct strv){ 0 };
+}
+#define AUTO_STRV CLEANUP(strv_done) struct strv
+
+static void strv_take(struct strv *l, char *s /* consumed */) {
+    if (!(l->n & (l->n + 1)) || !l->v) l->v = mem_grow(l->v, l->n * 2 + 2, sizeof *l->v);
+    l->v[l->n++] = s;
+    l->v[l->n] = NULL;
+}
+
+static void strv_add(struct strv *l, const char *s) { strv_take(l, str_dup(s)); }
+
+static void strv_split(struct strv *l, const char *s, char sep) {
+    for (;;) {
+        const char *e = strchrnul(s, sep);
+        strv_take(l, str_dupn(s, (size_t)(e - s)));
+        if (!*e) return;
+        s = e + 1;
+    }
+}
+
+static bool strv_has(const struct strv *l, const char *s) {
+    for (size_t i = 0; i < l->n; i++)
+        if (!strcmp(l->v[i], s)) return true;
+    return false;
+}
+
+static char *str_join(const struct strv *l, const char *sep) {
+    struct buf b = { 0 };
+    for (size_t i = 0; i < l->n; i++) {
+        if (i) buf_adds(&b, sep);
+        buf_adds(&b, l->v[i]);
+    }
+    return buf_steal(&b);
+}
+
+/* Text from outside made safe for a terminal: control characters become \xNN. Caller owns it. */
+static char *str_printable(const char *s) {
+    struct buf b = { 0 };
+    for (; *s; s++)
+        if ((u8)*s < 32 || (u8)*s == 127) buf_addf(&b, "\\x%02x", (u8)*s);
+        else buf_addc(&b, *s);
+    return buf_steal(&b);
+}
+
+static i64 time_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (i64)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static i64 time_mono_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (i64)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* RFC 3339 with nanoseconds, in UTC; `out` holds at least 40 bytes. */
+static const char *time_rfc3339(i64 ns, char *out) {
+    time_t s = (time_t)(ns / 1000000000);
+    struct tm tm;
+    gmtime_r(&s, &tm);
+    size_t n = strftime(out, 40, "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(out + n, 40 - n, ".%09dZ", (int)(ns % 1000000000));
+    return out;
+}
+
+/* Days since 1970 of a civil date (Howard Hinnant's days_from_civil); timegm without its limits. */
+static i64 time_days(i64 y, int m, int d) {
+    y -= m <= 2;
+    i64 era = (y >= 0 ? y : y - 399) / 400;
+    i64 yoe = y - era * 400, doy = (153 * (m + (m > 2 ? -3 : 9)) + 2) / 5 + d - 1;
+    return era * 146097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719468;
+}
+
+/* RFC 3339 (with any fraction and offset) to nanoseconds since 1970; -1: not such a time. */
+static i64 time_parse(const char *s) {
+    int y, mo, d, h = 0, mi = 0, n = 0;
+    double sec = 0;
+    if (!s || sscanf(s, "%4d-%2d-%2d%n", &y, &mo, &d, &n) != 3 || mo < 1 || mo > 12) return -1;
+    s += n;
+    i64 off = 0;
+    if (*s == 'T' || *s == ' ') {
+        char *end;
+        n = 0;
+        if (sscanf(s + 1, "%2d:%2d%n", &h, &mi, &n) != 2) return -1;
+        s += 1 + n;
+        if (*s == ':') sec = strtod(s + 1, &end), s = end;
+        if (*s == '+' || *s == '-') {
+            int oh, om = 0;
+            if (sscanf(s + 1, "%2d:%2d", &oh, &om) < 1) return -1;
+            off = (oh * 60 + om) * 60 * (*s == '-' ? -1 : 1);
+        }
+    }
+    i64 whole = (i64)sec;
+    return ((time_days(y, mo, d) * 86400 + h * 3600 + mi * 60 + whole - off) * 1000000000) +
+           (i64)((sec - (double)whole) * 1e9);
+}
+
+/* A Go duration ("1h30m", "500ms", "10s"); nanoseconds, -1: not one. */
+static i64 time_duration(const char *s) {
+    double total = 0;
+    if (str_empty(s)) return -1;
+    if (!strcmp(s, "0")) return 0;
+    while (*s) {
+        char *end;
+        double v = strtod(s, &end), unit;
+        if (end == s || v < 0) return -1;
+        if (str_prefix(end, "ms")) unit = 1e6, s = end + 2;
+        else if (str_prefix(end, "us")) unit = 1e3, s = end + 2;
+        else if (str_prefix(end, "ns")) unit = 1, s = end + 2;
+        else if (*end == 's') unit = 1e9, s = end + 1;
+        else if (*end == 'm') unit = 60e9, s = end + 1;
+        else if (*end == 'h') unit = 3600e9, s = end + 1;
+        else return -1;
+        total += v * unit;
+    }
+    return total > 9e18 ? -1 : (i64)total;
+}
+
+/* "About an hour", "3 days": Docker's units.HumanDuration. Caller owns it. */
+static char *time_human(i64 ns) {
+    i64 s = ns / 1000000000, m = s / 60, h = (s + 1800) / 3600;
+    if (s < 1) return str_dup("Less than a second");
+    if (s == 1) return str_dup("1 second");
+    if (s < 60) return str_fmt("%" PRId64 " seconds", s);
+    if (m == 1) return str_dup("About a minute");
+    if (m < 60) return str_fmt("%" PRId64 " minutes", m);
+    if (h == 1) return str_dup("About an hour");
+    if (h < 48) return str_fmt("%" PRId64 " hours", h);
+    if (h < 24 * 7 * 2) return str_fmt("%" PRId64 " days", h / 24);
+    if (h < 24 * 30 * 2) return str_fmt("%" PRId64 " weeks", h / 24 / 7);
+    if (h < 24 * 365 * 2) return str_fmt("%" PRId64 " months", h / 24 / 30);
+    return str_fmt("%" PRId64 " years", h / 24 / 365);
+}
+
+/* "4.26MB": Docker's units.HumanSize, decimal, four significant digits. Caller owns it. */
+static char *size_human(u64 bytes) {
+    static const char *const UNIT[] = { "B", "kB", "MB", "GB", "TB", "PB" };
+    double v = (double)bytes;
+    size_t i = 0;
+    while (v >= 1000 && i + 1 < ARRAY_LEN(UNIT)) v /= 1000, i++;
+    return str_fmt("%.3g%s", v, UNIT[i]);
+}
+
+/* "1.5MiB": Docker's units.BytesSize. Caller owns it. */
+static char *size_binary(u64 bytes) {
+    static const char *const UNIT[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB" };
+    double v = (double)bytes;
+    size_t i = 0;
+    while (v >= 1024 && i + 1 < ARRAY_LEN(UNIT)) v /= 1024, i++;
+    return str_fmt("%.4g%s", v, UNIT[i]);
+}
+/* }==== 3 mem */
+
+/* {==== 4 fs: descriptors, bounded reads, atomic files, locks, trees ====
+ * Invariants: (1) every descriptor is close-on-exec from its creation; (2) a file becomes visible
+ * under its name only whole; (3) no read of a file that others wrote is unbounded. Uses: 1-3 */
+static void fd_closep(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+#define AUTO_FD CLEANUP(fd_closep) int
+
+static int fd_steal(int *fd) {
+    int f = *fd;
+    *fd = -1;
+    return f;
+}
+
+static void dir_closep(DIR **d) {
+    if (*d) closedir(*d);
+    *d = NULL;
+}
+#define AUTO_DIR CLEANUP(dir_closep) DIR
+
+static int fd_write_all(int fd, const void *data, size_t n) {
+    const char *p = data;
+    while (n) {
+        ssize_t k = write(fd, p, n);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        p += k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
+/* Reads up to n bytes until the end of file; -1 on error, otherwise the count. */
+static ssize_t fd_read_all(int fd, void *data, size_t n) {
+    size_t got = 0;
+    while (got < n) {
+        ssize_t k = read(fd, (char *)data + got, n - got);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        if (!k) break;
+        got += (size_t)k;
+    }
+    return (ssize_t)got;
+}
+
+static int fd_pread_all(int fd, void *data, size_t n, u64 off) {
+    char *p = data;
+    while (n) {
+        ssize_t k = pread(fd, p, n, (off_t)off);
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) {
+            if (!k) errno = EIO;
+            return -1;
+        }
+        p += k;
+        off += (u64)k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
+static int fd_pwrite_all(int fd, const void *data, size_t n, u64 off) {
+    const char *p = data;
+    while (n) {
+        ssize_t k = pwrite(fd, p, n, (off_t)off);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        p += k;
+        off += (u64)k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
+/* Appends what fd gives, at most max bytes; EFBIG beyond. */
+static int fd_slurp(int fd, size_t max, struct buf *ret) {
+    for (;;) {
+        buf_reserve(ret, 16384);
+        ssize_t k = read(fd, ret->p + ret->n, ret->cap - ret->n - 1);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) return -1;
+        if (!k) break;
+        ret->n += (size_t)k;
+        if (ret->n > max) {
+            errno = EFBIG;
+            return -1;
+        }
+    }
+    ret->p[ret->n] = 0;
+    return 0;
+}
+
+/* Reads a regular file below dir, at most max bytes. Not for paths in a container's root. */
+static int file_read(int dir, const char *path, size_t max, struct buf *ret, struct err *e) {
+    AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0) return err_set(e, errno, "open %s", path);
+    struct stat st;
+    if (!fstat(fd, &st) && S_ISDIR(st.st_mode)) return err_set(e, EISDIR, "read %s", path);
+    if (fd_slurp(fd, max, ret)) return err_set(e, errno, "read %s (limit %zu bytes)", path, max);
+    return 0;
+}
+
+/* Short text file (proc, sysfs) into a fixed buffer, trailing newline cut; -1 on any failure. */
+static int file_line(int dir, const char *path, char *out, size_t n) {
+    AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    ssize_t k = fd_read_all(fd, out, n - 1);
+    if (k < 0) return -1;
+    while (k && (out[k - 1] == '\n' || out[k - 1] == ' ')) k--;
+    out[k] = 0;
+    return 0;
+}
+
+/* One write(2) to an existing file: proc and cgroup files. */
+static int file_poke(int dir, const char *path, const char *text) {
+    AUTO_FD fd = openat(dir, path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    size_t n = strlen(text);
+    return write(fd, text, n) == (ssize_t)n ? 0 : -1;
+}
+
+enum { FILE_SYNC = 1 };   /* file_replace: reaches the disk before the name does */
+
+/* Writes a file aside and renames it over `name` in `dir`. */
+static int file_replace(int dir, const char *name, const void *data, size_t n, mode_t mode,
+                        int flags, struct err *e) {
+    static unsigned counter;
+    char tmp[64];
+    snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(),
+             __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    AUTO_FD fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
+    if (fd < 0) return err_set(e, errno, "create a file beside %s", name);
+    if (fd_write_all(fd, data, n) || ((flags & FILE_SYNC) && fsync(fd)) ||
+        renameat(dir, tmp, dir, name)) {
+        int no = errno;
+        unlinkat(dir, tmp, 0);
+        return err_set(e, no, "write %s", name);
+    }
+    if (flags & FILE_SYNC) {
+        AUTO_FD d = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (d >= 0) fsync(d);
+    }
+    return 0;
+}
+
+/* Makes a path of directories below dir, mode 0700; existing ones are left. */
+static int dir_make(int dir, const char *path, struct err *e) {
+    AUTO_FREE char *p = str_dup(path);
+    for (char *s = p + (*p == '/');; s++) {
+        if (*s && *s != '/') continue;
+        char c = *s;
+        *s = 0;
+        if (*p && mkdirat(dir, p, 0700) && errno != EEXIST)
+            return err_set(e, errno, "make directory %s", p);
+        if (!c) return 0;
+        *s = c;
+    }
+}
+
+static int dir_open(int dir, const char *path, struct err *e) {
+    int fd = openat(dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) err_set(e, errno, "open directory %s", path);
+    return fd;
+}
+
+/* Opens a directory stream on a name below dir without following a symbolic link there. */
+static DIR *dir_stream(int dir, const char *name) {
+    int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return NULL;
+    DIR *d = fdopendir(fd);
+    if (!d) close(fd);
+    return d;
+}
+
+/* The next entry that is not "." or ".."; NULL at the end. */
+static struct dirent *dir_next(DIR *d) {
+    struct dirent *de;
+    while ((de = readdir(d)))
+        if (strcmp(de->d_name, ".") && strcmp(de->d_name, "..")) return de;
+    return NULL;
+}
+
+/* Removes a file or a whole tree below dir. Directories that deny it are opened up first (a container
+ * may leave 0000 ones). Depth is bounded by PATH_MAX-free recursion of MAX_TREE_DEPTH. */
+enum { MAX_TREE_DEPTH = 2048 };
+
+static int tree_remove_at(int dir, const char *name, int depth) {
+    if (!unlinkat(dir, name, 0) || errno == ENOENT) return 0;
+    if (errno != EISDIR && errno != EPERM) return -1;
+    if (!unlinkat(dir, name, AT_REMOVEDIR) || errno == ENOENT) return 0;
+    if (depth > MAX_TREE_DEPTH) {
+        errno = ELOOP;
+        return -1;
+    }
+    AUTO_DIR *d = dir_stream(dir, name);
+    if (!d && errno == EACCES) {
+        fchmodat(dir, name, 0700, 0);
+        d = dir_stream(dir, name);
+    }
+    if (!d) return -1;
+    fchmod(dirfd(d), 0700);
+    struct dirent *de;
+    int failed = 0;
+    while ((de = dir_next(d)))
+        if (tree_remove_at(dirfd(d), de->d_name, depth + 1)) failed = errno;
+    if (!unlinkat(dir, name, AT_REMOVEDIR)) return 0;
+    if (failed) errno = failed;
+    return -1;
+}
+
+static int tree_remove(int dir, const char *name) { return tree_remove_at(dir, name, 0); }
+
+/* Adds what a tree occupies on disk. */
+static void tree_usage(int dir, const char *name, u64 *bytes, u64 *inodes, int depth) {
+    struct stat st;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return;
+    *bytes += (u64)st.st_blocks * 512;
+    ++*inodes;
+    if (!S_ISDIR(st.st_mode) || depth > MAX_TREE_DEPTH) return;
+    AUTO_DIR *d = dir_stream(dir, name);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) tree_usage(dirfd(d), de->d_name, bytes, inodes, depth + 1);
+}
+
+/* Takes a flock on a file below dir (made if missing). op as flock(2). The descriptor, or -1 with
+ * errno EWOULDBLOCK where LOCK_NB met a holder. */
+static int lock_take(int dir, const char *name, int op) {
+    int fd = openat(dir, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) return -1;
+    while (flock(fd, op))
+        if (errno != EINTR) {
+            int no = errno;
+            close(fd);
+            errno = no;
+            return -1;
+        }
+    return fd;
+}
+
+/* True while a living process holds the lock file exclusively. */
+static bool lock_held(int dir, const char *name) {
+    AUTO_FD fd = openat(dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
+}
+
+/* Sends up to 16 descriptors with one message; 0 or -1 with errno. */
+static int fd_send(int sock, const void *data, size_t n, const int *fds, unsigned nfds) {
+    union { char space[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } c = { 0 };
+    struct iovec io = { (void *)(uintptr_t)data, n };
+    struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1 };
+    assert(nfds <= 16);
+    if (nfds) {
+        m.msg_control = c.space;
+        m.msg_controllen = CMSG_SPACE(nfds * sizeof(int));
+        struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+        h->cmsg_level = SOL_SOCKET;
+        h->cmsg_type = SCM_RIGHTS;
+        h->cmsg_len = CMSG_LEN(nfds * sizeof(int));
+        memcpy(CMSG_DATA(h), fds, nfds * sizeof(int));
+    }
+    ssize_t k;
+    while ((k = sendmsg(sock, &m, MSG_NOSIGNAL)) < 0 && errno == EINTR) continue;
+    return k < 0 ? -1 : 0;
+}
+
+/* Receives one message; *nfds says how many descriptors came (at most 16; the caller owns them). */
+static ssize_t fd_recv(int sock, void *data, size_t n, int *fds, unsigned *nfds, int flags) {
+    union { char space[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } c;
+    struct iovec io = { data, n };
+    struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = c.space,
+                        .msg_controllen = sizeof c.space };
+    ssize_t k;
+    while ((k = recvmsg(sock, &m, MSG_CMSG_CLOEXEC | flags)) < 0 && errno == EINTR) continue;
+    if (nfds) *nfds = 0;
+    if (k < 0) return -1;
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS) continue;
+        unsigned count = (unsigned)((h->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        const int *got = (const int *)CMSG_DATA(h);
+        for (unsigned i = 0; i < count; i++)
+            if (nfds && *nfds < 16) fds[(*nfds)++] = got[i];
+            else close(got[i]);
+    }
+    return k;
+}
+
+/* Runs a helper program of the host to its end with a clean set of descriptors; its output (both
+ * streams, bounded) goes to `out` when given, and `input` is fed to it. -1: could not be run. */
+static int proc_run(char *const argv[], const char *input, struct buf *out, struct err *e) {
+    int in[2] = { -1, -1 }, op[2] = { -1, -1 };
+    if (pipe2(in, O_CLOEXEC) || pipe2(op, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    pid_t pid = fork();
+    if (!pid) {
+        dup2(in[0], 0);
+        dup2(op[1], 1);
+        dup2(op[1], 2);
+        signal(SIGPIPE, SIG_DFL);
+        execvp(argv[0], argv);
+        _exit(127);
+    }
+    close(in[0]);
+    close(op[1]);
+    if (pid > 0 && input) (void)!fd_write_all(in[1], input, strlen(input));
+    close(in[1]);
+    struct buf text = { 0 };
+    if (pid > 0) (void)!fd_slurp(op[0], 1 << 20, &text);
+    close(op[0]);
+    int status = -1;
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    if (out) buf_add(out, text.p ? text.p : "", text.n);
+    buf_done(&text);
+    if (pid < 0) return err_set(e, errno, "fork");
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+/* }==== 4 fs */
+
+/* {==== 5 js: JSON ====
+ * jansson does the work; these are its accessors with a default, tolerant of a missing or mistyped
+ * member, because what they read has been checked or comes with Docker's "absent means zero".
+ * Returned strings are borrowed from the document. Uses: 1-4 */
+enum { JS_MAX_BYTES = 64 << 20 };
+
+static void js_decref(json_t **j) {
+    json_decref(*j);
+    *j = NULL;
+}
+#define AUTO_JSON CLEANUP(js_decref) json_t
+
+static json_t *js_get(const json_t *o, const char *key) { return json_object_get(o, key); }
+
+/* Member by a path of keys joined by dots ("config.Labels"); NULL where a step is missing. */
+static json_t *js_path(const json_t *o, const char *path) {
+    char key[64];
+    while (o && *path) {
+        size_t n = strcspn(path, ".");
+        if (n >= sizeof key) return NULL;
+        memcpy(key, path, n);
+        key[n] = 0;
+        o = json_object_get(o, key);
+        path += n + (path[n] == '.');
+    }
+    return (json_t *)(uintptr_t)o;
+}
+
+static const char *js_str(const json_t *o, const char *path) {
+    return json_string_value(js_path(o, path));
+}
+
+static const char *js_str_or(const json_t *o, const char *path, const char *fallback) {
+    const char *s = js_str(o, path);
+    return s ? s : fallback;
+}
+
+static i64 js_int(const json_t *o, const char *path, i64 fallback) {
+    const json_t *v = js_path(o, path);
+    return json_is_integer(v) ? json_integer_value(v)
+           : json_is_real(v)  ? (i64)json_real_value(v)
+                              : fallback;
+}
+
+static bool js_bool(const json_t *o, const char *path) { return json_is_true(js_path(o, path)); }
+
+/* v NULL is JSON's null: what was absent where it came from. */
+static void js_set(json_t *o, const char *key, json_t *v /* consumed */) {
+    if (json_object_set_new(o, key, v ? v : json_null())) mem_check(NULL);
+}
+
+/* Bytes that are not UTF-8 would be refused by jansson: they become U+FFFD. */
+static json_t *js_text(const char *s) {
+    json_t *j = json_string(s);
+    if (j) return j;
+    AUTO_BUF b = { 0 };
+    for (; *s; s++)
+        if ((u8)*s < 128) buf_addc(&b, *s);
+        else buf_adds(&b, "\xef\xbf\xbd");
+    return mem_check(json_string(b.p ? b.p : ""));
+}
+
+static void js_sets(json_t *o, const char *key, const char *v) {
+    if (v) js_set(o, key, js_text(v));
+}
+
+static void js_seti(json_t *o, const char *key, i64 v) { js_set(o, key, json_integer(v)); }
+
+static void js_setb(json_t *o, const char *key, bool v) { js_set(o, key, json_boolean(v)); }
+
+static void js_push(json_t *a, const char *s) {
+    if (json_array_append_new(a, js_text(s))) mem_check(NULL);
+}
+
+static json_t *js_strv(const struct strv *l) {
+    json_t *a = json_array();
+    for (size_t i = 0; i < l->n; i++) js_push(a, l->v[i]);
+    return a;
+}
+
+/* The strings of an array; other members are passed over. */
+static void js_to_strv(const json_t *a, struct strv *ret) {
+    size_t i;
+    json_t *v;
+    json_array_foreach(a, i, v) if (json_is_string(v)) strv_add(ret, json_string_value(v));
+}
+
+/* The object at a key, made if it is not there. */
+static json_t *js_sub(json_t *o, const char *key) {
+    json_t *s = json_object_get(o, key);
+    if (!json_is_object(s)) js_set(o, key, s = json_object());
+    return s;
+}
+
+static json_t *js_suba(json_t *o, const char *key) {
+    json_t *s = json_object_get(o, key);
+    if (!json_is_array(s)) js_set(o, key, s = json_array());
+    return s;
+}
+
+static json_t *js_parse(const char *text, size_t n, const char *what, struct err *e) {
+    json_error_t je;
+    json_t *j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    if (!j) err_set(e, 0, "%s is not valid JSON: line %d: %s", what, je.line, je.text);
+    return j;
+}
+
+static json_t *js_load(int dir, const char *path, struct err *e) {
+    AUTO_BUF b = { 0 };
+    if (file_read(dir, path, JS_MAX_BYTES, &b, e)) return NULL;
+    return js_parse(b.p, b.n, path, e);
+}
+
+static char *js_dump(const json_t *j, size_t flags) {
+    return mem_check(json_dumps(j, flags | JSON_ENCODE_ANY));
+}
+
+static int js_save(int dir, const char *path, const json_t *j, int flags, struct err *e) {
+    AUTO_FREE char *s = js_dump(j, JSON_COMPACT);
+    return file_replace(dir, path, s, strlen(s), 0600, flags, e);
+}
+/* }==== 5 js */
+
+/* {==== 6 hash: SHA-256, random ids ====
+ * SHA-256 decides the speed of a pull: the CPU's own instructions where there are any (1.5 GB/s
+ * against 0.2), mbedTLS otherwise. Uses: 1-4 */
+struct sha {
+    bool native;              /* state below is used; otherwise lib */
+    u32 h[8];
+    u64 n;                    /* bytes so far */
+    u8 part[64];              /* the block being filled: n % 64 bytes */
+    mbedtls_sha256_context lib;
+};
+
+#if defined(__x86_64__)
+static const u32 SHA_K[64] __attribute__((aligned(16))) = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
+};
+
+/* FIPS 180-4 by the SHA extensions (Intel SDM vol. 2, SHA256RNDS2, SHA256MSG1, SHA256MSG2). */
+__attribute__((target("sha,sse4.1")))
+static void sha_blocks(u32 h[8], const u8 *p, size_t blocks) {
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+    __m128i t = _mm_shuffle_epi32(_mm_loadu_si128((const void *)h), 0xb1);
+    __m128i s1 = _mm_shuffle_epi32(_mm_loadu_si128((const void *)(h + 4)), 0x1b);
+    __m128i s0 = _mm_alignr_epi8(t, s1, 8);
+    s1 = _mm_blend_epi16(s1, t, 0xf0);
+    for (; blocks; blocks--, p += 64) {
+        __m128i save0 = s0, save1 = s1, w[4];
+        for (int i = 0; i < 4; i++)
+            w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const void *)(p + 16 * i)), swap);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+            if (i >= 4) {
+                __m128i x = _mm_sha256msg1_epu32(w[i & 3], w[(i + 1) & 3]);
+                x = _mm_add_epi32(x, _mm_alignr_epi8(w[(i + 3) & 3], w[(i + 2) & 3], 4));
+                w[i & 3] = _mm_sha256msg2_epu32(x, w[(i + 3) & 3]);
+            }
+            __m128i k = _mm_add_epi32(w[i & 3], _mm_load_si128((const void *)(SHA_K + 4 * i)));
+            s1 = _mm_sha256rnds2_epu32(s1, s0, k);
+            s0 = _mm_sha256rnds2_epu32(s0, s1, _mm_shuffle_epi32(k, 0x0e));
+        }
+        s0 = _mm_add_epi32(s0, save0);
+        s1 = _mm_add_epi32(s1, save1);
+    }
+    t = _mm_shuffle_epi32(s0, 0x1b);
+    s1 = _mm_shuffle_epi32(s1, 0xb1);
+    _mm_storeu_si128((void *)h, _mm_blend_epi16(t, s1, 0xf0));
+    _mm_storeu_si128((void *)(h + 4), _mm_alignr_epi8(s1, t, 8));
+}
+
+/* CPUID costs microseconds in a virtual machine: asked once, on the first hash. */
+static bool sha_native(void) {
+    static int have;          /* 0: not asked, 1: yes, -1: no */
+    if (!have) {
+        unsigned a, b, c, d;
+        have = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA) ? 1 : -1;
+    }
+    return have > 0;
+}
+#else
+static void sha_blocks(u32 h[8], const u8 *p, size_t blocks) { (void)h, (void)p, (void)blocks; }
+static bool sha_native(void) { return false; }
+#endif /* __x86_64__ */
+
+static void sha_init(struct sha *s) {
+    static const u32 START[8] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19 };
+    s->native = sha_native();
+    s->n = 0;
+    memcpy(s->h, START, sizeof START);
+    if (s->native) return;
+    mbedtls_sha256_init(&s->lib);
+    mbedtls_sha256_starts(&s->lib, 0);
+}
+
+static void sha_add(struct sha *s, const void *data, size_t n) {
+    const u8 *p = data;
+    if (!s->native) {
+        mbedtls_sha256_update(&s->lib, p, n);
+        return;
+    }
+    size_t have = s->n % 64;
+    s->n += n;
+    if (have) {
+        size_t k = 64 - have < n ? 64 - have : n;
+        memcpy(s->part + have, p, k);
+        p += k;
+        n -= k;
+        if (have + k < 64) return;
+        sha_blocks(s->h, s->part, 1);
+    }
+    sha_blocks(s->h, p, n / 64);
+    memcpy(s->part, p + n / 64 * 64, n % 64);
+}
+
+static void sha_end(struct sha *s, u8 out[32]) {
+    if (!s->native) {
+        mbedtls_sha256_finish(&s->lib, out);
+        mbedtls_sha256_free(&s->lib);
+        return;
+    }
+    u8 pad[72] = { 0x80 };
+    size_t k = (s->n % 64 < 56 ? 56 : 120) - s->n % 64;
+    u64 bits = htobe64(s->n * 8);
+    memcpy(pad + k, &bits, 8);
+    sha_add(s, pad, k + 8);
+    for (int i = 0; i < 8; i++) {
+        u32 v = htobe32(s->h[i]);
+        memcpy(out + 4 * i, &v, 4);
+    }
+}
+
+static void sha_of(const void *data, size_t n, u8 out[32]) {
+    struct sha s;
+    sha_init(&s);
+    sha_add(&s, data, n);
+    sha_end(&s, out);
+}
+
+/* out holds 2*n+1 bytes */
+static char *hex_of(const u8 *b, size_t n, char *out) {
+    for (size_t i = 0; i < n; i++) sprintf(out + 2 * i, "%02x", b[i]);
+    return out;
+}
+
+static int hex_to(const char *hex, u8 *out, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        unsigned v = 0;
+        for (int k = 0; k < 2; k++) {
+            char c = hex[2 * i + (size_t)k];
+            if (!isdigit((u8)c) && !(c >= 'a' && c <= 'f')) return -1;
+            v = v * 16 + (unsigned)(isdigit((u8)c) ? c - '0' : c - 'a' + 10);
+        }
+        out[i] = (u8)v;
+    }
+    return 0;
+}
+
+enum { HEX_LEN = 64, DIGEST_LEN = 7 + HEX_LEN };  /* "sha256:" + hex */
+
+/* The hex part of a well-formed sha256 digest, borrowed; NULL for anything else. Every digest passes
+ * here before it becomes part of a path or a URL. */
+static const char *digest_hex(const char *digest) {
+    u8 raw[32];
+    if (!digest || strlen(digest) != DIGEST_LEN || !str_prefix(digest, "sha256:") ||
+        hex_to(digest + 7, raw, 32))
+        return NULL;
+    return digest + 7;
+}
+
+/* out holds DIGEST_LEN+1 bytes */
+static char *digest_of(const void *data, size_t n, char *out) {
+    u8 raw[32];
+    sha_of(data, n, raw);
+    memcpy(out, "sha256:", 7);
+    hex_of(raw, 32, out + 7);
+    return out;
+}
+
+/* A random id of 64 hex digits; out holds HEX_LEN+1. */
+static void id_random(char *out) {
+    u8 raw[32];
+    size_t got = 0;
+    while (got < sizeof raw) {
+        ssize_t k = getrandom(raw + got, sizeof raw - got, 0);
+        if (k > 0) got += (size_t)k;
+    }
+    hex_of(raw, 32, out);
+}
+/* }==== 6 hash */
+
+/* {==== 7 host: what this machine and this user offer ====
+ * Everything is found by trying, on first use, never by kernel version. SKIFF_DISABLE, a list of
+ * words (subuid, fuse, overlay, reflink, cgroup, memfd), switches a feature off, so that tests reach
+ * each fall-back. Uses: 1-6 */
+static bool host_disabled(const char *what) {
+    const char *list = getenv("SKIFF_DISABLE");
+    size_t n = strlen(what);
+    for (const char *p = list; p && *p; p += strcspn(p, ","), p += *p == ',')
+        if (!strncmp(p, what, n) && (p[n] == ',' || !p[n])) return true;
+    return false;
+}
+
+/* The user's name and home from the environment's point of view; getpwuid as the last resort, since
+ * a static libc sees no LDAP or NIS users. Borrowed strings. */
+static const char *host_home(void) {
+    const char *h = getenv("HOME");
+    if (!str_empty(h) && *h == '/') return h;
+    struct passwd *pw = getpwuid(getuid());
+    return pw && pw->pw_dir ? pw->pw_dir : "/";
+}
+
+static const char *host_user(void) {
+    struct passwd *pw = getpwuid(getuid());
+    if (pw && pw->pw_name) return pw->pw_name;
+    const char *u = getenv("USER");
+    return u ? u : "";
+}
+
+/* First range for the user in /etc/subuid or /etc/subgid (subuid(5)); false: none. */
+static bool host_subid(const char *file, u32 *ret_start, u32 *ret_count) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    char uid[16];
+    if (host_disabled("subuid") || file_read(AT_FDCWD, file, 4 << 20, &b, &e)) return false;
+    snprintf(uid, sizeof uid, "%u", getuid());
+    const char *user = host_user();
+    char *save = NULL;
+    for (char *l = strtok_r(b.p, "\n", &save); l; l = strtok_r(NULL, "\n", &save)) {
+        char *c1 = strchr(l, ':'), *c2 = c1 ? strchr(c1 + 1, ':') : NULL;
+        i64 start, count;
+        if (!c2) continue;
+        *c1 = *c2 = 0;
+        if (strcmp(l, user) && strcmp(l, uid)) continue;
+        if (!str_int(c1 + 1, 1, UINT32_MAX - 1, &start) || !str_int(c2 + 1, 1, UINT32_MAX, &count))
+            continue;
+        *ret_start = (u32)start;
+        *ret_count = (u32)count;
+        return true;
+    }
+    return false;
+}
+
+/* Absolute path of a program on PATH, or NULL; caller owns it. */
+static char *host_program(const char *name) {
+    AUTO_STRV dirs = { 0 };
+    const char *path = getenv("PATH");
+    strv_split(&dirs, str_empty(path) ? "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" : path, ':');
+    for (size_t i = 0; i < dirs.n; i++) {
+        if (*dirs.v[i] != '/') continue;
+        char *p = str_fmt("%s/%s", dirs.v[i], name);
+        if (!access(p, X_OK)) return p;
+        free(p);
+    }
+    return NULL;
+}
+
+/* May FUSE be used? Opening is the probe; the descriptor is not kept, since the mount needs one
+ * that was opened in its own user namespace. */
+static bool host_fuse(void) {
+    if (host_disabled("fuse")) return false;
+    AUTO_FD fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    return fd >= 0;
+}
+
+/* The machine's name for OCI platforms. */
+static const char *host_arch(void) {
+#if defined(__x86_64__)
+    return "amd64";
+#elif defined(__aarch64__)
+    return "arm64";
+#elif defined(__arm__)
+    return "arm";
+#elif defined(__riscv)
+    return "riscv64";
+#else
+    return "unknown";
+#endif /* architecture */
+}
+
+/* An architecture as uname(1) or Debian spell it, in Go's words. */
+static const char *host_arch_word(const char *a) {
+    static const char *const SAME[][2] = {
+        { "x86_64", "amd64" }, { "x86-64", "amd64" }, { "aarch64", "arm64" }, { "armhf", "arm" },
+        { "armv7l", "arm" },   { "i386", "386" },     { "i686", "386" },
+    };
+    for (size_t i = 0; i < ARRAY_LEN(SAME); i++)
+        if (!strcmp(a, SAME[i][0])) return SAME[i][1];
+    return a;
+}
+/* }==== 7 host */
+
+/* {==== 8 http: HTTPS streams ====
+ * libcurl turned from push to pull: http_open returns when the response's headers are there, and
+ * http_read gives the body as it comes, so that a blob is verified, inflated and stored while it
+ * arrives, in one thread and bounded memory. Redirects are followed here, because an Authorization
+ * header must not follow to another host. Uses: 1-6
+ * Source: libcurl's curl_multi_perform(3), RFC 9110. */
+enum {
+    HTTP_MAX_REDIRECTS = 10,
+    HTTP_BUFFER = 1 << 20,    /* the transfer pauses when this much waits to be read */
+};
+
+struct http_req {
+    const char *method;           /* "GET", "HEAD", "POST", "PUT" … */
+    const char *url;
+    const struct strv *headers;   /* "Name: value" each; NULL: none */
+    const char *auth;             /* value of Authorization; sent to the URL's own host only */
+    const void *body;             /* for POST, PUT: from memory … */
+    size_t body_n;
+    int body_fd;                  /* … or, when body is NULL and this is >= 0, from a file */
+    u64 body_fd_n;
+    const char *ca_extra;         /* PEM added to the system's bundle; NULL: none */
+    bool insecure;                /* do not verify; plain http may be redirected to */
+};
+
+struct http {
+    CURLM *multi;
+    CURL *easy;
+    struct curl_slist *list;
+    const struct http_req *req;
+    struct buf in;                /* received, not yet read: in.p + at … */
+    size_t at;
+    bool headers_done, paused, done;
+    CURLcode rc;
+    long status;
+    i64 length;                   /* Content-Length; -1: not told */
+    char *type, *location, *www_auth, *digest, *range;  /* headers, owned; NULL: absent */
+    u64 sent;
+    char msg[CURL_ERROR_SIZE];
+};
+
+static void http_free(struct http *h) {
+    if (!h) return;
+    if (h->multi && h->easy) curl_multi_remove_handle(h->multi, h->easy);
+    if (h->easy) curl_easy_cleanup(h->easy);
+    if (h->multi) curl_multi_cleanup(h->multi);
+    curl_slist_free_all(h->list);
+    buf_done(&h->in);
+    free(h->type), free(h->location), free(h->www_auth), free(h->digest), free(h->range);
+    free(h);
+}
+
+static void http_freep(struct http **h) { http_free(*h); }
+#define AUTO_HTTP CLEANUP(http_freep) struct http
+
+static size_t http_on_body(char *p, size_t one, size_t n, void *arg) {
+    struct http *h = arg;
+    h->headers_done = true;
+    if (h->in.n - h->at > HTTP_BUFFER) {
+        h->paused = true;
+        return CURL_WRITEFUNC_PAUSE;
+    }
+    if (h->at == h->in.n) h->at = h->in.n = 0;
+    buf_add(&h->in, p, one * n);
+    return one * n;
+}
+
+static void http_keep(char **slot, const char *line, size_t n, const char *name) {
+    size_t k = strlen(name);
+    if (n <= k || strncasecmp(line, name, k) || line[k] != ':') return;
+    const char *v = line + k + 1, *end = line + n;
+    while (v < end && (*v == ' ' || *v == '\t')) v++;
+    while (end > v && (end[-1] == '\r' || end[-1] == '\n' || end[-1] == ' ')) end--;
+    /* several challenges come as several headers: Bearer is the one that is wanted */
+    if (*slot && !strncasecmp(*slot, "bearer", 6)) return;
+    free(*slot);
+    *slot = str_dupn(v, (size_t)(end - v));
+}
+
+static size_t http_on_header(char *p, size_t one, size_t n, void *arg) {
+    struct http *h = arg;
+    size_t len = one * n;
+    if (len > 5 && !strncmp(p, "HTTP/", 5)) {     /* a new response (after 100 or a proxy's 200) */
+        free(h->www_auth), free(h->location);
+        h->www_auth = h->location = NULL;
+    }
+    http_keep(&h->type, p, len, "Content-Type");
+    http_keep(&h->location, p, len, "Location");
+    http_keep(&h->www_auth, p, len, "WWW-Authenticate");
+    http_keep(&h->digest, p, len, "Docker-Content-Digest");
+    http_keep(&h->range, p, len, "Content-Range");
+    return len;
+}
+
+static size_t http_on_send(char *out, size_t one, size_t n, void *arg) {
+    struct http *h = arg;
+    size_t want = one * n;
+    u64 total = h->req->body ? h->req->body_n : h->req->body_fd_n;
+    if (want > total - h->sent) want = (size_t)(total - h->sent);
+    if (h->req->body) memcpy(out, (const char *)h->req->body + h->sent, want);
+    else if (want && fd_pread_all(h->req->body_fd, out, want, h->sent)) return CURL_READFUNC_ABORT;
+    h->sent += want;
+    return want;
+}
+
+/* libcurl rewinds a body when it must send it again */
+static int http_on_seek(void *arg, curl_off_t off, int whence) {
+    struct http *h = arg;
+    if (whence != SEEK_SET || off < 0) return CURL_SEEKFUNC_FAIL;
+    h->sent = (u64)off;
+    return CURL_SEEKFUNC_OK;
+}
+
+/* The CA bundle of the distribution, read once; NULL when there is none. */
+static const char *http_ca_path(void) {
+    static const char *const PLACES[] = {
+        "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",             "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ssl/cert.pem",                  "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
+    };
+    const char *own = getenv("SSL_CERT_FILE");
+    if (!str_empty(own)) return own;
+    for (size_t i = 0; i < ARRAY_LEN(PLACES); i++)
+        if (!access(PLACES[i], R_OK)) return PLACES[i];
+    return NULL;
+}
+
+static void http_set_tls(struct http *h, const struct http_req *r) {
+    const char *bundle = http_ca_path();
+    curl_easy_setopt(h->easy, CURLOPT_CAPATH, NULL);
+    if (r->insecure) {
+        curl_easy_setopt(h->easy, CURLOPT_SSL_VERIFYPEER, 0L);
+        curl_easy_setopt(h->easy, CURLOPT_SSL_VERIFYHOST, 0L);
+        return;
+    }
+    if (!r->ca_extra) {
+        if (bundle) curl_easy_setopt(h->easy, CURLOPT_CAINFO, bundle);
+        return;
+    }
+    AUTO_BUF pem = { 0 };
+    struct err ignored;
+    if (bundle) file_read(AT_FDCWD, bundle, 16 << 20, &pem, &ignored);
+    buf_addc(&pem, '\n');
+    buf_adds(&pem, r->ca_extra);
+    /* mbedTLS wants the PEM with its terminating NUL, which the backend adds to a copy */
+    struct curl_blob blob = { pem.p, pem.n, CURL_BLOB_COPY };
+    curl_easy_setopt(h->easy, CURLOPT_CAINFO, NULL);
+    curl_easy_setopt(h->easy, CURLOPT_CAINFO_BLOB, &blob);
+}
+
+static void http_set_body(struct http *h, const struct http_req *r) {
+    u64 n = r->body ? r->body_n : r->body_fd >= 0 ? r->body_fd_n : 0;
+    if (!strcmp(r->method, "HEAD")) {
+        curl_easy_setopt(h->easy, CURLOPT_NOBODY, 1L);
+    } else if (!strcmp(r->method, "PUT") || !strcmp(r->method, "PATCH") || r->body) {
+        curl_easy_setopt(h->easy, CURLOPT_UPLOAD, 1L);
+        curl_easy_setopt(h->easy, CURLOPT_CUSTOMREQUEST, r->method);
+        curl_easy_setopt(h->easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)n);
+    } else if (!strcmp(r->method, "POST")) {
+        curl_easy_setopt(h->easy, CURLOPT_POSTFIELDS, "");
+        curl_easy_setopt(h->easy, CURLOPT_POSTFIELDSIZE, 0L);
+    } else if (strcmp(r->method, "GET")) {
+        curl_easy_setopt(h->easy, CURLOPT_CUSTOMREQUEST, r->method);
+    }
+    curl_easy_setopt(h->easy, CURLOPT_READFUNCTION, http_on_send);
+    curl_easy_setopt(h->easy, CURLOPT_READDATA, h);
+    curl_easy_setopt(h->easy, CURLOPT_SEEKFUNCTION, http_on_seek);
+    curl_easy_setopt(h->easy, CURLOPT_SEEKDATA, h);
+}
+
+/* Lets the transfer go on until something changes; -1 on failure of the transfer itself. */
+static int http_pump(struct http *h, struct err *e) {
+    int running = 0, left;
+    if (h->paused) {
+        h->paused = false;
+        curl_easy_pause(h->easy, CURLPAUSE_CONT);
+    }
+    CURLMcode mc = curl_multi_perform(h->multi, &running);
+    if (!mc && running && h->at == h->in.n) mc = curl_multi_poll(h->multi, NULL, 0, 1000, NULL);
+    if (mc) return err_set(e, 0, "%s: %s", h->req->url, curl_multi_strerror(mc));
+    for (CURLMsg *m; (m = curl_multi_info_read(h->multi, &left));)
+        if (m->msg == CURLMSG_DONE) h->done = true, h->rc = m->data.result;
+    if (h->done && h->rc) {
+        const char *why = *h->msg ? h->msg : curl_easy_strerror(h->rc);
+        return err_set(e, 0, "%s %s: %s%s", h->req->method, h->req->url, why,
+                       h->rc == CURLE_PEER_FAILED_VERIFICATION && !http_ca_path()
+                           ? " (no CA bundle found on this host: set SSL_CERT_FILE)"
+                       : h->rc == CURLE_OPERATION_TIMEDOUT ? " (the server stalled)" : "");
+    }
+    return 0;
+}
+
+static void http_global(void) { curl_global_init(CURL_GLOBAL_DEFAULT); }
+
+/* One exchange, no redirect followed. NULL on failure. */
+static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct err *e) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, http_global);
+    struct http *h = mem_new(sizeof *h);
+    h->req = r;
+    h->length = -1;
+    h->multi = curl_multi_init();
+    h->easy = curl_easy_init();
+    if (!h->multi || !h->easy) mem_check(NULL);
+    for (size_t i = 0; r->headers && i < r->headers->n; i++)
+        h->list = curl_slist_append(h->list, r->headers->v[i]);
+    if (r->auth) {
+        AUTO_FREE char *a = str_fmt("Authorization: %s", r->auth);
+        h->list = curl_slist_append(h->list, a);
+    }
+    h->list = curl_slist_append(h->list, "Expect:");
+    const char *patience = getenv("SKIFF_HTTP_TIMEOUT");      /* seconds without a byte */
+    i64 stall = 60;
+    if (patience) str_int(patience, 1, 86400, &stall);
+    curl_easy_setopt(h->easy, CURLOPT_URL, r->url);
+    curl_easy_setopt(h->easy, CURLOPT_PROTOCOLS_STR, "http,https");
+    curl_easy_setopt(h->easy, CURLOPT_HTTPHEADER, h->list);
+    curl_easy_setopt(h->easy, CURLOPT_USERAGENT, "skiff/" SKIFF_VERSION);
+    curl_easy_setopt(h->easy, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(h->easy, CURLOPT_ERRORBUFFER, h->msg);
+    curl_easy_setopt(h->easy, CURLOPT_WRITEFUNCTION, http_on_body);
+    curl_easy_setopt(h->easy, CURLOPT_WRITEDATA, h);
+    curl_easy_setopt(h->easy, CURLOPT_HEADERFUNCTION, http_on_header);
+    curl_easy_setopt(h->easy, CURLOPT_HEADERDATA, h);
+    curl_easy_setopt(h->easy, CURLOPT_BUFFERSIZE, 256L << 10);
+    curl_easy_setopt(h->easy, CURLOPT_CONNECTTIMEOUT, stall < 15 ? (long)stall : 15L);
+    curl_easy_setopt(h->easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(h->easy, CURLOPT_LOW_SPEED_TIME, (long)stall);
+    http_set_tls(h, r);
+    http_set_body(h, r);
+    curl_multi_add_handle(h->multi, h->easy);
+    while (!h->done && !h->headers_done)
+        if (http_pump(h, e)) {
+            *ret_rc = h->rc;
+            http_free(h);
+            return NULL;
+        }
+    curl_off_t n = -1;
+    curl_easy_getinfo(h->easy, CURLINFO_RESPONSE_CODE, &h->status);
+    curl_easy_getinfo(h->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &n);
+    h->length = n;
+    return h;
+}
+
+/* "https://host:port" of a URL: what an Authorization header belongs to. Caller owns it. */
+static char *http_origin(const char *url) {
+    const char *s = strstr(url, "://");
+    return s ? str_dupn(url, (size_t)(s - url) + 3 + strcspn(s + 3, "/?#")) : str_dup(url);
+}
+
+/* Sends a request and follows redirects of GET and HEAD. The caller looks at status, reads with
+ * http_read, and frees. *ret_rc (may be NULL) gets curl's code on failure, for fall-backs. */
+static struct http *http_open(const struct http_req *req, CURLcode *ret_rc, struct err *e) {
+    struct http_req r = *req;
+    AUTO_FREE char *url = str_dup(req->url);
+    CURLcode rc = CURLE_OK;
+    for (int hops = 0; hops <= HTTP_MAX_REDIRECTS; hops++) {
+        r.url = url;
+        struct http *h = http_once(&r, &rc, e);
+        if (ret_rc) *ret_rc = rc;
+        if (!h) return NULL;
+        h->req = req;
+        bool moved = (h->status >= 301 && h->status <= 303) || h->status == 307 || h->status == 308;
+        if (!moved || !h->location || (strcmp(r.method, "GET") && strcmp(r.method, "HEAD"))) return h;
+        CURLU *u = curl_url();
+        char *next = NULL;
+        if (!u || curl_url_set(u, CURLUPART_URL, url, 0) ||
+            curl_url_set(u, CURLUPART_URL, h->location, 0) ||
+            curl_url_get(u, CURLUPART_URL, &next, 0))
+            err_set(e, 0, "%s redirects to a URL that is not one: %.200s", url, h->location);
+        curl_url_cleanup(u);
+        http_free(h);
+        if (!next) return NULL;
+        AUTO_FREE char *from = http_origin(url), *to = http_origin(next);
+        bool downgrade = str_prefix(from, "https:") && !str_prefix(to, "https:");
+        if (strcmp(from, to)) r.auth = NULL, r.ca_extra = req->ca_extra;
+        free(url);
+        url = str_dup(next);
+        curl_free(next);
+        if (downgrade && !r.insecure) {
+            err_set(e, 0, "%s redirects from https to plain http: refused", req->url);
+            return NULL;
+        }
+    }
+    err_set(e, 0, "%s: more than %d redirects", req->url, HTTP_MAX_REDIRECTS);
+    return NULL;
+}
+
+/* Up to n bytes of the body; 0 at its end, -1 on failure. */
+static ssize_t http_read(struct http *h, void *out, size_t n, struct err *e) {
+    while (h->at == h->in.n && !h->done)
+        if (http_pump(h, e)) return -1;
+    size_t have = h->in.n - h->at;
+    if (n > have) n = have;
+    if (n) memcpy(out, h->in.p + h->at, n);
+    h->at += n;
+    return (ssize_t)n;
+}
+
+/* The whole body, at most max bytes. */
+static int http_slurp(struct http *h, size_t max, struct buf *ret, struct err *e) {
+    char tmp[16384];
+    for (ssize_t k; (k = http_read(h, tmp, sizeof tmp, e));) {
+        if (k < 0) return -1;
+        buf_add(ret, tmp, (size_t)k);
+        if (ret->n > max)
+            return err_set(e, 0, "%s: answer longer than %zu bytes", h->req->url, max);
+    }
+    buf_add(ret, "", 0);
+    return 0;
+}
+/* }==== 8 http */
+
+/* {==== 9 reg: references, credentials, the registry protocol ====
+ * Sources: distribution/reference (grammar), distribution-spec 1.1, docker registry token
+ * authentication, containers-auth.json(5), containers-registries.conf(5). Uses: 1-8 */
+
+/* ---- 9.1 references ---- */
+struct ref {
+    char domain[256];         /* "docker.io", "localhost:5000" */
+    char path[256];           /* "library/debian" */
+    char tag[129];            /* "" when only a digest is given */
+    char digest[DIGEST_LEN + 1];  /* "" when there is none */
+};
+
+/* One path component: [a-z0-9]+ joined by ".", "_", "__" or any number of "-". */
+static bool ref_component_ok(const char *s, size_t n) {
+    if (!n) return false;
+    for (size_t i = 0; i < n;) {
+        if (!islower((u8)s[i]) && !isdigit((u8)s[i])) return false;
+        while (i < n && (islower((u8)s[i]) || isdigit((u8)s[i]))) i++;
+        if (i == n) return true;
+        if (s[i] == '.') i++;
+        else if (s[i] == '_') i += 1 + (i + 1 < n && s[i + 1] == '_');
+        else if (s[i] == '-') while (i < n && s[i] == '-') i++;
+        else return false;
+    }
+    return false;
+}
+
+static bool ref_domain_ok(const char *s) {
+    const char *colon = strrchr(s, ':');
+    size_t n = strlen(s);
+    if (*s == '[') return strchr(s, ']') != NULL && strspn(s + 1, "0123456789abcdefABCDEF:") > 1;
+    if (colon) {
+        i64 port;
+        if (!str_int(colon + 1, 1, 65535, &port)) return false;
+        n = (size_t)(colon - s);
+    }
+    for (size_t i = 0; i < n; i++)
+        if (!isalnum((u8)s[i]) && !(i && i + 1 < n && (s[i] == '-' || s[i] == '.'))) return false;
+    return n > 0;
+}
+
+static bool ref_tag_ok(const char *s) {
+    if (!isalnum((u8)*s) && *s != '_') return false;
+    for (const char *p = s; *p; p++)
+        if (!isalnum((u8)*p) && !strchr("_.-", *p)) return false;
+    return strlen(s) <= 128;
+}
+
+/* Docker's normalised reference: "debian" is docker.io/library/debian:latest. */
+static int ref_parse(const char *text, struct ref *ret, struct err *e) {
+    struct ref r = { 0 };
+    AUTO_FREE char *shown = str_printable(text);
+    AUTO_FREE char *s = str_dup(text);
+    if (strlen(s) > 1000) return err_set(e, 0, "invalid reference format: too long");
+    char *at = strchr(s, '@');
+    if (at) {
+        *at++ = 0;
+        if (!digest_hex(at))
+            return err_set(e, 0, "invalid reference format: '%s': the digest must be sha256: and "
+                                 "64 lower-case hex digits", shown);
+        strcpy(r.digest, at);
+    }
+    char *slash = strrchr(s, '/'), *colon = strrchr(s, ':');
+    if (colon && (!slash || colon > slash)) {
+        *colon++ = 0;
+        if (!ref_tag_ok(colon))
+            return err_set(e, 0, "invalid reference format: '%s': bad tag", shown);
+        strcpy(r.tag, colon);
+    }
+    char *first = strchr(s, '/'), *path = s;
+    size_t n = first ? (size_t)(first - s) : 0;
+    bool has_domain = first && (memchr(s, '.', n) || memchr(s, ':', n) || (n == 9 && str_prefix(s, "localhost")));
+    for (size_t i = 0; first && i < n; i++) has_domain |= isupper((u8)s[i]) != 0;
+    if (has_domain) {
+        *first = 0;
+        path = first + 1;
+        if (!ref_domain_ok(s) || strlen(s) >= sizeof r.domain)
+            return err_set(e, 0, "invalid reference format: '%s': bad registry name", shown);
+        strcpy(r.domain, s);
+    } else strcpy(r.domain, "docker.io");
+    if (!strcmp(r.domain, "index.docker.io")) strcpy(r.domain, "docker.io");
+    bool official = !strcmp(r.domain, "docker.io") && !strchr(path, '/');
+    if (strlen(path) + strlen(r.domain) + 9 >= sizeof r.path)
+        return err_set(e, 0, "invalid reference format: '%s': name longer than 255", shown);
+    snprintf(r.path, sizeof r.path, "%s%s", official ? "library/" : "", path);
+    for (const char *p = r.path;; p++) {
+        size_t k = strcspn(p, "/");
+        if (!ref_component_ok(p, k))
+            return err_set(e, 0, "invalid reference format: '%s'%s", shown,
+                           strpbrk(path, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+                               ? ": repository name must be lowercase" : "");
+        p += k;
+        if (!*p) break;
+    }
+    if (!r.tag[0] && !r.digest[0]) strcpy(r.tag, "latest");
+    *ret = r;
+    return 0;
+}
+
+/* The name without tag or digest, as Docker shows it ("debian", "quay.io/x/y"). Caller owns it. */
+static char *ref_repository(const struct ref *r) {
+    if (strcmp(r->domain, "docker.io")) return str_fmt("%s/%s", r->domain, r->path);
+    return str_dup(str_prefix(r->path, "library/") ? r->path + 8 : r->path);
+}
+
+/* Full form, the store's key: domain/path:tag or domain/path@digest. Caller owns it. */
+static char *ref_full(const struct ref *r) {
+    if (r->tag[0]) return str_fmt("%s/%s:%s", r->domain, r->path, r->tag);
+    return str_fmt("%s/%s@%s", r->domain, r->path, r->digest);
+}
+
+/* Docker's short form of it. Caller owns it. */
+static char *ref_familiar(const struct ref *r) {
+    AUTO_FREE char *repo = ref_repository(r);
+    return r->tag[0] ? str_fmt("%s:%s", repo, r->tag) : str_fmt("%s@%s", repo, r->digest);
+}
+
+/* ---- 9.2 base64 ---- */
+static char *b64_encode(const void *data, size_t n) {
+    static const char A[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const u8 *p = data;
+    struct buf b = { 0 };
+    for (size_t i = 0; i < n; i += 3) {
+        u32 v = (u32)p[i] << 16 | (i + 1 < n ? (u32)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+        buf_addc(&b, A[v >> 18]);
+        buf_addc(&b, A[v >> 12 & 63]);
+        buf_addc(&b, i + 1 < n ? A[v >> 6 & 63] : '=');
+        buf_addc(&b, i + 2 < n ? A[v & 63] : '=');
+    }
+    return buf_steal(&b);
+}
+
+/* NULL where it is not base64; caller owns it. */
+static char *b64_decode(const char *s) {
+    struct buf b = { 0 };
+    u32 v = 0;
+    int bits = 0;
+    for (; *s && *s != '='; s++) {
+        int d = isupper((u8)*s) ? *s - 'A' : islower((u8)*s) ? *s - 'a' + 26
+                : isdigit((u8)*s) ? *s - '0' + 52 : *s == '+' ? 62 : *s == '/' ? 63 : -1;
+        if (d < 0) {
+            buf_done(&b);
+            return NULL;
+        }
+        v = v << 6 | (u32)d;
+        if ((bits += 6) >= 8) buf_addc(&b, (char)(v >> (bits -= 8)));
+    }
+    return buf_steal(&b);
+}
+
+/* ---- 9.3 credentials ---- */
+
+/* The auth files in the order in which they are searched; the first is where login writes. */
+static void auth_files(struct strv *ret) {
+    const char *own = getenv("REGISTRY_AUTH_FILE"), *docker = getenv("DOCKER_CONFIG");
+    const char *run = getenv("XDG_RUNTIME_DIR"), *conf = getenv("XDG_CONFIG_HOME");
+    if (!str_empty(own)) strv_add(ret, own);
+    if (!str_empty(docker)) strv_take(ret, str_fmt("%s/config.json", docker));
+    else strv_take(ret, str_fmt("%s/.docker/config.json", host_home()));
+    if (!str_empty(run)) strv_take(ret, str_fmt("%s/containers/auth.json", run));
+    if (!str_empty(conf)) strv_take(ret, str_fmt("%s/containers/auth.json", conf));
+    else strv_take(ret, str_fmt("%s/.config/containers/auth.json", host_home()));
+}
+
+static const char *auth_key(const char *domain) {
+    return strcmp(domain, "docker.io") ? domain : "https://index.docker.io/v1/";
+}
+
+/* Asks docker-credential-NAME; "user:secret", or NULL. Source: docker-credential-helpers protocol. */
+static char *auth_helper(const char *name, const char *key) {
+    for (const char *p = name; *p; p++)
+        if (!isalnum((u8)*p) && !strchr("-_.", *p)) return NULL;
+    AUTO_FREE char *prog = str_fmt("docker-credential-%s", name);
+    char *argv[] = { prog, "get", NULL };
+    AUTO_BUF out = { 0 };
+    struct err e;
+    if (proc_run(argv, key, &out, &e) || !out.p) return NULL;
+    AUTO_JSON *j = json_loadb(out.p, out.n, 0, NULL);
+    const char *user = js_str(j, "Username"), *secret = js_str(j, "Secret");
+    return user && secret ? str_fmt("%s:%s", user, secret) : NULL;
+}
+
+/* "user:password" for a registry, or NULL. Caller owns it. */
+static char *auth_find(const char *domain) {
+    AUTO_STRV files = { 0 };
+    auth_files(&files);
+    const char *key = auth_key(domain);
+    for (size_t i = 0; i < files.n; i++) {
+        struct err e;
+        AUTO_JSON *j = js_load(AT_FDCWD, files.v[i], &e);
+        const char *helper = json_string_value(js_get(js_get(j, "credHelpers"), domain));
+        if (!helper) helper = js_str(j, "credsStore");
+        char *found = helper ? auth_helper(helper, key) : NULL;
+        if (found) return found;
+        const json_t *auths = js_get(j, "auths");
+        const json_t *a = js_get(auths, key);
+        if (!a) a = js_get(auths, domain);
+        const char *b64 = js_str(a, "auth");
+        if (!str_empty(b64) && (found = b64_decode(b64))) return found;
+        const char *user = js_str(a, "username"), *pw = js_str(a, "password");
+        if (user && pw) return str_fmt("%s:%s", user, pw);
+    }
+    return NULL;
+}
+
+/* Stores (or with pair NULL removes) credentials. ret_gone (may be NULL): there were none. */
+static int auth_store(const char *domain, const char *pair, bool *ret_gone, struct err *e) {
+    AUTO_STRV files = { 0 };
+    auth_files(&files);
+    const char *key = auth_key(domain);
+    bool removed = false;
+    for (size_t i = 0; i < (pair ? 1 : files.n); i++) {
+        struct err ignored;
+        AUTO_JSON *j = js_load(AT_FDCWD, files.v[i], &ignored);
+        if (!j && !access(files.v[i], F_OK))
+            return err_set(e, 0, "%s: %s: not changed", files.v[i], ignored.msg);
+        if (!j && !pair) continue;
+        if (!j) j = json_object();
+        json_t *auths = js_sub(j, "auths");
+        if (pair) {
+            AUTO_FREE char *b64 = b64_encode(pair, strlen(pair));
+            json_t *a = json_object();
+            js_sets(a, "auth", b64);
+            js_set(auths, key, a);
+        } else if (json_object_del(auths, key)) continue;
+        removed = true;
+        AUTO_FREE char *dir = str_dup(files.v[i]);
+        char *slash = strrchr(dir, '/');
+        if (slash) *slash = 0;
+        if (slash && dir_make(AT_FDCWD, dir, e)) return -1;
+        AUTO_FD d = dir_open(AT_FDCWD, slash ? dir : ".", e);
+        AUTO_FREE char *text = js_dump(j, JSON_INDENT(1));
+        if (d < 0 || file_replace(d, slash ? slash + 1 : dir, text, strlen(text), 0600, FILE_SYNC, e))
+            return -1;
+    }
+    if (ret_gone) *ret_gone = !removed;
+    return 0;
+}
+
+/* ---- 9.4 which hosts serve a registry ---- */
+struct reg_host {
+    char *location;           /* "host:port" or "host/prefix", owned */
+    bool insecure;
+};
+
+struct reg_conf {
+    struct reg_host hosts[16];    /* mirrors first, the registry itself last */
+    size_t n;
+    bool blocked;
+};
+
+static void reg_conf_done(struct reg_conf *c) {
+    for (size_t i = 0; i < c->n; i++) free(c->hosts[i].location);
+}
+
+static void reg_conf_add(struct reg_conf *c, const char *location, bool insecure) {
+    if (c->n < ARRAY_LEN(c->hosts))
+        c->hosts[c->n++] = (struct reg_host){ str_dup(location), insecure };
+}
+
+/* The value of `key = "value"` or `key = true` on a line of registries.conf; NULL: another key. */
+static char *reg_conf_value(char *line, const char *key) {
+    size_t n = strlen(key);
+    while (*line == ' ' || *line == '\t') line++;
+    if (strncmp(line, key, n)) return NULL;
+    line += n;
+    while (*line == ' ' || *line == '\t') line++;
+    if (*line++ != '=') return NULL;
+    while (*line == ' ' || *line == '\t') line++;
+    if (*line == '"' || *line == '\'') {
+        char q = *line++, *end = strchr(line, q);
+        if (end) *end = 0;
+    } else line[strcspn(line, " \t#\r")] = 0;
+    return line;
+}
+
+/* The [[registry]] and [[registry.mirror]] tables of registries.conf(5) version 2 that concern one
+ * domain: the keys prefix, location, insecure, blocked. The format's other parts do not apply. */
+static void reg_conf_read(const char *path, const char *domain, struct reg_conf *c,
+                          struct reg_host *self) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    if (file_read(AT_FDCWD, path, 1 << 20, &b, &e)) return;
+    enum { NONE, REGISTRY, MIRROR } in = NONE;
+    AUTO_FREE char *prefix = NULL, *location = NULL, *mirror = NULL;
+    AUTO_STRV mirrors = { 0 };
+    bool insecure = false, blocked = false, lax[16] = { false };
+    char *save = NULL;
+    for (char *l = strtok_r(b.p, "\n", &save);; l = strtok_r(NULL, "\n", &save)) {
+        char *s = l ? l + strspn(l, " \t") : NULL, *v;
+        if (!s || str_prefix(s, "[[registry]]")) {
+            const char *name = prefix ? prefix : location;
+            if (str_eq(name, domain)) {
+                for (size_t i = 0; i < mirrors.n && i < 15; i++)
+                    reg_conf_add(c, mirrors.v[i], lax[i]);
+                c->blocked |= blocked;
+                self->insecure |= insecure;
+                if (location) free(self->location), self->location = str_dup(location);
+            }
+            mem_freep(&prefix), mem_freep(&location), strv_done(&mirrors);
+            insecure = blocked = false;
+            memset(lax, 0, sizeof lax);
+            if (!s) break;
+            in = REGISTRY;
+        } else if (str_prefix(s, "[[registry.mirror]]")) {
+            in = MIRROR;
+            strv_add(&mirrors, "");
+        } else if (*s == '[') in = NONE;
+        else if (in == REGISTRY && (v = reg_conf_value(s, "prefix"))) free(prefix), prefix = str_dup(v);
+        else if (in == REGISTRY && (v = reg_conf_value(s, "location"))) free(location), location = str_dup(v);
+        else if (in == REGISTRY && (v = reg_conf_value(s, "insecure"))) insecure = str_eq(v, "true");
+        else if (in == REGISTRY && (v = reg_conf_value(s, "blocked"))) blocked = str_eq(v, "true");
+        else if (in == MIRROR && (v = reg_conf_value(s, "location"))) {
+            free(mirrors.v[mirrors.n - 1]);
+            mirrors.v[mirrors.n - 1] = str_dup(v);
+        } else if (in == MIRROR && mirrors.n <= 16 && (v = reg_conf_value(s, "insecure")))
+            lax[mirrors.n - 1] = str_eq(v, "true");
+    }
+}
+
+static bool reg_is_loopback(const char *domain) {
+    return str_prefix(domain, "localhost:") || !strcmp(domain, "localhost") ||
+           str_prefix(domain, "127.") || str_prefix(domain, "[::1]");
+}
+
+/* Mirrors and laxness for a registry from registries.conf and Docker's daemon.json. */
+static void reg_conf_load(const char *domain, struct reg_conf *ret) {
+    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"),
+                             reg_is_loopback(domain) };
+    const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
+    AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
+    if (!str_empty(own)) reg_conf_read(own, domain, ret, &self);
+    else if (!access(user, R_OK)) reg_conf_read(user, domain, ret, &self);
+    else reg_conf_read("/etc/containers/registries.conf", domain, ret, &self);
+    AUTO_FREE char *daemon = str_fmt("%s/.config/docker/daemon.json", host_home());
+    const char *files[] = { daemon, "/etc/docker/daemon.json" };
+    for (size_t i = 0; i < ARRAY_LEN(files); i++) {
+        struct err e;
+        AUTO_JSON *j = js_load(AT_FDCWD, files[i], &e);
+        AUTO_STRV lax = { 0 }, mirrors = { 0 };
+        js_to_strv(js_get(j, "insecure-registries"), &lax);
+        js_to_strv(js_get(j, "registry-mirrors"), &mirrors);
+        self.insecure |= strv_has(&lax, domain);
+        for (size_t k = 0; !strcmp(domain, "docker.io") && k < mirrors.n; k++) {
+            const char *m = strstr(mirrors.v[k], "://");
+            AUTO_FREE char *at = str_dup(m ? m + 3 : mirrors.v[k]);
+            if (str_suffix(at, "/")) at[strlen(at) - 1] = 0;
+            reg_conf_add(ret, at, str_prefix(mirrors.v[k], "http://"));
+        }
+    }
+    reg_conf_add(ret, self.location, self.insecure);
+    free(self.location);
+}
+
+/* The extra CA certificates of certs.d for a host, as one PEM; NULL: none. */
+static char *reg_certs(const char *domain) {
+    AUTO_FREE char *user = str_fmt("%s/.config/containers/certs.d", host_home());
+    AUTO_FREE char *user2 = str_fmt("%s/.docker/certs.d", host_home());
+    const char *own = getenv("SKIFF_CERTS_D");
+    const char *dirs[] = { str_empty(own) ? user : own, user2, "/etc/containers/certs.d", "/etc/docker/certs.d" };
+    struct buf pem = { 0 };
+    for (size_t i = 0; i < ARRAY_LEN(dirs); i++) {
+        AUTO_FREE char *dir = str_fmt("%s/%s", dirs[i], domain);
+        AUTO_DIR *d = opendir(dir);
+        struct dirent *de;
+        struct err e;
+        while (d && (de = dir_next(d)))
+            if (str_suffix(de->d_name, ".crt")) {
+                file_read(dirfd(d), de->d_name, 1 << 20, &pem, &e);
+                buf_addc(&pem, '\n');
+            }
+    }
+    return pem.p;
+}
+
+/* ---- 9.5 one registry, authenticated ---- */
+struct reg {
+    struct ref ref;
+    char *base;               /* "https://host", owned; chosen by the first exchange */
+    char *prefix;             /* path prefix of a mirror before the repository, owned; "" mostly */
+    char *creds;              /* "user:password", owned; NULL: anonymous */
+    char *auth;               /* Authorization value, owned; NULL: none asked yet */
+    char *ca_extra;           /* owned; NULL: none */
+    bool insecure, push;
+    pthread_mutex_t lock;     /* guards auth */
+};
+
+static void reg_done(struct reg *r) {
+    free(r->base), free(r->prefix), free(r->creds), free(r->auth), free(r->ca_extra);
+    pthread_mutex_destroy(&r->lock);
+}
+
+/* The value of one parameter of a challenge (RFC 9110, 11.2). Caller owns it; NULL: absent. */
+static char *reg_param(const char *challenge, const char *name) {
+    size_t n = strlen(name);
+    for (const char *p = challenge; (p = strcasestr(p, name)); p += n) {
+        if (p > challenge && p[-1] != ' ' && p[-1] != ',') continue;
+        if (p[n] != '=') continue;
+        const char *v = p + n + 1;
+        if (*v != '"') return str_dupn(v, strcspn(v, ", "));
+        return str_dupn(v + 1, strcspn(v + 1, "\""));
+    }
+    return NULL;
+}
+
+/* Fetches a bearer token for the challenge that the registry itself sent. */
+static int reg_token(struct reg *r, const char *challenge, char **ret_auth, struct err *e) {
+    AUTO_FREE char *realm = reg_param(challenge, "realm"), *service = reg_param(challenge, "service");
+    if (!realm) return err_set(e, 0, "%s: challenge without a realm: %.200s", r->base, challenge);
+    /* the password goes to the realm: never in clear unless the registry itself is plain http */
+    if (!str_prefix(realm, "https://") && !(str_prefix(realm, "http://") && str_prefix(r->base, "http://")))
+        return err_set(e, 0, "%s asks for a token from '%.200s', which is not https: refused",
+                       r->base, realm);
+    AUTO_FREE char *scope = str_fmt("repository:%s%s:%s", r->prefix, r->ref.path,
+                                    r->push ? "pull,push" : "pull");
+    char *esc_scope = curl_easy_escape(NULL, scope, 0);
+    char *esc_service = curl_easy_escape(NULL, service ? service : "", 0);
+    AUTO_FREE char *url = str_fmt("%s%cservice=%s&scope=%s", realm, strchr(realm, '?') ? '&' : '?',
+                                  esc_service, esc_scope);
+    curl_free(esc_scope), curl_free(esc_service);
+    AUTO_FREE char *basic = NULL;
+    if (r->creds) {
+        AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
+        basic = str_fmt("Basic %s", b64);
+    }
+    struct http_req q = { .method = "GET", .url = url, .auth = basic, .body_fd = -1,
+                          .ca_extra = r->ca_extra, .insecure = r->insecure };
+    AUTO_HTTP *h = http_open(&q, NULL, e);
+    AUTO_BUF body = { 0 };
+    if (!h || http_slurp(h, 1 << 20, &body, e)) return -1;
+    if (h->status == 401 || h->status == 403)
+        return err_set(e, 0, "%s: access denied by %s%s", r->ref.domain, realm,
+                       r->creds ? ": wrong user name or password" : ": 'skiff login' may be needed");
+    AUTO_JSON *j = json_loadb(body.p, body.n, 0, NULL);
+    const char *token = js_str(j, "token");
+    if (!token) token = js_str(j, "access_token");
+    if (h->status != 200 || !token)
+        return err_set(e, 0, "%s: no token (HTTP %ld)", realm, h->status);
+    *ret_auth = str_fmt("Bearer %s", token);
+    return 0;
+}
+
+/* Answers a 401: finds out what Authorization to send. `used` is what the refused request sent. */
+static int reg_answer(struct reg *r, const char *challenge, const char *used, struct err *e) {
+    char *auth = NULL;
+    pthread_mutex_lock(&r->lock);
+    if ((used && r->auth && strcmp(used, r->auth)) || (!used && r->auth)) {   /* another thread did */
+        pthread_mutex_unlock(&r->lock);
+        return 0;
+    }
+    int rc = -1;
+    if (challenge && !strncasecmp(challenge, "bearer", 6)) rc = reg_token(r, challenge, &auth, e);
+    else if (!r->creds)
+        err_set(e, 0, "%s: authentication required: 'skiff login %s'", r->ref.domain, r->ref.domain);
+    else if (used) err_set(e, 0, "%s: wrong user name or password", r->ref.domain);
+    else {
+        AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
+        auth = str_fmt("Basic %s", b64);
+        rc = 0;
+    }
+    if (!rc) free(r->auth), r->auth = auth;
+    pthread_mutex_unlock(&r->lock);
+    return rc;
+}
+
+/* What a registry says in an error document, appended to the status. */
+static void reg_explain(struct http *h, const char *what, struct err *e) {
+    AUTO_BUF b = { 0 };
+    struct err ignored;
+    http_slurp(h, 64 << 10, &b, &ignored);
+    AUTO_JSON *j = b.p ? json_loadb(b.p, b.n, 0, NULL) : NULL;
+    const json_t *first = json_array_get(js_get(j, "errors"), 0);
+    const char *code = js_str(first, "code"), *msg = js_str(first, "message");
+    AUTO_FREE char *text = str_printable(msg ? msg : code ? code : "");
+    err_set(e, 0, "%s: HTTP %ld%s%.300s", what, h->status, *text ? ": " : "", text);
+}
+
+static bool reg_transient(long status) {
+    return status == 408 || status == 429 || status >= 500;
+}
+
+/* One request to the registry: `path` is below /v2/NAME/, or an absolute URL. Authenticates, retries
+ * transient failures with back-off. Any status but 401 and 5xx is returned to the caller. */
+static struct http *reg_request(struct reg *r, struct http_req *q, const char *path, struct err *e) {
+    AUTO_FREE char *url = strstr(path, "://") ? str_dup(path)
+        : *path ? str_fmt("%s/v2/%s%s/%s", r->base, r->prefix, r->ref.path, path)
+                : str_fmt("%s/v2/", r->base);
+    q->ca_extra = r->ca_extra;
+    q->insecure = r->insecure;
+    AUTO_FREE char *origin = http_origin(url);
+    bool ours = !strcmp(origin, r->base);
+    int answered = 0;
+    for (int attempt = 0;; attempt++) {
+        pthread_mutex_lock(&r->lock);
+        AUTO_FREE char *auth = r->auth && ours ? str_dup(r->auth) : NULL;
+        pthread_mutex_unlock(&r->lock);
+        q->url = url;
+        q->auth = auth;
+        CURLcode rc = CURLE_OK;
+        struct http *h = http_open(q, &rc, e);
+        if (h && h->status == 401 && ours && answered < 2) {
+            int bad = reg_answer(r, h->www_auth, auth, e);
+            http_free(h);
+            if (bad) return NULL;
+            answered++;
+            attempt--;
+            continue;
+        }
+        bool again = h ? reg_transient(h->status)
+                       : rc == CURLE_COULDNT_CONNECT || rc == CURLE_GOT_NOTHING ||
+                             rc == CURLE_RECV_ERROR || rc == CURLE_SEND_ERROR;
+        if (!again || attempt >= 3) {
+            if (h && reg_transient(h->status)) {
+                reg_explain(h, url, e);
+                http_free(h);
+                return NULL;
+            }
+            if (h) h->req = q;
+            q->url = r->base;                  /* url dies with this frame; messages name the host */
+            q->auth = NULL;
+            return h;
+        }
+        http_free(h);
+        usleep(200000u << attempt);
+    }
+}
+
+/* Finds the host that serves a reference: mirrors first, https before http where http is allowed. */
+static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_verify, struct err *e) {
+    struct reg_conf conf = { 0 };
+    *r = (struct reg){ .ref = *ref, .push = push };
+    pthread_mutex_init(&r->lock, NULL);
+    reg_conf_load(ref->domain, &conf);
+    r->creds = auth_find(ref->domain);
+    if (conf.blocked) {
+        reg_conf_done(&conf);
+        return err_set(e, 0, "registry %s is blocked by registries.conf", ref->domain);
+    }
+    int found = -1;
+    for (size_t i = push ? conf.n - 1 : 0; found && i < conf.n; i++) {
+        struct reg_host *host = &conf.hosts[i];
+        bool lax = tls_verify < 0 ? host->insecure : !tls_verify;
+        char *slash = strchr(host->location, '/');
+        AUTO_FREE char *name = str_dupn(host->location, strcspn(host->location, "/"));
+        for (int plain = 0; found && plain <= (lax ? 1 : 0); plain++) {
+            free(r->base), free(r->prefix), free(r->ca_extra), free(r->auth);
+            r->auth = NULL;
+            r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
+            r->prefix = slash ? str_fmt("%s/", slash + 1) : str_dup("");
+            r->ca_extra = reg_certs(name);
+            /* a loopback registry with a CA of its own is verified like any other */
+            r->insecure = lax && !r->ca_extra;
+            struct http_req q = { .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra,
+                                  .insecure = r->insecure };
+            AUTO_FREE char *url = str_fmt("%s/v2/", r->base);
+            q.url = url;
+            AUTO_HTTP *h = http_open(&q, NULL, e);
+            if (!h) continue;
+            if (reg_transient(h->status) && i + 1 < conf.n) continue;
+            found = 0;
+            if (h->status == 401) found = reg_answer(r, h->www_auth, NULL, e);
+        }
+    }
+    reg_conf_done(&conf);
+    return found;
+}
+/* }==== 9 reg */
+
+/* {==== 10 store: the image store ====
+ * An OCI image layout and its siblings, as the file's head lays them out.
+ * Invariants: (1) a blob's name is the SHA-256 of its content; it is renamed into place after that
+ * was checked; (2) index.json changes only under locks/index; (3) whoever adds blobs holds locks/gc
+ * shared until index.json refers to them; the collector holds it exclusively. Uses: 1-9 */
+struct store {
+    int dir;                  /* $SKIFF_ROOT */
+    char *path;               /* owned; absolute */
+};
+
+/* Opens the store, making it on first use. */
+static int store_open(const char *root, struct store *ret, struct err *e) {
+    AUTO_FREE char *path = NULL;
+    const char *env = getenv("SKIFF_ROOT"), *data = getenv("XDG_DATA_HOME");
+    if (!str_empty(root)) path = str_dup(root);
+    else if (!str_empty(env)) path = str_dup(env);
+    else if (!str_empty(data) && *data == '/') path = str_fmt("%s/skiff", data);
+    else path = str_fmt("%s/.local/share/skiff", host_home());
+    umask(022);
+    AUTO_FD dir = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0) {
+        if (dir_make(AT_FDCWD, path, e))
+            return err_wrap(e, "make the store %s (set SKIFF_ROOT to a directory of yours)", path);
+        dir = dir_open(AT_FDCWD, path, e);
+        if (dir < 0) return err_wrap(e, "open the store");
+    }
+    struct stat st;
+    if (fstat(dir, &st)) return err_set(e, errno, "store %s", path);
+    if (st.st_uid != geteuid())
+        return err_set(e, 0, "store %s belongs to uid %u, not to you: set SKIFF_ROOT to a directory "
+                             "of yours", path, st.st_uid);
+    if (faccessat(dir, "oci-layout", F_OK, 0)) {
+        static const char *const DIRS[] = { "blobs/sha256", "layers", "merged", "names", "containers",
+                                            "volumes", "cache", "locks", "tmp" };
+        if (st.st_mode & 077 && fchmod(dir, 0700)) return err_set(e, errno, "chmod 0700 %s", path);
+        for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
+            if (dir_make(dir, DIRS[i], e)) return err_wrap(e, "store %s", path);
+        static const char INDEX[] = "{\"schemaVersion\":2,\"mediaType\":"
+            "\"application/vnd.oci.image.index.v1+json\",\"manifests\":[]}";
+        static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
+        AUTO_FD lock = lock_take(dir, "locks/index", LOCK_EX);
+        if (faccessat(dir, "index.json", F_OK, 0) &&
+            file_replace(dir, "index.json", INDEX, sizeof INDEX - 1, 0600, FILE_SYNC, e))
+            return err_wrap(e, "store %s", path);
+        if (file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0600, FILE_SYNC, e))
+            return err_wrap(e, "store %s", path);
+    }
+    char *real = realpath(path, NULL);
+    ret->path = real ? real : str_dup(path);
+    ret->dir = fd_steal(&dir);
+    return 0;
+}
+
+/* ---- 10.1 blobs ---- */
+
+/* Path of a blob below the store; NULL for a digest that is not a sha256 one. out: 80 bytes. */
+static const char *blob_path(const char *digest, char *out) {
+    const char *hex = digest_hex(digest);
+    if (!hex) return NULL;
+    snprintf(out, 80, "blobs/sha256/%s", hex);
+    return out;
+}
+
+static bool blob_have(const struct store *s, const char *digest) {
+    char path[80];
+    return blob_path(digest, path) && !faccessat(s->dir, path, F_OK, 0);
+}
+
+static int blob_open(const struct store *s, const char *digest, struct err *e) {
+    char path[80];
+    if (!blob_path(digest, path)) return err_set(e, 0, "bad digest '%.100s'", digest ? digest : "");
+    int fd = openat(s->dir, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) err_set(e, errno, "open blob %s", digest);
+    return fd;
+}
+
+/* Adds a small document; digest_out holds DIGEST_LEN+1 bytes. */
+static int blob_add(const struct store *s, const void *data, size_t n, char *digest_out, struct err *e) {
+    char path[80];
+    digest_of(data, n, digest_out);
+    if (blob_have(s, digest_out)) return 0;
+    blob_path(digest_out, path);
+    AUTO_FD dir = dir_open(s->dir, "blobs/sha256", e);
+    if (dir < 0) return -1;
+    return file_replace(dir, path + 13, data, n, 0600, FILE_SYNC, e);
+}
+
+/* A JSON document among the blobs, verified against its digest. */
+enum { DOC_MAX_BYTES = 16 << 20 };
+static json_t *blob_json(const struct store *s, const char *digest, struct err *e) {
+    char path[80], have[DIGEST_LEN + 1];
+    AUTO_BUF b = { 0 };
+    if (!blob_path(digest, path)) {
+        err_set(e, 0, "bad digest '%.100s'", digest ? digest : "");
+        return NULL;
+    }
+    if (file_read(s->dir, path, DOC_MAX_BYTES, &b, e)) return NULL;
+    if (strcmp(digest_of(b.p, b.n, have), digest)) {
+        err_set(e, 0, "blob %s is damaged: its content has digest %s ('skiff system check --repair', "
+                      "then pull again)", digest, have);
+        return NULL;
+    }
+    return js_parse(b.p, b.n, digest, e);
+}
+
+/* ---- 10.2 names ---- */
+#define REF_NAME "org.opencontainers.image.ref.name"
+#define REPO_DIGEST "io.skiff.repo-digest"    /* "repo@sha256:…" that the name was pulled from */
+
+static json_t *store_index(const struct store *s, struct err *e) {
+    json_t *j = js_load(s->dir, "index.json", e);
+    if (j && !json_is_array(js_get(j, "manifests"))) {
+        err_set(e, 0, "%s/index.json is not an OCI index", s->path);
+        js_decref(&j);
+    }
+    return j;
+}
+
+static const char *desc_name(const json_t *desc) {
+    return json_string_value(js_get(js_get(desc, "annotations"), REF_NAME));
+}
+
+/* Gives `name` (NULL: no name) to a manifest. An image that loses its last name stays, nameless, as
+ * Docker's dangling images do. */
+static int store_tag(const struct store *s, const json_t *desc, const char *name,
+                     const char *repo_digest, struct err *e) {
+    AUTO_FD lock = lock_take(s->dir, "locks/index", LOCK_EX);
+    if (lock < 0) return err_set(e, errno, "lock %s/locks/index", s->path);
+    AUTO_JSON *index = store_index(s, e);
+    if (!index) return -1;
+    json_t *all = js_get(index, "manifests"), *d;
+    AUTO_JSON *keep = json_array();
+    const char *digest = js_str(desc, "digest");
+    AUTO_JSON *orphan = NULL;
+    bool orphan_named = false, placed = false;
+    size_t i;
+    json_array_foreach(all, i, d) {
+        const char *n = desc_name(d);
+        bool same = str_eq(js_str(d, "digest"), digest);
+        if (name ? str_eq(n, name) : same) {
+            if (same && str_eq(n, name) && !repo_digest) placed = true;
+            else if (!same) orphan = json_deep_copy(d);
+            else if (!name) placed = true;
+            if (!placed) continue;
+        } else if (same && !n) continue;          /* it gets a name now */
+        json_array_append(keep, d);
+    }
+    if (!placed) {
+        json_t *add = json_object();
+        json_object_set(add, "mediaType", js_get(desc, "mediaType"));
+        json_object_set(add, "digest", js_get(desc, "digest"));
+        json_object_set(add, "size", js_get(desc, "size"));
+        if (js_get(desc, "platform")) json_object_set(add, "platform", js_get(desc, "platform"));
+        if (name) js_sets(js_sub(add, "annotations"), REF_NAME, name);
+        if (repo_digest) js_sets(js_sub(add, "annotations"), REPO_DIGEST, repo_digest);
+        json_array_append_new(keep, add);
+    }
+    if (orphan) {
+        json_array_foreach(keep, i, d)
+            orphan_named |= str_eq(js_str(d, "digest"), js_str(orphan, "digest"));
+        json_object_del(js_get(orphan, "annotations"), REF_NAME);
+        if (!orphan_named) json_array_append(keep, orphan);
+    }
+    json_object_set(index, "manifests", keep);
+    return js_save(s->dir, "index.json", index, FILE_SYNC, e);
+}
+
+/* Removes the name, or with `name` NULL every entry of the manifest. */
+static int store_untag(const struct store *s, const char *digest, const char *name, struct err *e) {
+    AUTO_FD lock = lock_take(s->dir, "locks/index", LOCK_EX);
+    if (lock < 0) return err_set(e, errno, "lock %s/locks/index", s->path);
+    AUTO_JSON *index = store_index(s, e);
+    if (!index) return -1;
+    json_t *all = js_get(index, "manifests");
+    for (size_t i = json_array_size(all); i-- > 0;) {
+        json_t *d = json_array_get(all, i);
+        if (str_eq(js_str(d, "digest"), digest) && (!name || str_eq(desc_name(d), name)))
+            json_array_remove(all, i);
+    }
+    return js_save(s->dir, "index.json", index, FILE_SYNC, e);
+}
+
+/* ---- 10.3 images ---- */
+struct image {
+    json_t *desc;             /* the descriptor in index.json, owned */
+    json_t *manifest, *config;    /* owned */
+    char id[HEX_LEN + 1];     /* hex of the configuration's digest: Docker's image id */
+    struct strv diff_ids;     /* "sha256:…", bottom first */
+};
+
+static void image_done(struct image *m) {
+    json_decref(m->desc), json_decref(m->manifest), json_decref(m->config);
+    strv_done(&m->diff_ids);
+    *m = (struct image){ 0 };
+}
+#define AUTO_IMAGE CLEANUP(image_done) struct image
+
+enum { IMAGE_MAX_LAYERS = 4096 };
+
+/* Reads the diff-ids of a configuration, checking each. */
+static int image_diff_ids(const json_t *config, struct strv *ret, struct err *e) {
+    const json_t *a = js_path(config, "rootfs.diff_ids");
+    size_t i;
+    json_t *v;
+    if (json_array_size(a) > IMAGE_MAX_LAYERS)
+        return err_set(e, 0, "image has %zu layers; the limit is %d", json_array_size(a), IMAGE_MAX_LAYERS);
+    json_array_foreach(a, i, v) {
+        if (!digest_hex(json_string_value(v)))
+            return err_set(e, 0, "configuration: /rootfs/diff_ids/%zu is not a sha256 digest", i);
+        strv_add(ret, json_string_value(v));
+    }
+    return 0;
+}
+
+static int image_load(const struct store *s, const json_t *desc, struct image *ret, struct err *e) {
+    struct image m = { .desc = json_incref((json_t *)(uintptr_t)desc) };
+    m.manifest = blob_json(s, js_str(desc, "digest"), e);
+    const char *cfg = m.manifest ? js_str(m.manifest, "config.digest") : NULL;
+    m.config = cfg ? blob_json(s, cfg, e) : NULL;
+    if (m.manifest && !cfg) err_set(e, 0, "manifest %s names no configuration", js_str(desc, "digest"));
+    if (!m.config || image_diff_ids(m.config, &m.diff_ids, e)) {
+        image_done(&m);
+        return -1;
+    }
+    strcpy(m.id, digest_hex(cfg));
+    *ret = m;
+    return 0;
+}
+
+/* Finds an image by name, id, id prefix, name@digest. ret_name (may be NULL; caller owns): the store
+ * name that matched, NULL when it was found by id. */
+static int image_find(const struct store *s, const char *what, struct image *ret, char **ret_name,
+                      struct err *e) {
+    AUTO_JSON *index = store_index(s, e);
+    if (!index) return -1;
+    json_t *all = js_get(index, "manifests"), *d, *hit = NULL;
+    size_t i;
+    struct ref r;
+    struct err why;
+    AUTO_FREE char *full = NULL;
+    AUTO_FREE char *bydigest = NULL;
+    if (!ref_parse(what, &r, &why)) {
+        full = ref_full(&r);
+        if (r.digest[0]) bydigest = str_fmt("%s/%s@%s", r.domain, r.path, r.digest);
+    }
+    json_array_foreach(all, i, d) {
+        const char *n = desc_name(d), *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
+        bool named = full && !bydigest && str_eq(n, full);
+        bool digested = bydigest && (str_eq(rd, bydigest) || str_eq(n, bydigest) ||
+                        (n && str_eq(js_str(d, "digest"), r.digest) && str_prefix(n, r.domain)));
+        if (!named && !digested) continue;
+        if (ret_name) *ret_name = n ? str_dup(n) : NULL;
+        return image_load(s, d, ret, e);
+    }
+    const char *hex = str_prefix(what, "sha256:") ? what + 7 : what;
+    size_t n = strlen(hex);
+    if (n >= 1 && n <= HEX_LEN && strspn(hex, "0123456789abcdef") == n) {
+        char id[HEX_LEN + 1] = "";
+        json_array_foreach(all, i, d) {
+            AUTO_IMAGE m = { 0 };
+            if (image_load(s, d, &m, &why)) continue;
+            const char *mh = digest_hex(js_str(d, "digest"));
+            if (strncmp(m.id, hex, n) && (n < HEX_LEN || strcmp(mh, hex))) continue;
+            if (id[0] && strcmp(id, m.id))
+                return err_set(e, 0, "image id prefix '%s' is ambiguous", what);
+            strcpy(id, m.id);
+            if (!hit || desc_name(d)) hit = d;
+        }
+        if (hit) {
+            if (ret_name) *ret_name = NULL;
+            return image_load(s, hit, ret, e);
+        }
+    }
+    AUTO_FREE char *shown = str_printable(what);
+    if (!full) return err_set(e, 0, "%s", why.msg);
+    return err_set(e, 0, "No such image: %s", shown);
+}
+
+/* ---- 10.4 garbage ---- */
+
+/* Marks what a manifest refers to: hex digests of blobs, and "layers/…" by diff-id. */
+static void store_mark(const struct store *s, const char *digest, json_t *live, int depth) {
+    struct err e;
+    const char *hex = digest_hex(digest);
+    if (!hex || depth > 4 || js_get(live, hex)) return;
+    js_setb(live, hex, true);
+    AUTO_JSON *m = blob_json(s, digest, &e);
+    if (!m) return;
+    json_t *v;
+    size_t i;
+    const char *h;
+    json_array_foreach(js_get(m, "manifests"), i, v) store_mark(s, js_str(v, "digest"), live, depth + 1);
+    json_array_foreach(js_get(m, "layers"), i, v)
+        if ((h = digest_hex(js_str(v, "digest")))) js_setb(live, h, true);
+    const char *cfg = js_str(m, "config.digest");
+    if (!(h = digest_hex(cfg))) return;
+    js_setb(live, h, true);
+    AUTO_JSON *c = blob_json(s, cfg, &e);
+    struct sha chain;
+    char id[DIGEST_LEN + 1] = "";
+    json_array_foreach(js_path(c, "rootfs.diff_ids"), i, v) {
+        if (!(h = digest_hex(json_string_value(v)))) continue;
+        js_setb(live, h, true);
+        if (!*id) strcpy(id, json_string_value(v));
+        else {
+            u8 raw[32];
+            sha_init(&chain);
+            sha_add(&chain, id, strlen(id));
+            sha_add(&chain, " ", 1);
+            sha_add(&chain, json_string_value(v), DIGEST_LEN);
+            sha_end(&chain, raw);
+            hex_of(raw, 32, id + 7);
+        }
+    }
+    if (*id) {                             /* the merged index is named by the chain-id */
+        AUTO_FREE char *key = str_fmt("chain:%s", id + 7);
+        js_setb(live, key, true);
+    }
+}
+
+/* Sweeps one directory: removes the entries whose first 64 characters are not live. */
+static u64 store_sweep(const struct store *s, const char *dir, const char *prefix, const json_t *live) {
+    u64 freed = 0, inodes = 0;
+    AUTO_DIR *d = dir_stream(s->dir, dir);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        char key[80];
+        snprintf(key, sizeof key, "%s%.64s", prefix, de->d_name);
+        if (strlen(de->d_name) < HEX_LEN || js_get(live, key)) continue;
+        tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
+        tree_remove(dirfd(d), de->d_name);
+    }
+    return freed;
+}
+
+/* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also where
+ * another skiff is adding to the store (then that or a later call collects). */
+static u64 store_collect(const struct store *s) {
+    struct err e;
+    AUTO_FD lock = lock_take(s->dir, "locks/gc", LOCK_EX | LOCK_NB);
+    AUTO_JSON *index = lock >= 0 ? store_index(s, &e) : NULL;
+    if (!index) return 0;
+    AUTO_JSON *live = json_object();
+    size_t i;
+    json_t *d;
+    json_array_foreach(js_get(index, "manifests"), i, d) store_mark(s, js_str(d, "digest"), live, 0);
+    AUTO_DIR *dir = dir_stream(s->dir, "containers");
+    struct dirent *de;
+    while (dir && (de = dir_next(dir))) {
+        AUTO_FREE char *path = str_fmt("%s/config.json", de->d_name);
+        AUTO_JSON *c = js_load(dirfd(dir), path, &e);
+        store_mark(s, js_str(c, "skiff.manifest"), live, 0);
+    }
+    u64 freed = store_sweep(s, "blobs/sha256", "", live);
+    freed += store_sweep(s, "layers", "", live);
+    freed += store_sweep(s, "merged", "chain:", live);
+    AUTO_DIR *tmp = dir_stream(s->dir, "tmp");     /* nobody writes: what is here was abandoned */
+    while (tmp && (de = dir_next(tmp))) {
+        u64 inodes = 0;
+        tree_usage(dirfd(tmp), de->d_name, &freed, &inodes, 0);
+        tree_remove(dirfd(tmp), de->d_name);
+    }
+    return freed;
+}
+
+/* ---- 10.5 events ---- */
+static void store_event(const struct store *s, const char *type, const char *action, const char *id,
+                        json_t *attributes /* consumed */) {
+    i64 now = time_now_ns();
+    AUTO_JSON *ev = json_object();
+    js_sets(ev, "Type", type);
+    js_sets(ev, "Action", action);
+    js_sets(ev, "status", action);
+    js_sets(ev, "id", id);
+    json_t *actor = js_sub(ev, "Actor");
+    js_sets(actor, "ID", id);
+    js_set(actor, "Attributes", attributes ? attributes : json_object());
+    js_sets(ev, "scope", "local");
+    js_seti(ev, "time", now / 1000000000);
+    js_seti(ev, "timeNano", now);
+    AUTO_FREE char *text = js_dump(ev, JSON_COMPACT);
+    AUTO_FREE char *line = str_fmt("%s\n", text);
+    AUTO_FD fd = openat(s->dir, "events.json", O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    struct stat st;
+    if (fd < 0) return;
+    /* bounded: the log starts anew past 8 MiB, and readers of the old file reach its end */
+    if (!fstat(fd, &st) && st.st_size > 8 << 20) renameat(s->dir, "events.json", s->dir, "events.json.1");
+    (void)!fd_write_all(fd, line, strlen(line));
+}
+/* }==== 10 store */
+
+/* {==== 11 layer: trees, packs, indexes; archives in and out ====
+ * An archive is never unpacked to paths. It is read once, front to back; its names become a tree in
+ * memory, its file contents are appended to a pack, and the tree is written as an index. Whiteouts,
+ * hard links, symbolic links in parents: all are resolved in that tree, where ".." has nowhere to go.
+ *
+ * PACK (layers/HEX.pack): file contents cut into chunks, each starting at a multiple of 4096; no
+ * header. A chunk is stored raw or as one zstd frame; a hole (all zeros) is not stored.
+ *
+ * INDEX (layers/HEX.idx, merged/HEX.idx): little-endian, the structs below as they stand, sections in
+ * the order of the head's offsets. A layer's index has whiteout entries and opaque marks and exactly
+ * one pack; a merged index has none of the first and as many packs as layers with contents.
+ * Inode 0 is the root. A directory's entries are contiguous and sorted bytewise by name; a file's
+ * chunks are contiguous, all but the last 2^chunk_shift bytes long.
+ *
+ * Invariants: (1) an index reaches its name only whole and after its pack; (2) the head carries the
+ * SHA-256 of itself and of the body: the first is checked on each open, the second when layers are
+ * merged and by `system check`; (3) every accessor checks its bounds, so that a damaged index gives
+ * EIO, never a wild read; (4) inode numbers of a merged index never change.
+ * Uses: 1-10. Sources: image-spec layer.md, libarchive's archive_read(3). */
+
+/* ---- 11.1 the index format ---- */
+enum {
+    IDX_VERSION = 1,
+    CHUNK_SHIFT = 18,             /* 256 KiB; larger for huge files: at most 65,536 chunks a file */
+    PACK_ALIGN = 4096,
+    TREE_MAX_ENTRIES = 6 << 20,
+    TREE_MAX_NAMES = 1 << 30,
+    XATTR_MAX_VALUE = 65536,
+    XATTR_MAX_ENTRY = 1 << 20,
+    NAME_LIMIT = 255,
+    SYMLINK_LIMIT = 4095,
+};
+static const u32 NO_INODE = UINT32_MAX;
+
+struct idx_head {
+    char magic[8];                /* "skiffidx" */
+    u32 version, has_xattrs;
+    u64 file_size;                /* of the index itself */
+    u32 inodes, dirents, chunks, packs;   /* counts */
+    u64 inode_off, dirent_off, chunk_off, pack_off, name_off, xattr_off;
+    u64 name_len, xattr_len;
+    u64 content_size;             /* sum of the sizes of the files */
+    u8 id[32];                    /* diff-id of a layer, chain-id of a merged index */
+    u8 body_sha[32];              /* of all that follows the head */
+    u8 head_sha[32];              /* of the head with this field zero */
+};
+
+enum { INODE_OPAQUE = 1 };
+struct idx_inode {
+    u32 mode, uid, gid, nlink;
+    u64 size;
+    i64 mtime;                    /* seconds */
+    u32 mtime_ns, rdev;
+    u64 data;                     /* directory: first dirent; file: first chunk; symlink: in names */
+    u32 count;                    /* dirents, chunks; symlink: its length */
+    u32 xattr;                    /* 1 + offset in the xattr section; 0: none */
+    u32 parent;                   /* of a directory */
+    u8 chunk_shift, flags;
+    u16 unused;
+};
+
+enum { DIRENT_WHITEOUT = 1 };
+struct idx_dirent {
+    u32 name, inode;              /* offset in names; inode number */
+    u16 name_len;
+    u8 type, flags;               /* DT_*; DIRENT_* */
+};
+
+struct idx_chunk {
+    u64 off;                      /* in the pack */
+    u32 len, stored;              /* bytes of content; bytes in the pack: == len raw, 0 hole, else zstd */
+    u32 pack, unused;
+    u8 sha[32];                   /* of the content */
+};
+
+struct idx_pack {
+    u8 diff_id[32];
+    u64 size;
+};
+
+static_assert(sizeof(struct idx_head) == 208, "on-disk format");
+static_assert(sizeof(struct idx_inode) == 64, "on-disk format");
+static_assert(sizeof(struct idx_dirent) == 12, "on-disk format");
+static_assert(sizeof(struct idx_chunk) == 56, "on-disk format");
+static_assert(sizeof(struct idx_pack) == 40, "on-disk format");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are little-endian");
+
+struct idx {
+    const u8 *map;                /* owned mapping; NULL: closed */
+    size_t n;
+    const struct idx_head *head;
+    const struct idx_inode *inodes;
+    const struct idx_dirent *dirents;
+    const struct idx_chunk *chunks;
+    const struct idx_pack *packs;
+    const char *names;
+    const u8 *xattrs;
+};
+
+static void idx_close(struct idx *x) {
+    if (x->map) munmap((void *)(uintptr_t)x->map, x->n);
+    *x = (struct idx){ 0 };
+}
+#define AUTO_IDX CLEANUP(idx_close) struct idx
+
+static void idx_head_sum(const struct idx_head *h, u8 out[32]) {
+    struct idx_head copy = *h;
+    memset(copy.head_sha, 0, sizeof copy.head_sha);
+    sha_of(&copy, sizeof copy, out);
+}
+
+static bool idx_section_ok(const struct idx *x, u64 off, u64 count, u64 each) {
+    u64 bytes;
+    return !__builtin_mul_overflow(count, each, &bytes) && off >= sizeof *x->head && off <= x->n &&
+           bytes <= x->n - off && off % 8 == 0;
+}
+
+/* Maps an index and checks its head; with `whole`, its body's digest too. */
+static int idx_open(int dir, const char *path, bool whole, struct idx *ret, struct err *e) {
+    AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0) return err_set(e, errno, "open index %s", path);
+    struct stat st;
+    if (fstat(fd, &st)) return err_set(e, errno, "stat index %s", path);
+    AUTO_IDX x = { 0 };
+    if (st.st_size < (off_t)sizeof *x.head) return err_set(e, 0, "index %s is truncated", path);
+    x.n = (size_t)st.st_size;
+    void *map = mmap(NULL, x.n, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) return err_set(e, errno, "map index %s", path);
+    x.map = map;
+    x.head = map;
+    u8 sum[32];
+    const struct idx_head *h = x.head;
+    idx_head_sum(h, sum);
+    if (memcmp(h->magic, "skiffidx", 8) || h->version != IDX_VERSION)
+        return err_set(e, 0, "index %s has another format or version", path);
+    if (h->file_size != x.n || memcmp(sum, h->head_sha, 32) || !h->inodes ||
+        !idx_section_ok(&x, h->inode_off, h->inodes, sizeof *x.inodes) ||
+        !idx_section_ok(&x, h->dirent_off, h->dirents, sizeof *x.dirents) ||
+        !idx_section_ok(&x, h->chunk_off, h->chunks, sizeof *x.chunks) ||
+        !idx_section_ok(&x, h->pack_off, h->packs, sizeof *x.packs) ||
+        !idx_section_ok(&x, h->name_off, h->name_len, 1) ||
+        !idx_section_ok(&x, h->xattr_off, h->xattr_len, 1))
+        return err_set(e, 0, "index %s is damaged", path);
+    if (whole) {
+        sha_of(x.map + sizeof *h, x.n - sizeof *h, sum);
+        if (memcmp(sum, h->body_sha, 32)) return err_set(e, 0, "index %s is damaged", path);
+    }
+    x.inodes = (const void *)(x.map + h->inode_off);
+    x.dirents = (const void *)(x.map + h->dirent_off);
+    x.chunks = (const void *)(x.map + h->chunk_off);
+    x.packs = (const void *)(x.map + h->pack_off);
+    x.names = (const char *)(x.map + h->name_off);
+    x.xattrs = x.map + h->xattr_off;
+    *ret = x;
+    x.map = NULL;
+    return 0;
+}
+
+static const struct idx_inode *idx_inode(const struct idx *x, u64 ino) {
+    return ino < x->head->inodes ? &x->inodes[ino] : NULL;
+}
+
+/* The entries of a directory; NULL with *n 0 for anything else or out of bounds. */
+static const struct idx_dirent *idx_dir(const struct idx *x, const struct idx_inode *i, u32 *n) {
+    *n = 0;
+    if (!S_ISDIR(i->mode) || i->data > x->head->dirents || i->count > x->head->dirents - i->data)
+        return NULL;
+    *n = i->count;
+    return x->dirents + i->data;
+}
+
+static const char *idx_name(const struct idx *x, u64 off, u64 len) {
+    return off <= x->head->name_len && len <= x->head->name_len - off ? x->names + off : NULL;
+}
+
+/* The chunks of a file; NULL with *n 0 where there are none. */
+static const struct idx_chunk *idx_chunks(const struct idx *x, const struct idx_inode *i, u32 *n) {
+    *n = 0;
+    if (!S_ISREG(i->mode) || i->data > x->head->chunks || i->count > x->head->chunks - i->data ||
+        i->chunk_shift < 12 || i->chunk_shift > 62)
+        return NULL;
+    *n = i->count;
+    return x->chunks + i->data;
+}
+
+static int name_cmp(const char *a, size_t an, const char *b, size_t bn) {
+    int c = memcmp(a, b, an < bn ? an : bn);
+    return c ? c : (an > bn) - (an < bn);
+}
+
+/* Finds a name in a directory; NULL: not there. */
+static const struct idx_dirent *idx_lookup(const struct idx *x, const struct idx_inode *dir,
+                                           const char *name, size_t len) {
+    u32 n;
+    const struct idx_dirent *d = idx_dir(x, dir, &n);
+    for (u32 lo = 0, hi = n; lo < hi;) {
+        u32 mid = lo + (hi - lo) / 2;
+        const char *s = idx_name(x, d[mid].name, d[mid].name_len);
+        if (!s) return NULL;
+        int c = name_cmp(name, len, s, d[mid].name_len);
+        if (!c) return &d[mid];
+        if (c < 0) hi = mid;
+        else lo = mid + 1;
+    }
+    return NULL;
+}
+
+/* Walks an inode's xattrs: *at starts at 0; false at the end. In the section: u16 count, then each
+ * u16 name length, u32 value length, name, value. */
+static bool idx_xattr_next(const struct idx *x, const struct idx_inode *i, u64 *at, u16 *left,
+                           const char **name, u16 *nlen, const u8 **value, u32 *vlen) {
+    u64 end = x->head->xattr_len;
+    if (!i->xattr) return false;
+    if (!*at) {
+        *at = i->xattr - 1u;
+        if (end < 2 || *at > end - 2) return false;
+        memcpy(left, x->xattrs + *at, 2);
+        *at += 2;
+    }
+    if (!(*left)-- || *at + 6 > end) return false;
+    memcpy(nlen, x->xattrs + *at, 2);
+    memcpy(vlen, x->xattrs + *at + 2, 4);
+    *at += 6;
+    if ((u64)*nlen + *vlen > end - *at) return false;
+    *name = (const char *)x->xattrs + *at;
+    *value = x->xattrs + *at + *nlen;
+    *at += (u64)*nlen + *vlen;
+    return true;
+}
+
+/* ---- 11.2 the tree in memory ---- */
+struct tnode {
+    u32 mode, uid, gid, rdev;
+    u64 size;
+    i64 mtime;
+    u32 mtime_ns;
+    u32 chunk, chunks;            /* into tree.chunk */
+    u32 text, text_len;           /* symlink: into tree.names */
+    u32 xattr;                    /* as idx_inode.xattr, into tree.xattrs */
+    u32 kids;                     /* directory: first tdent; NO_INODE: none */
+    u32 number;                   /* while writing: number in the index */
+    u32 links;                    /* while writing */
+    u8 shift, opaque;
+};
+
+struct tdent {
+    u32 parent, node;             /* node NO_INODE: a whiteout */
+    u32 name;
+    u32 next;                     /* sibling */
+    u32 hash_next;
+    u16 len;
+    bool dead;
+};
+
+struct tree {
+    struct tnode *node;           /* owned; 0 is the root */
+    struct tdent *dent;           /* owned */
+    struct idx_chunk *chunk;      /* owned */
+    u32 *hash;                    /* owned; heads of chains, NO_INODE: empty */
+    u32 nodes, node_cap, dents, dent_cap, chunks, chunk_cap, hash_mask;
+    struct buf names, xattrs;
+    struct idx_pack *pack;        /* owned */
+    u32 packs;
+};
+
+static void tree_done(struct tree *t) {
+    free(t->node), free(t->dent), free(t->chunk), free(t->hash), free(t->pack);
+    buf_done(&t->names), buf_done(&t->xattrs);
+    *t = (struct tree){ 0 };
+}
+#define AUTO_TREE CLEANUP(tree_done) struct tree
+
+static u32 tree_node(struct tree *t) {
+    if (t->nodes == t->node_cap)
+        t->node = mem_grow(t->node, t->node_cap = t->node_cap * 2 + 64, sizeof *t->node);
+    t->node[t->nodes] = (struct tnode){ .kids = NO_INODE };
+    return t->nodes++;
+}
+
+static void tree_init(struct tree *t) {
+    *t = (struct tree){ .hash_mask = 1023 };
+    t->hash = mem_new((t->hash_mask + 1) * sizeof *t->hash);
+    memset(t->hash, 0xff, (t->hash_mask + 1) * sizeof *t->hash);
+    u32 root = tree_node(t);
+    t->node[root].mode = S_IFDIR | 0755;
+}
+
+static u32 tree_hash(u32 parent, const char *name, size_t len) {
+    u64 h = parent * 0x9e3779b97f4a7c15ull;
+    for (size_t i = 0; i < len; i++) h = (h ^ (u8)name[i]) * 0x100000001b3ull;
+    h ^= h >> 29;
+    h *= 0xbf58476d1ce4e5b9ull;
+    return (u32)(h >> 32);
+}
+
+/* The living entry of a name in a directory node; NULL: none. A whiteout counts as one. */
+static struct tdent *tree_find(struct tree *t, u32 dir, const char *name, size_t len) {
+    u32 i = t->hash[tree_hash(dir, name, len) & t->hash_mask];
+    for (; i != NO_INODE; i = t->dent[i].hash_next) {
+        struct tdent *d = &t->dent[i];
+        if (!d->dead && d->parent == dir && d->len == len && !memcmp(t->names.p + d->name, name, len))
+            return d;
+    }
+    return NULL;
+}
+
+static void tree_rehash(struct tree *t) {
+    free(t->hash);
+    t->hash_mask = t->hash_mask * 4 + 3;
+    t->hash = mem_new(((size_t)t->hash_mask + 1) * sizeof *t->hash);
+    memset(t->hash, 0xff, ((size_t)t->hash_mask + 1) * sizeof *t->hash);
+    for (u32 i = 0; i < t->dents; i++) {
+        struct tdent *d = &t->dent[i];
+        u32 *slot = &t->hash[tree_hash(d->parent, t->names.p + d->name, d->len) & t->hash_mask];
+        d->hash_next = *slot;
+        *slot = i;
+    }
+}
+
+static u32 tree_text(struct tree *t, const char *s, size_t n) {
+    u32 at = (u32)t->names.n;
+    buf_add(&t->names, s, n);
+    return at;
+}
+
+/* Makes `name` in `dir` refer to node (NO_INODE: whiteout), replacing what was there. */
+static void tree_link(struct tree *t, u32 dir, const char *name, size_t len, u32 node) {
+    struct tdent *old = tree_find(t, dir, name, len);
+    if (old) {
+        old->node = node;
+        return;
+    }
+    if (t->dents == t->dent_cap)
+        t->dent = mem_grow(t->dent, t->dent_cap = t->dent_cap * 2 + 64, sizeof *t->dent);
+    if (t->dents > t->hash_mask) tree_rehash(t);
+    u32 i = t->dents++;
+    u32 *slot = &t->hash[tree_hash(dir, name, len) & t->hash_mask];
+    t->dent[i] = (struct tdent){ .parent = dir, .node = node, .len = (u16)len, .next = t->node[dir].kids,
+                                 .name = tree_text(t, name, len), .hash_next = *slot };
+    *slot = i;
+    t->node[dir].kids = i;
+}
+
+static void tree_unlink(struct tree *t, u32 dir, const char *name, size_t len) {
+    struct tdent *d = tree_find(t, dir, name, len);
+    if (d) d->dead = true;
+}
+
+/* Adds one xattr list for a node from (name, value) pairs; 0 when none is kept. */
+struct xattr_list { struct buf data; u16 n; };
+
+/* What an image may carry: user.* and file capabilities. The names by which overlay file systems are
+ * steered, and everything that needs privilege, are dropped (CVE-2021-3493, CVE-2023-0386). */
+static bool xattr_kept(const char *name) {
+    if (!strcmp(name, "security.capability")) return true;
+    return str_prefix(name, "user.") && !str_prefix(name, "user.overlay.") &&
+           !str_prefix(name, "user.containers.") && !str_prefix(name, "user.fuseoverlayfs.");
+}
+
+static int xattr_list_add(struct xattr_list *l, const char *name, const void *value, size_t n, struct err *e) {
+    size_t len = strlen(name);
+    if (!xattr_kept(name)) return 0;
+    if (len > NAME_LIMIT || n > XATTR_MAX_VALUE || l->data.n + len + n > XATTR_MAX_ENTRY || l->n == UINT16_MAX)
+        return err_set(e, 0, "extended attribute %.60s is too large (%zu bytes)", name, n);
+    u16 nl = (u16)len;
+    u32 vl = (u32)n;
+    buf_add(&l->data, &nl, 2);
+    buf_add(&l->data, &vl, 4);
+    buf_add(&l->data, name, len);
+    buf_add(&l->data, value, n);
+    l->n++;
+    return 0;
+}
+
+static u32 tree_xattrs(struct tree *t, struct xattr_list *l) {
+    u32 at = (u32)t->xattrs.n + 1;
+    if (!l->n) return 0;
+    buf_add(&t->xattrs, &l->n, 2);
+    buf_add(&t->xattrs, l->data.p, l->data.n);
+    return at;
+}
+
+/* ---- 11.3 writing an index ---- */
+static int dent_order(const void *a, const void *b, void *arg) {
+    const struct tree *t = arg;
+    const struct tdent *x = &t->dent[*(const u32 *)a], *y = &t->dent[*(const u32 *)b];
+    return name_cmp(t->names.p + x->name, x->len, t->names.p + y->name, y->len);
+}
+
+struct idx_out {
+    struct buf inodes, dirents, chunks, names;
+    u64 content;
+};
+
+/* Numbers a directory's children and appends its entries; new directories go to the queue. */
+static void idx_put_dir(struct tree *t, u32 dir, struct idx_out *o, u32 **order, u32 *numbered, u32 *cap) {
+    u32 n = 0, *list = NULL;
+    for (u32 i = t->node[dir].kids; i != NO_INODE; i = t->dent[i].next) {
+        if (t->dent[i].dead) continue;
+        if (!(n & (n + 1))) list = mem_grow(list, n * 2 + 2, sizeof *list);
+        list[n++] = i;
+    }
+    if (n) qsort_r(list, n, sizeof *list, dent_order, t);
+    for (u32 k = 0; k < n; k++) {
+        const struct tdent *d = &t->dent[list[k]];
+        struct idx_dirent out = { .name = (u32)o->names.n, .name_len = d->len };
+        buf_add(&o->names, t->names.p + d->name, d->len);
+        if (d->node == NO_INODE) out.flags = DIRENT_WHITEOUT, out.type = DT_CHR;
+        else {
+            struct tnode *c = &t->node[d->node];
+            if (c->number == NO_INODE) {
+                if (*numbered == *cap) *order = mem_grow(*order, *cap = *cap * 2 + 64, sizeof **order);
+                (*order)[*numbered] = d->node;
+                c->number = (*numbered)++;
+            }
+            c->links++;
+            out.inode = c->number;
+            out.type = (u8)IFTODT(c->mode);
+            if (S_ISDIR(c->mode)) t->node[dir].links++;
+        }
+        buf_add(&o->dirents, &out, sizeof out);
+    }
+    free(list);
+}
+
+/* Appends one node as an inode record. */
+static void idx_put_inode(const struct tree *t, const struct tnode *c, u32 parent, u64 dirent_at,
+                          struct idx_out *o) {
+    struct idx_inode out = {
+        .mode = c->mode, .uid = c->uid, .gid = c->gid, .size = c->size, .mtime = c->mtime,
+        .mtime_ns = c->mtime_ns, .rdev = c->rdev, .xattr = c->xattr, .parent = parent,
+        .chunk_shift = c->shift, .flags = c->opaque ? INODE_OPAQUE : 0,
+    };
+    if (S_ISDIR(c->mode)) {
+        out.data = dirent_at;
+        out.count = (u32)(o->dirents.n / sizeof(struct idx_dirent) - dirent_at);
+        out.size = 4096;
+    } else if (S_ISREG(c->mode)) {
+        out.data = o->chunks.n / sizeof(struct idx_chunk);
+        out.count = c->chunks;
+        if (c->chunks) buf_add(&o->chunks, t->chunk + c->chunk, c->chunks * sizeof *t->chunk);
+        o->content += c->size;
+    } else if (S_ISLNK(c->mode)) {
+        out.data = o->names.n;
+        out.count = c->text_len;
+        out.size = c->text_len;
+        buf_add(&o->names, t->names.p + c->text, c->text_len);
+    }
+    buf_add(&o->inodes, &out, sizeof out);
+}
+
+static u64 idx_place(u64 *at, size_t n) {
+    u64 here = *at;
+    *at = (*at + n + 7) & ~7ull;
+    return here;
+}
+
+static int idx_emit(const struct tree *t, struct idx_out *o, const u8 id[32], int dir, const char *name,
+                    struct err *e) {
+    const struct buf parts[] = { o->inodes, o->dirents, o->chunks,
+                                 { .p = (char *)t->pack, .n = t->packs * sizeof *t->pack },
+                                 o->names, t->xattrs };
+    struct idx_head h = { .magic = "skiffidx", .version = IDX_VERSION, .has_xattrs = t->xattrs.n > 0,
+                          .content_size = o->content, .packs = t->packs };
+    u64 at = sizeof h, *offs[] = { &h.inode_off, &h.dirent_off, &h.chunk_off, &h.pack_off, &h.name_off,
+                                   &h.xattr_off };
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) *offs[i] = idx_place(&at, parts[i].n);
+    h.inodes = (u32)(o->inodes.n / sizeof(struct idx_inode));
+    h.dirents = (u32)(o->dirents.n / sizeof(struct idx_dirent));
+    h.chunks = (u32)(o->chunks.n / sizeof(struct idx_chunk));
+    h.name_len = o->names.n;
+    h.xattr_len = t->xattrs.n;
+    h.file_size = at;
+    memcpy(h.id, id, 32);
+    struct sha s;
+    sha_init(&s);
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++) {
+        static const u8 ZERO[8];
+        sha_add(&s, parts[i].p, parts[i].n);
+        sha_add(&s, ZERO, (8 - parts[i].n % 8) % 8);
+    }
+    sha_end(&s, h.body_sha);
+    idx_head_sum(&h, h.head_sha);
+    AUTO_FD fd = openat(dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) return err_set(e, errno, "create index %s", name);
+    if (fd_pwrite_all(fd, &h, sizeof h, 0)) return err_set(e, errno, "write index %s", name);
+    for (size_t i = 0; i < ARRAY_LEN(parts); i++)
+        if (fd_pwrite_all(fd, parts[i].p, parts[i].n, *offs[i]))
+            return err_set(e, errno, "write index %s", name);
+    if (ftruncate(fd, (off_t)at) || fsync(fd)) return err_set(e, errno, "write index %s", name);
+    return 0;
+}
+
+/* Writes the tree as an index file `name` in dir (aside: the caller renames it). Nodes that no name
+ * reaches are left out. The tree is spent: its numbers and link counts are scratch. */
+static int tree_write(struct tree *t, const u8 id[32], int dir, const char *name, struct err *e) {
+    struct idx_out o = { 0 };
+    u32 cap = t->nodes + 1, numbered = 1, *order = mem_new(cap * sizeof *order), *parent = NULL;
+    for (u32 i = 0; i < t->nodes; i++) t->node[i].number = NO_INODE, t->node[i].links = 0;
+    t->node[0].number = 0;
+    t->node[0].links = 1;
+    parent = mem_new(t->nodes * sizeof *parent);
+    /* breadth first: a directory's children get neighbouring numbers */
+    for (u32 k = 0; k < numbered; k++) {
+        u32 i = order[k];
+        u64 first = o.dirents.n / sizeof(struct idx_dirent);
+        u32 before = numbered;
+        if (S_ISDIR(t->node[i].mode)) idx_put_dir(t, i, &o, &order, &numbered, &cap);
+        for (u32 c = before; c < numbered; c++) parent[order[c]] = k;
+        idx_put_inode(t, &t->node[i], parent[i], first, &o);
+    }
+    for (u32 k = 0; k < numbered; k++) {
+        struct idx_inode *out = (void *)(o.inodes.p + k * sizeof *out);
+        const struct tnode *c = &t->node[order[k]];
+        out->nlink = S_ISDIR(c->mode) ? c->links + 1 : c->links;
+    }
+    int rc = idx_emit(t, &o, id, dir, name, e);
+    buf_done(&o.inodes), buf_done(&o.dirents), buf_done(&o.chunks), buf_done(&o.names);
+    free(order);
+    free(parent);
+    return rc;
+}
+
+/* ---- 11.4 merging ---- */
+
+/* Copies one inode of an index into the tree. */
+static u32 tree_import(struct tree *t, const struct idx *x, u32 ino, u32 pack_base, u32 *map) {
+    if (map[ino] != NO_INODE) return map[ino];
+    const struct idx_inode *i = &x->inodes[ino];
+    u32 n = tree_node(t), count;
+    struct tnode c = { .mode = i->mode, .uid = i->uid, .gid = i->gid, .rdev = i->rdev, .size = i->size,
+                       .mtime = i->mtime, .mtime_ns = i->mtime_ns, .shift = i->chunk_shift,
+                       .kids = NO_INODE };
+    const struct idx_chunk *ch = idx_chunks(x, i, &count);
+    if (ch && count) {
+        if (t->chunks + count > t->chunk_cap)
+            t->chunk = mem_grow(t->chunk, t->chunk_cap = (t->chunks + count) * 3 / 2 + 64, sizeof *t->chunk);
+        c.chunk = t->chunks;
+        c.chunks = count;
+        for (u32 k = 0; k < count; k++) {
+            t->chunk[t->chunks] = ch[k];
+            t->chunk[t->chunks++].pack += pack_base;
+        }
+    }
+    const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
+    if (text) c.text = tree_text(t, text, i->count), c.text_len = i->count;
+    struct xattr_list l = { 0 };
+    u64 at = 0;
+    u16 left, nlen;
+    u32 vlen;
+    const char *name;
+    const u8 *value;
+    while (idx_xattr_next(x, i, &at, &left, &name, &nlen, &value, &vlen)) {
+        char key[NAME_LIMIT + 1];
+        struct err ignored;
+        snprintf(key, sizeof key, "%.*s", nlen, name);
+        xattr_list_add(&l, key, value, vlen, &ignored);
+    }
+    c.xattr = tree_xattrs(t, &l);
+    buf_done(&l.data);
+    t->node[n] = c;
+    return map[ino] = n;
+}
+
+static void tree_dir_attrs(struct tree *t, u32 to, u32 from) {
+    struct tnode *a = &t->node[to], *b = &t->node[from];
+    a->mode = b->mode, a->uid = b->uid, a->gid = b->gid, a->xattr = b->xattr;
+    a->mtime = b->mtime, a->mtime_ns = b->mtime_ns;
+}
+
+/* Applies a layer's index on top of the tree: its whiteouts remove, its opaque directories hide,
+ * its directories merge, all else replaces. */
+static int tree_apply(struct tree *t, const struct idx *x, struct err *e) {
+    struct { u32 ino, node; } *todo = NULL;
+    u32 n = 0, cap = 0, visited = 0;
+    u32 *map = mem_new(x->head->inodes * sizeof *map);
+    memset(map, 0xff, x->head->inodes * sizeof *map);
+    u32 base = t->packs;
+    t->pack = mem_grow(t->pack, t->packs + x->head->packs + 1, sizeof *t->pack);
+    for (u32 p = 0; p < x->head->packs; p++) t->pack[t->packs++] = x->packs[p];
+    tree_dir_attrs(t, 0, tree_import(t, x, 0, base, map));
+    todo = mem_grow(NULL, cap = 64, sizeof *todo);
+    todo[n].ino = 0, todo[n++].node = 0;
+    int rc = 0;
+    while (n && !rc) {
+        u32 ino = todo[--n].ino, dir = todo[n].node, count;
+        const struct idx_dirent *d = idx_dir(x, &x->inodes[ino], &count);
+        if (++visited > x->head->inodes) rc = err_set(e, 0, "index is damaged: directories form a loop");
+        for (u32 k = 0; k < count && !rc; k++) {
+            const char *name = idx_name(x, d[k].name, d[k].name_len);
+            if (!name || (!(d[k].flags & DIRENT_WHITEOUT) && d[k].inode >= x->head->inodes)) {
+                rc = err_set(e, 0, "index is damaged: entry out of bounds");
+                break;
+            }
+            if (d[k].flags & DIRENT_WHITEOUT) {
+                tree_unlink(t, dir, name, d[k].name_len);
+                continue;
+            }
+            const struct idx_inode *src = &x->inodes[d[k].inode];
+            struct tdent *old = tree_find(t, dir, name, d[k].name_len);
+            u32 node = tree_import(t, x, d[k].inode, base, map);
+            bool merge = S_ISDIR(src->mode) && old && S_ISDIR(t->node[old->node].mode) &&
+                         !(src->flags & INODE_OPAQUE);
+            if (merge) tree_dir_attrs(t, old->node, node), node = old->node;
+            else tree_link(t, dir, name, d[k].name_len, node);
+            if (!S_ISDIR(src->mode)) continue;
+            if (n == cap) todo = mem_grow(todo, cap *= 2, sizeof *todo);
+            todo[n].ino = d[k].inode, todo[n++].node = node;
+        }
+    }
+    free(map);
+    free(todo);
+    return rc;
+}
+
+/* ---- 11.5 streams ---- */
+
+/* A source of bytes; each link of the chain (network, inflate, digest) is one. */
+struct src {
+    ssize_t (*read)(struct src *s, void *out, size_t n, struct err *e);
+};
+
+struct src_fd {
+    struct src src;
+    int fd;                       /* borrowed */
+};
+
+static ssize_t src_fd_read(struct src *s, void *out, size_t n, struct err *e) {
+    for (;;) {
+        ssize_t k = read(((struct src_fd *)s)->fd, out, n);
+        if (k >= 0) return k;
+        if (errno != EINTR) return err_set(e, errno, "read");
+    }
+}
+
+/* Digest and length of what passes. */
+struct src_hash {
+    struct src src;
+    struct src *from;
+    struct sha sha;
+    u64 n;
+};
+
+static ssize_t src_hash_read(struct src *s, void *out, size_t n, struct err *e) {
+    struct src_hash *h = (void *)s;
+    ssize_t k = h->from->read(h->from, out, n, e);
+    if (k > 0) sha_add(&h->sha, out, (size_t)k), h->n += (u64)k;
+    return k;
+}
+
+/* Decompression by what the data says it is: gzip (any number of members), zstd, or nothing. */
+struct src_inflate {
+    struct src src;
+    struct src *from;
+    enum { INFLATE_UNKNOWN, INFLATE_PLAIN, INFLATE_GZIP, INFLATE_ZSTD } kind;
+    u8 *in;                       /* owned, SRC_BUFFER bytes */
+    size_t n, at;
+    bool eof, between;            /* source ended; at a member's boundary */
+    z_stream z;
+    ZSTD_DStream *zd;
+};
+enum { SRC_BUFFER = 128 << 10 };
+
+static void src_inflate_done(struct src_inflate *i) {
+    if (i->kind == INFLATE_GZIP) inflateEnd(&i->z);
+    if (i->zd) ZSTD_freeDStream(i->zd);
+    free(i->in);
+}
+
+static int src_inflate_fill(struct src_inflate *i, struct err *e) {
+    if (i->at < i->n || i->eof) return 0;
+    ssize_t k = i->from->read(i->from, i->in, SRC_BUFFER, e);
+    if (k < 0) return -1;
+    i->eof = !k;
+    i->at = 0;
+    i->n = (size_t)k;
+    return 0;
+}
+
+static int src_inflate_detect(struct src_inflate *i, struct err *e) {
+    i->in = mem_new(SRC_BUFFER);
+    while (i->n < 4 && !i->eof) {          /* short first reads happen */
+        ssize_t k = i->from->read(i->from, i->in + i->n, SRC_BUFFER - i->n, e);
+        if (k < 0) return -1;
+        i->eof = !k;
+        i->n += (size_t)k;
+    }
+    i->between = true;
+    if (i->n >= 2 && i->in[0] == 0x1f && i->in[1] == 0x8b) {
+        if (inflateInit2(&i->z, 15 + 16) != Z_OK) mem_check(NULL);
+        i->kind = INFLATE_GZIP;
+    } else if (i->n >= 4 && i->in[0] == 0x28 && i->in[1] == 0xb5 && i->in[2] == 0x2f && i->in[3] == 0xfd) {
+        i->zd = mem_check(ZSTD_createDStream());
+        i->kind = INFLATE_ZSTD;
+    } else i->kind = INFLATE_PLAIN;
+    i->eof = false;
+    return 0;
+}
+
+static ssize_t src_inflate_gzip(struct src_inflate *i, void *out, size_t n, struct err *e) {
+    i->z.next_out = out;
+    i->z.avail_out = (unsigned)n;
+    while (i->z.avail_out == n) {
+        if (src_inflate_fill(i, e)) return -1;
+        if (i->eof && i->at == i->n) {
+            if (i->between) return 0;
+            return err_set(e, 0, "gzip data ends in the middle (truncated)");
+        }
+        /* after a member: another one, or padding that gzip(1) ignores too */
+        if (i->between && i->z.total_in && i->in[i->at] != 0x1f) {
+            i->at = i->n;
+            continue;
+        }
+        i->between = false;
+        i->z.next_in = i->in + i->at;
+        i->z.avail_in = (unsigned)(i->n - i->at);
+        int rc = inflate(&i->z, Z_NO_FLUSH);
+        i->at = i->n - i->z.avail_in;
+        if (rc == Z_STREAM_END) {
+            i->between = true;
+            uLong total = i->z.total_in;
+            inflateReset(&i->z);
+            i->z.total_in = total ? total : 1;
+        } else if (rc != Z_OK && rc != Z_BUF_ERROR)
+            return err_set(e, 0, "gzip data is damaged: %s", i->z.msg ? i->z.msg : "bad data");
+    }
+    return (ssize_t)(n - i->z.avail_out);
+}
+
+static ssize_t src_inflate_zstd(struct src_inflate *i, void *out, size_t n, struct err *e) {
+    ZSTD_outBuffer o = { out, n, 0 };
+    while (!o.pos) {
+        if (src_inflate_fill(i, e)) return -1;
+        if (i->eof && i->at == i->n) {
+            if (i->between) return 0;
+            return err_set(e, 0, "zstd data ends in the middle (truncated)");
+        }
+        ZSTD_inBuffer in = { i->in, i->n, i->at };
+        size_t rc = ZSTD_decompressStream(i->zd, &o, &in);
+        if (ZSTD_isError(rc)) return err_set(e, 0, "zstd data is damaged: %s", ZSTD_getErrorName(rc));
+        i->at = in.pos;
+        i->between = rc == 0;
+    }
+    return (ssize_t)o.pos;
+}
+
+static ssize_t src_inflate_read(struct src *s, void *out, size_t n, struct err *e) {
+    struct src_inflate *i = (void *)s;
+    if (n > 1u << 30) n = 1u << 30;
+    if (i->kind == INFLATE_UNKNOWN && src_inflate_detect(i, e)) return -1;
+    if (i->kind == INFLATE_GZIP) return src_inflate_gzip(i, out, n, e);
+    if (i->kind == INFLATE_ZSTD) return src_inflate_zstd(i, out, n, e);
+    if (src_inflate_fill(i, e)) return -1;
+    size_t k = i->n - i->at < n ? i->n - i->at : n;
+    memcpy(out, i->in + i->at, k);
+    i->at += k;
+    return (ssize_t)k;
+}
+
+/* libarchive over a src. */
+struct ar {
+    struct archive *a;
+    struct src *from;
+    u8 *block;                    /* owned */
+    struct err *e;                /* of the source; msg empty: none */
+    struct err failed;
+    u64 n;                        /* bytes handed to libarchive */
+};
+
+static la_ssize_t ar_read(struct archive *a, void *arg, const void **out) {
+    struct ar *r = arg;
+    ssize_t k = r->from->read(r->from, r->block, SRC_BUFFER, &r->failed);
+    *out = r->block;
+    if (k < 0) archive_set_error(a, EIO, "%s", r->failed.msg);
+    else r->n += (u64)k;
+    return k;
+}
+
+static void ar_close(struct ar *r) {
+    if (r->a) archive_read_free(r->a);
+    free(r->block);
+    *r = (struct ar){ 0 };
+}
+#define AUTO_AR CLEANUP(ar_close) struct ar
+
+static int ar_open(struct ar *r, struct src *from, struct err *e) {
+    r->from = from;
+    r->block = mem_new(SRC_BUFFER);
+    r->a = mem_check(archive_read_new());
+    archive_read_support_format_tar(r->a);
+    archive_read_support_format_empty(r->a);
+    if (archive_read_open(r->a, r, NULL, ar_read, NULL) != ARCHIVE_OK)
+        return err_set(e, 0, "not a tar archive: %s", archive_error_string(r->a));
+    return 0;
+}
+
+/* The next entry: 1, 0 at the end, -1 on damage. */
+static int ar_next(struct ar *r, struct archive_entry **ret, struct err *e) {
+    int rc = archive_read_next_header(r->a, ret);
+    if (rc == ARCHIVE_EOF) return 0;
+    if (rc == ARCHIVE_OK || rc == ARCHIVE_WARN) return 1;
+    const char *why = archive_error_string(r->a);
+    return err_set(e, 0, "tar archive is damaged: %s", why ? why : "bad header");
+}
+
+static const char *ar_path(struct archive_entry *en) {
+    const char *p = archive_entry_pathname(en);
+    return p ? p : archive_entry_pathname_utf8(en);
+}
+
+static const char *ar_hardlink(struct archive_entry *en) {
+    const char *p = archive_entry_hardlink(en);
+    return p ? p : archive_entry_hardlink_utf8(en);
+}
+
+static const char *ar_symlink(struct archive_entry *en) {
+    const char *p = archive_entry_symlink(en);
+    return p ? p : archive_entry_symlink_utf8(en);
+}
+
+/* ---- 11.6 an archive becomes a layer ---- */
+struct ingest {
+    struct tree t;
+    int pack;                     /* descriptor, owned by the caller */
+    u64 pack_at;                  /* where the next chunk goes */
+    u8 *stage;                    /* owned: bytes not yet written; they belong at pack_at - staged */
+    size_t staged;
+    u8 *chunk;                    /* owned: the chunk being filled */
+    size_t chunk_cap;
+};
+enum { STAGE_BYTES = 1 << 20 };
+
+static int ingest_flush(struct ingest *g, struct err *e) {
+    if (g->staged && fd_pwrite_all(g->pack, g->stage, g->staged, g->pack_at - g->staged))
+        return err_set(e, errno, "write layer contents");
+    g->staged = 0;
+    return 0;
+}
+
+static bool mem_is_zero(const u8 *p, size_t n) {
+    return n && !p[0] && (n == 1 || !memcmp(p, p + 1, n - 1));
+}
+
+/* Appends a chunk of the current file to the pack. */
+static int ingest_chunk(struct ingest *g, const u8 *p, size_t n, struct err *e) {
+    struct tree *t = &g->t;
+    struct idx_chunk c = { .len = (u32)n };
+    if (t->chunks == UINT32_MAX / 64) return err_set(e, 0, "layer has too many chunks");
+    if (t->chunks == t->chunk_cap)
+        t->chunk = mem_grow(t->chunk, t->chunk_cap = t->chunk_cap * 2 + 64, sizeof *t->chunk);
+    if (!mem_is_zero(p, n)) {
+        sha_of(p, n, c.sha);
+        size_t padded = (n + PACK_ALIGN - 1) & ~(size_t)(PACK_ALIGN - 1);
+        c.off = g->pack_at;
+        c.stored = (u32)n;
+        if (g->staged + padded > STAGE_BYTES && ingest_flush(g, e)) return -1;
+        if (padded > STAGE_BYTES) {
+            if (fd_pwrite_all(g->pack, p, n, g->pack_at)) return err_set(e, errno, "write layer contents");
+        } else {
+            memcpy(g->stage + g->staged, p, n);
+            memset(g->stage + g->staged + n, 0, padded - n);
+            g->staged += padded;
+        }
+        g->pack_at += padded;
+        if (padded > STAGE_BYTES) g->staged = 0;
+    }
+    t->chunk[t->chunks++] = c;
+    return 0;
+}
+
+/* Reads the current entry's data into chunks. The node is appended to, and so must be the newest. */
+static int ingest_data(struct ingest *g, struct ar *r, u32 node, u64 size, const char *path, struct err *e) {
+    struct tree *t = &g->t;
+    u8 shift = CHUNK_SHIFT;
+    while (size >> shift > 65535) shift++;
+    size_t cap = (size_t)1 << (shift < 26 ? shift : 26);
+    if (shift > 26) return err_set(e, 0, "%.200s: a file of %" PRIu64 " bytes is larger than the limit of 4 TiB", path, size);
+    if (cap > g->chunk_cap) g->chunk = mem_grow(g->chunk, g->chunk_cap = cap, 1);
+    u32 first = t->chunks;
+    u64 at = 0;                   /* everything below has been put into chunks or into g->chunk */
+    size_t have = 0;
+    const void *p;
+    size_t n;
+    la_int64_t off;
+    int rc;
+    while ((rc = archive_read_data_block(r->a, &p, &n, &off)) == ARCHIVE_OK || (rc == ARCHIVE_WARN)) {
+        if (off < 0 || (u64)off < at || (u64)off + n > size)
+            return err_set(e, 0, "tar archive is damaged: %.200s: data out of bounds", path);
+        while (at < (u64)off || n) {
+            bool hole = at < (u64)off;
+            u64 want = hole ? (u64)off - at : n;
+            size_t k = want < cap - have ? (size_t)want : cap - have;
+            if (hole) memset(g->chunk + have, 0, k);
+            else memcpy(g->chunk + have, p, k), p = (const u8 *)p + k, n -= k, off += (la_int64_t)k;
+            at += k;
+            have += k;
+            if (have < cap) continue;
+            if (ingest_chunk(g, g->chunk, have, e)) return -1;
+            have = 0;
+        }
+    }
+    if (rc != ARCHIVE_EOF)
+        return err_set(e, 0, "tar archive is damaged: %.200s: %s", path, archive_error_string(r->a));
+    while (at < size) {           /* a hole at the end */
+        size_t k = size - at < cap - have ? (size_t)(size - at) : cap - have;
+        memset(g->chunk + have, 0, k);
+        at += k;
+        have += k;
+        if (have == cap && at < size) {
+            if (ingest_chunk(g, g->chunk, have, e)) return -1;
+            have = 0;
+        }
+    }
+    if (have && ingest_chunk(g, g->chunk, have, e)) return -1;
+    t->node[node].chunk = first;
+    t->node[node].chunks = t->chunks - first;
+    t->node[node].shift = shift;
+    t->node[node].size = size;
+    return 0;
+}
+
+/* Walks a path of the archive below the tree's root: "." and empty components are skipped, ".." goes
+ * up but never above the root, a symbolic link on the way is followed inside the tree (as if the
+ * root were its own), missing directories are made. Returns the directory's node and leaves the last
+ * component in name/len (len 0: the root itself). */
+static int ingest_walk(struct ingest *g, const char *path, bool make, u32 *ret_dir, char *name,
+                       size_t *ret_len, struct err *e) {
+    struct tree *t = &g->t;
+    AUTO_BUF rest = { 0 };
+    u32 stack[1024], depth = 0;
+    int links = 0;
+    *ret_len = 0;
+    buf_adds(&rest, path);
+    stack[0] = 0;
+    for (size_t at = 0;;) {
+        while (rest.p[at] == '/') at++;
+        size_t n = strcspn(rest.p + at, "/"), next = at + n;
+        while (rest.p[next] == '/') next++;
+        const char *c = rest.p + at;
+        if (!n) {
+            *ret_dir = stack[depth];
+            return 0;
+        }
+        if (n > NAME_LIMIT) return err_set(e, ENAMETOOLONG, "archive entry %.100s…", path);
+        if (n == 1 && *c == '.') { at = next; continue; }
+        if (n == 2 && c[0] == '.' && c[1] == '.') {
+            if (depth) depth--;
+            at = next;
+            continue;
+        }
+        if (!rest.p[next]) {
+            memcpy(name, c, n);
+            name[n] = 0;
+            *ret_len = n;
+            *ret_dir = stack[depth];
+            return 0;
+        }
+        struct tdent *d = tree_find(t, stack[depth], c, n);
+        u32 node = d ? d->node : NO_INODE;
+        if (node != NO_INODE && S_ISLNK(t->node[node].mode)) {
+            if (++links > 40) return err_set(e, ELOOP, "archive entry %.200s", path);
+            AUTO_BUF joined = { 0 };
+            buf_add(&joined, t->names.p + t->node[node].text, t->node[node].text_len);
+            if (*joined.p == '/') depth = 0;
+            buf_addc(&joined, '/');
+            buf_adds(&joined, rest.p + next);
+            struct buf old = rest;
+            rest = joined;
+            joined = old;
+            at = 0;
+            if (rest.n > 65536) return err_set(e, ENAMETOOLONG, "archive entry %.200s", path);
+            continue;
+        }
+        if (node == NO_INODE || !S_ISDIR(t->node[node].mode)) {
+            if (!make) return err_set(e, ENOENT, "%.200s", path);
+            u32 fresh = tree_node(t);
+            t->node[fresh].mode = S_IFDIR | 0755;
+            tree_link(t, stack[depth], c, n, fresh);
+            node = fresh;
+        }
+        if (depth + 1 >= ARRAY_LEN(stack)) return err_set(e, ENAMETOOLONG, "archive entry %.200s: nested too deep", path);
+        stack[++depth] = node;
+        at = next;
+    }
+}
+
+static u32 ingest_owner(la_int64_t id) { return id < 0 || id > UINT32_MAX - 1 ? 65534 : (u32)id; }
+
+static int ingest_xattrs(struct ingest *g, struct archive_entry *en, u32 *ret, struct err *e) {
+    struct xattr_list l = { 0 };
+    const char *name;
+    const void *value;
+    size_t n;
+    int rc = 0;
+    archive_entry_xattr_reset(en);
+    while (!rc && archive_entry_xattr_next(en, &name, &value, &n) == ARCHIVE_OK)
+        if (name) rc = xattr_list_add(&l, name, value, n, e);
+    if (!rc) *ret = tree_xattrs(&g->t, &l);
+    buf_done(&l.data);
+    return rc;
+}
+
+/* A hard link: its target must be an earlier entry of the same archive, and no directory. */
+static int ingest_hardlink(struct ingest *g, u32 dir, const char *name, size_t len, const char *target,
+                           const char *path, struct err *e) {
+    char last[NAME_LIMIT + 1];
+    size_t n;
+    u32 tdir;
+    if (ingest_walk(g, target, false, &tdir, last, &n, e))
+        return err_set(e, 0, "archive entry %.200s: hard link to %.200s, which is not in the archive before it", path, target);
+    struct tdent *d = n ? tree_find(&g->t, tdir, last, n) : NULL;
+    if (!d || d->node == NO_INODE)
+        return err_set(e, 0, "archive entry %.200s: hard link to %.200s, which is not in the archive before it", path, target);
+    if (S_ISDIR(g->t.node[d->node].mode))
+        return err_set(e, 0, "archive entry %.200s: hard link to the directory %.200s", path, target);
+    tree_link(&g->t, dir, name, len, d->node);
+    return 0;
+}
+
+/* Whiteouts (image-spec layer.md): true when the name is one and has been dealt with. */
+static bool ingest_whiteout(struct ingest *g, u32 dir, const char *name, size_t len) {
+    if (!str_prefix(name, ".wh.")) return false;
+    if (!strcmp(name, ".wh..wh..opq")) {
+        g->t.node[dir].opaque = 1;
+        return true;
+    }
+    /* ".wh..wh.*" is reserved to AUFS; ".wh." and ".wh..", ".wh..." would name nothing or a parent */
+    if (str_prefix(name, ".wh..wh.") || len <= 4 || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
+        return true;
+    struct tdent *d = tree_find(&g->t, dir, name + 4, len - 4);
+    /* a whiteout and an entry of that name in one layer: the entry wins (layer.md) */
+    if (!d) tree_link(&g->t, dir, name + 4, len - 4, NO_INODE);
+    return true;
+}
+
+static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en, struct err *e) {
+    const char *path = ar_path(en);
+    struct tree *t = &g->t;
+    char name[NAME_LIMIT + 1];
+    size_t len;
+    u32 dir, node;
+    if (!path) return err_set(e, 0, "tar archive is damaged: an entry without a name");
+    if (t->nodes >= TREE_MAX_ENTRIES || t->dents >= TREE_MAX_ENTRIES || t->names.n > TREE_MAX_NAMES ||
+        t->xattrs.n > 256 << 20)
+        return err_set(e, 0, "layer has more than %d entries, or names or attributes beyond any use", TREE_MAX_ENTRIES);
+    if (ingest_walk(g, path, true, &dir, name, &len, e)) return -1;
+    if (len && ingest_whiteout(g, dir, name, len)) return 0;
+    const char *hard = ar_hardlink(en);
+    if (hard && len) return ingest_hardlink(g, dir, name, len, hard, path, e);
+    mode_t mode = archive_entry_mode(en);
+    struct tdent *old = len ? tree_find(t, dir, name, len) : NULL;
+    u32 was = len ? (old ? old->node : NO_INODE) : 0;
+    bool keep = was != NO_INODE && S_ISDIR(t->node[was].mode) && S_ISDIR(mode);
+    if (!len && !S_ISDIR(mode)) return err_set(e, 0, "archive entry %.200s: the root is not a directory", path);
+    node = keep ? was : tree_node(t);
+    struct tnode *c = &t->node[node];
+    c->mode = mode & (S_IFMT | 07777);
+    c->uid = ingest_owner(archive_entry_uid(en));
+    c->gid = ingest_owner(archive_entry_gid(en));
+    c->mtime = archive_entry_mtime_is_set(en) ? archive_entry_mtime(en) : 0;
+    c->mtime_ns = (u32)archive_entry_mtime_nsec(en);
+    switch (mode & S_IFMT) {
+    case S_IFREG: {
+        la_int64_t size = archive_entry_size(en);
+        if (size < 0) return err_set(e, 0, "archive entry %.200s: negative size", path);
+        if (ingest_data(g, r, node, (u64)size, path, e)) return -1;
+        break;
+    }
+    case S_IFLNK: {
+        const char *to = ar_symlink(en);
+        if (str_empty(to) || strlen(to) > SYMLINK_LIMIT)
+            return err_set(e, 0, "archive entry %.200s: bad symbolic link", path);
+        u32 at = tree_text(t, to, strlen(to));
+        t->node[node].text = at;
+        t->node[node].text_len = (u32)strlen(to);
+        break;
+    }
+    case S_IFCHR:
+    case S_IFBLK:
+        c->rdev = (u32)makedev(archive_entry_rdevmajor(en) & 0xfff, archive_entry_rdevminor(en) & 0xfffff);
+        break;
+    case S_IFDIR:
+    case S_IFIFO:
+    case S_IFSOCK: break;
+    default: return err_set(e, 0, "archive entry %.200s: unknown type %o", path, mode & S_IFMT);
+    }
+    u32 xattr;
+    if (ingest_xattrs(g, en, &xattr, e)) return -1;
+    t->node[node].xattr = xattr;
+    if (len && !keep) tree_link(t, dir, name, len, node);
+    return 0;
+}
+
+/* Layers may be followed by padding, not by a second life. */
+enum { TRAILING_MAX = 64 << 20 };
+
+/* Reads a (decompressed) tar from `from` to its very end and leaves layers/HEX.pack and HEX.idx
+ * behind, HEX being the digest of all bytes read: the diff-id. want_diff_id (may be NULL) must match.
+ * ret_diff_id: DIGEST_LEN+1 bytes. */
+static int layer_ingest(const struct store *s, struct src *from, const char *want_diff_id,
+                        char *ret_diff_id, struct err *e) {
+    struct src_hash hash = { .src = { src_hash_read }, .from = from };
+    struct ingest g = { .pack = -1, .stage = mem_new(STAGE_BYTES) };
+    char id[HEX_LEN + 1], pack_tmp[96], idx_tmp[96];
+    AUTO_FD pack = -1;
+    AUTO_AR r = { 0 };
+    int rc = -1;
+    sha_init(&hash.sha);
+    tree_init(&g.t);
+    id_random(id);
+    snprintf(pack_tmp, sizeof pack_tmp, "tmp/%.32s.pack", id);
+    snprintf(idx_tmp, sizeof idx_tmp, "tmp/%.32s.idx", id);
+    g.pack = pack = openat(s->dir, pack_tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (pack < 0) {
+        err_set(e, errno, "create %s/%s", s->path, pack_tmp);
+        goto out;
+    }
+    if (ar_open(&r, &hash.src, e)) goto out;
+    struct archive_entry *en;
+    int more;
+    while ((more = ar_next(&r, &en, e)) > 0)
+        if (ingest_entry(&g, &r, en, e)) goto out;
+    if (more < 0) goto out;
+    u64 trailing = 0;
+    for (ssize_t k; (k = src_hash_read(&hash.src, r.block, SRC_BUFFER, e));) {
+        if (k < 0) goto out;
+        if ((trailing += (u64)k) > TRAILING_MAX) {
+            err_set(e, 0, "tar archive is followed by more than %d MiB of other data", TRAILING_MAX >> 20);
+            goto out;
+        }
+    }
+    u8 raw[32];
+    char diff_id[DIGEST_LEN + 1] = "sha256:";
+    sha_end(&hash.sha, raw);
+    hex_of(raw, 32, diff_id + 7);
+    if (want_diff_id && strcmp(diff_id, want_diff_id)) {
+        err_set(e, 0, "layer content has diff-id %s, but the image's configuration says %s", diff_id, want_diff_id);
+        goto out;
+    }
+    if (ingest_flush(&g, e)) goto out;
+    if (ftruncate(pack, (off_t)g.pack_at) || fsync(pack)) {
+        err_set(e, errno, "write layer contents");
+        goto out;
+    }
+    g.t.pack = mem_new(sizeof *g.t.pack);
+    g.t.packs = 1;
+    memcpy(g.t.pack[0].diff_id, raw, 32);
+    g.t.pack[0].size = g.pack_at;
+    if (tree_write(&g.t, raw, s->dir, idx_tmp, e)) goto out;
+    char pack_to[96], idx_to[96];
+    snprintf(pack_to, sizeof pack_to, "layers/%s.pack", diff_id + 7);
+    snprintf(idx_to, sizeof idx_to, "layers/%s.idx", diff_id + 7);
+    if (renameat(s->dir, pack_tmp, s->dir, pack_to) || renameat(s->dir, idx_tmp, s->dir, idx_to)) {
+        err_set(e, errno, "rename layer into place");
+        goto out;
+    }
+    memcpy(ret_diff_id, diff_id, sizeof diff_id);
+    rc = 0;
+out:
+    if (rc) unlinkat(s->dir, pack_tmp, 0), unlinkat(s->dir, idx_tmp, 0);
+    tree_done(&g.t);
+    free(g.stage);
+    free(g.chunk);
+    return rc;
+}
+
+static bool layer_have(const struct store *s, const char *diff_id) {
+    char path[96];
+    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_id));
+    return !faccessat(s->dir, path, F_OK, 0);
+}
+
+/* The chain-id of a list of diff-ids (image-spec config.md); out: HEX_LEN+1. The empty image, which
+ * has no chain-id, gets the digest of nothing. */
+static void layer_chain(const struct strv *diff_ids, char *out) {
+    char id[DIGEST_LEN + 1];
+    u8 raw[32];
+    sha_of("", 0, raw);
+    hex_of(raw, 32, out);
+    for (size_t i = 0; i < diff_ids->n; i++) {
+        if (i) {
+            AUTO_FREE char *text = str_fmt("%s %s", id, diff_ids->v[i]);
+            digest_of(text, strlen(text), id);
+        } else strcpy(id, diff_ids->v[i]);
+        strcpy(out, id + 7);
+    }
+}
+
+/* Makes sure that merged/CHAIN.idx is there. */
+static int layer_merge(const struct store *s, const struct strv *diff_ids, char *ret_chain, struct err *e) {
+    char path[96], tmp[96], id[HEX_LEN + 1];
+    layer_chain(diff_ids, ret_chain);
+    snprintf(path, sizeof path, "merged/%s.idx", ret_chain);
+    if (!faccessat(s->dir, path, F_OK, 0)) return 0;
+    AUTO_TREE t = { 0 };
+    tree_init(&t);
+    for (size_t i = 0; i < diff_ids->n; i++) {
+        AUTO_IDX x = { 0 };
+        char layer[96];
+        snprintf(layer, sizeof layer, "layers/%s.idx", digest_hex(diff_ids->v[i]));
+        if (idx_open(s->dir, layer, true, &x, e) || tree_apply(&t, &x, e))
+            return err_wrap(e, "layer %s ('skiff system check --repair' rebuilds it)", diff_ids->v[i]);
+    }
+    u8 raw[32];
+    hex_to(ret_chain, raw, 32);
+    id_random(id);
+    snprintf(tmp, sizeof tmp, "tmp/%.32s.idx", id);
+    if (tree_write(&t, raw, s->dir, tmp, e) || renameat(s->dir, tmp, s->dir, path)) {
+        if (!e->msg[0]) err_set(e, errno, "rename %s", path);
+        unlinkat(s->dir, tmp, 0);
+        return -1;
+    }
+    return 0;
+}
+
+/* ---- 11.7 contents ---- */
+
+/* The packs of an index, opened on demand. Safe for several threads. */
+struct packs {
+    const struct idx *x;
+    int layers;                   /* directory, borrowed */
+    int *fd;                      /* owned; -1: not open yet, -2: bad */
+};
+
+static void packs_init(struct packs *p, const struct idx *x, int layers) {
+    *p = (struct packs){ x, layers, mem_new((x->head->packs + 1) * sizeof(int)) };
+    for (u32 i = 0; i < x->head->packs; i++) p->fd[i] = -1;
+}
+
+static void packs_done(struct packs *p) {
+    for (u32 i = 0; p->fd && i < p->x->head->packs; i++)
+        if (p->fd[i] >= 0) close(p->fd[i]);
+    free(p->fd);
+}
+
+static int packs_fd(struct packs *p, u32 i) {
+    if (i >= p->x->head->packs) return -1;
+    int fd = __atomic_load_n(&p->fd[i], __ATOMIC_ACQUIRE);
+    if (fd != -1) return fd;
+    char hex[HEX_LEN + 1], path[80];
+    snprintf(path, sizeof path, "%s.pack", hex_of(p->x->packs[i].diff_id, 32, hex));
+    fd = openat(p->layers, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    struct stat st;
+    if (fd >= 0 && (fstat(fd, &st) || (u64)st.st_size != p->x->packs[i].size)) {
+        close(fd);                /* truncated, or another layer's: never wrong bytes */
+        fd = -1;
+    }
+    int expect = -1, new = fd < 0 ? -2 : fd;
+    if (!__atomic_compare_exchange_n(&p->fd[i], &expect, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        if (fd >= 0) close(fd);
+        return expect;
+    }
+    return new;
+}
+
+/* One zstd chunk's part [skip, skip+n) into out. */
+static int packs_inflate(int fd, const struct idx_chunk *c, u64 skip, void *out, size_t n) {
+    u8 *in = malloc(c->stored), *all = malloc(c->len);
+    int rc = -1;
+    if (in && all && !fd_pread_all(fd, in, c->stored, c->off) &&
+        ZSTD_decompress(all, c->len, in, c->stored) == c->len) {
+        memcpy(out, all + skip, n);
+        rc = 0;
+    }
+    free(in);
+    free(all);
+    return rc;
+}
+
+/* Reads file contents; the count (short at the end of file), or -1: damaged. */
+static ssize_t packs_read(struct packs *p, const struct idx_inode *i, void *out, size_t n, u64 off) {
+    u32 count;
+    const struct idx_chunk *ch = idx_chunks(p->x, i, &count);
+    if (off >= i->size) return 0;
+    if (n > i->size - off) n = (size_t)(i->size - off);
+    for (size_t got = 0; got < n;) {
+        u64 k = (off + got) >> i->chunk_shift, skip = (off + got) & ((1ull << i->chunk_shift) - 1);
+        if (!ch || k >= count || skip >= ch[k].len) return -1;
+        const struct idx_chunk *c = &ch[k];
+        size_t part = c->len - skip < n - got ? (size_t)(c->len - skip) : n - got;
+        if (!c->stored) memset((u8 *)out + got, 0, part);
+        else {
+            int fd = packs_fd(p, c->pack);
+            if (fd < 0) return -1;
+            if (c->stored != c->len) {
+                if (packs_inflate(fd, c, skip, (u8 *)out + got, part)) return -1;
+            } else {
+                /* raw chunks of a file follow one another: one read for as many as are wanted */
+                while (part < n - got && k + 1 < count && ch[k + 1].pack == c->pack &&
+                       ch[k + 1].stored == ch[k + 1].len &&
+                       ch[k + 1].off == ch[k].off + (1ull << i->chunk_shift)) {
+                    k++;
+                    size_t add = ch[k].len < n - got - part ? ch[k].len : n - got - part;
+                    part += add;
+                }
+                if (fd_pread_all(fd, (u8 *)out + got, part, c->off + skip)) return -1;
+            }
+        }
+        got += part;
+    }
+    return (ssize_t)n;
+}
+
+/* ---- 11.8 unpacking to a directory ---- */
+struct unpack {
+    const struct idx *x;
+    struct packs packs;
+    int root;
+    bool chown;                   /* ids are mapped: keep owners and devices */
+    char **first;                 /* owned: for a hard-linked inode, the path of its first name */
+    struct buf path;              /* of the directory being filled, relative to root */
+};
+
+static int unpack_contents(struct unpack *u, const struct idx_inode *i, int fd, struct err *e) {
+    u32 count;
+    const struct idx_chunk *ch = idx_chunks(u->x, i, &count);
+    if (ftruncate(fd, (off_t)i->size)) return err_set(e, errno, "write %s", u->path.p);
+    AUTO_FREE u8 *tmp = NULL;
+    for (u32 k = 0; k < count; k++) {
+        u64 at = (u64)k << i->chunk_shift;
+        int pack = ch[k].stored ? packs_fd(&u->packs, ch[k].pack) : -1;
+        if (!ch[k].stored) continue;
+        if (pack < 0) return err_set(e, EIO, "layer contents missing or damaged");
+        loff_t from = (loff_t)ch[k].off, to = (loff_t)at;
+        size_t left = ch[k].stored == ch[k].len ? ch[k].len : 0;
+        while (left) {
+            ssize_t n = copy_file_range(pack, &from, fd, &to, left, 0);
+            if (n <= 0) break;
+            left -= (size_t)n;
+        }
+        if (!left && ch[k].stored == ch[k].len) continue;
+        if (!tmp) tmp = mem_new((size_t)1 << i->chunk_shift);
+        if (packs_read(&u->packs, i, tmp, ch[k].len, at) != (ssize_t)ch[k].len)
+            return err_set(e, EIO, "layer contents missing or damaged");
+        if (fd_pwrite_all(fd, tmp, ch[k].len, at)) return err_set(e, errno, "write %s", u->path.p);
+    }
+    return 0;
+}
+
+static void unpack_xattrs(const struct unpack *u, const struct idx_inode *i, int dir, const char *name) {
+    char key[NAME_LIMIT + 1];
+    u64 at = 0;
+    u16 left, nlen;
+    u32 vlen;
+    const char *s;
+    const u8 *value;
+    if (!i->xattr) return;
+    AUTO_FREE char *path = str_fmt("/proc/self/fd/%d/%s", dir, name);
+    while (idx_xattr_next(u->x, i, &at, &left, &s, &nlen, &value, &vlen)) {
+        snprintf(key, sizeof key, "%.*s", nlen, s);
+        lsetxattr(path, key, value, vlen, 0);     /* what the file system refuses, it has not */
+    }
+}
+
+static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, struct err *e) {
+    const struct idx_inode *i = &u->x->inodes[ino];
+    const char *text = NULL;
+    AUTO_FREE char *link = NULL;
+    AUTO_FD fd = -1;
+    int rc = 0;
+    if (!S_ISDIR(i->mode) && i->nlink > 1) {
+        if (u->first[ino]) {
+            if (linkat(u->root, u->first[ino], dir, name, 0)) return err_set(e, errno, "link %s%s", u->path.p, name);
+            return 0;
+        }
+        u->first[ino] = str_fmt("%s%s", u->path.p ? u->path.p : "", name);
+    }
+    switch (i->mode & S_IFMT) {
+    case S_IFREG:
+        fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0) rc = -1;
+        else if (unpack_contents(u, i, fd, e)) return -1;
+        break;
+    case S_IFLNK:
+        if ((text = idx_name(u->x, i->data, i->count))) link = str_dupn(text, i->count);
+        rc = link ? symlinkat(link, dir, name) : -1;
+        break;
+    case S_IFCHR:
+    case S_IFBLK:
+        /* a user namespace makes no devices; an empty file keeps the name, as tar without root does */
+        if (mknodat(dir, name, i->mode, i->rdev)) rc = mknodat(dir, name, S_IFREG | 0600, 0);
+        break;
+    default: rc = mknodat(dir, name, i->mode & (S_IFMT | 07777), 0);
+    }
+    if (rc) return err_set(e, errno, "unpack %s%s", u->path.p ? u->path.p : "", name);
+    if (u->chown && fchownat(dir, name, i->uid, i->gid, AT_SYMLINK_NOFOLLOW))
+        return err_set(e, errno, "chown %s%s to %u:%u (is the id within your subuid range?)",
+                       u->path.p ? u->path.p : "", name, i->uid, i->gid);
+    if (!S_ISLNK(i->mode)) fchmodat(dir, name, i->mode & 07777, 0);
+    unpack_xattrs(u, i, dir, name);
+    struct timespec ts[2] = { { i->mtime, i->mtime_ns }, { i->mtime, i->mtime_ns } };
+    utimensat(dir, name, ts, AT_SYMLINK_NOFOLLOW);
+    return 0;
+}
+
+static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err *e) {
+    u32 n;
+    const struct idx_inode *i = &u->x->inodes[ino];
+    const struct idx_dirent *d = idx_dir(u->x, i, &n);
+    if (depth > MAX_TREE_DEPTH) return err_set(e, ELOOP, "unpack %s", u->path.p);
+    for (u32 k = 0; k < n; k++) {
+        const char *s = idx_name(u->x, d[k].name, d[k].name_len);
+        if (!s || (!(d[k].flags & DIRENT_WHITEOUT) && d[k].inode >= u->x->head->inodes))
+            return err_set(e, EIO, "index is damaged");
+        char name[NAME_LIMIT + 1];
+        snprintf(name, sizeof name, "%.*s", d[k].name_len, s);
+        if (d[k].flags & DIRENT_WHITEOUT) {       /* overlay's form: a character device 0:0 */
+            if (mknodat(dir, name, S_IFCHR, 0)) return err_set(e, errno, "whiteout %s", name);
+            continue;
+        }
+        if (!S_ISDIR(u->x->inodes[d[k].inode].mode)) {
+            if (unpack_node(u, dir, name, d[k].inode, e)) return -1;
+            continue;
+        }
+        size_t mark = u->path.n;
+        if (mkdirat(dir, name, 0700)) return err_set(e, errno, "mkdir %s%s", u->path.p ? u->path.p : "", name);
+        AUTO_FD sub = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+        if (sub < 0) return err_set(e, errno, "open %s", name);
+        buf_addf(&u->path, "%s/", name);
+        if (unpack_dir(u, sub, d[k].inode, depth + 1, e)) return -1;
+        u->path.n = mark;
+        u->path.p[mark] = 0;
+    }
+    if (u->chown) (void)!fchown(dir, i->uid, i->gid);
+    fchmod(dir, i->mode & 07777);
+    unpack_xattrs(u, i, dir, ".");
+    if (i->flags & INODE_OPAQUE) fsetxattr(dir, "user.overlay.opaque", "y", 1, 0);
+    struct timespec ts[2] = { { i->mtime, i->mtime_ns }, { i->mtime, i->mtime_ns } };
+    futimens(dir, ts);
+    return 0;
+}
+
+/* Writes a whole index into an empty directory. For layers/ trees whiteouts take overlay's form. */
+static int idx_unpack(const struct idx *x, int layers, int root, bool chown, struct err *e) {
+    struct unpack u = { .x = x, .root = root, .chown = chown };
+    packs_init(&u.packs, x, layers);
+    u.first = mem_new(x->head->inodes * sizeof *u.first);
+    buf_add(&u.path, "", 0);
+    int rc = unpack_dir(&u, root, 0, 0, e);
+    for (u32 i = 0; i < x->head->inodes; i++) free(u.first[i]);
+    free(u.first);
+    buf_done(&u.path);
+    packs_done(&u.packs);
+    return rc;
+}
+/* }==== 11 layer */
+
+/* {==== 12 ufs: the file server ====
+ * Answers the kernel's FUSE requests from a merged index. The tree cannot change, so everything is
+ * cached for ever: entries, attributes, links and negative answers with timeouts of 2^30 s, ENOSYS to
+ * OPEN and OPENDIR, so that a warm walk never comes here. No lock anywhere: the index is read-only
+ * memory, a node id is an inode number + 1, and FORGET needs no answer. The kernel's overlay above
+ * takes the writes.
+ * The device is opened, mounted and cloned by pid 1 inside its own user namespace (the kernel wants
+ * opener and mounter in one) and handed to this process, which holds no mount namespace alive.
+ * Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4). */
+enum {
+    UFS_MAX_THREADS = 8,
+    UFS_READ_MAX = 256 << 10,     /* longest READ that is answered */
+    UFS_BUFFER = 64 << 10,        /* longest request: max_write is one page, names are short */
+};
+static const u64 UFS_FOREVER = 1ull << 30;    /* seconds */
+
+struct ufs {
+    struct idx x;
+    struct packs packs;
+    bool squash;                  /* one id in the user namespace: everything belongs to it */
+    u32 uid, gid;
+};
+
+struct ufs_thread {
+    struct ufs *u;
+    int fd;                       /* owned */
+    u8 *out;                      /* UFS_READ_MAX bytes */
+};
+
+static void ufs_attr(const struct ufs *u, u32 ino, struct fuse_attr *a) {
+    const struct idx_inode *i = &u->x.inodes[ino];
+    *a = (struct fuse_attr){
+        .ino = ino + 1ull, .size = i->size, .blocks = (i->size + 511) / 512, .blksize = 4096,
+        .atime = (u64)i->mtime, .mtime = (u64)i->mtime, .ctime = (u64)i->mtime,
+        .atimensec = i->mtime_ns, .mtimensec = i->mtime_ns, .ctimensec = i->mtime_ns,
+        .mode = i->mode, .nlink = i->nlink, .rdev = i->rdev,
+        .uid = u->squash ? u->uid : i->uid, .gid = u->squash ? u->gid : i->gid,
+    };
+}
+
+static void ufs_entry(const struct ufs *u, u32 ino, struct fuse_entry_out *o) {
+    *o = (struct fuse_entry_out){ .nodeid = ino + 1ull, .entry_valid = UFS_FOREVER, .attr_valid = UFS_FOREVER };
+    ufs_attr(u, ino, &o->attr);
+}
+
+/* error: negative errno, or 0 with n bytes of answer */
+static void ufs_reply(struct ufs_thread *t, u64 unique, int error, const void *data, size_t n) {
+    struct fuse_out_header h = { .error = error, .unique = unique };
+    struct iovec v[2] = { { &h, sizeof h }, { (void *)(uintptr_t)data, error ? 0 : n } };
+    h.len = (u32)(sizeof h + v[1].iov_len);
+    /* ENOENT: the request was interrupted; nothing to do about any failure here */
+    (void)!writev(t->fd, v, 2);
+}
+
+static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in *in) {
+    u32 want = FUSE_ASYNC_READ | FUSE_PARALLEL_DIROPS | FUSE_CACHE_SYMLINKS | FUSE_MAX_PAGES |
+               FUSE_DO_READDIRPLUS | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT |
+               FUSE_EXPLICIT_INVAL_DATA;
+    struct fuse_init_out o = {
+        .major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION,
+        .max_readahead = in->max_readahead < UFS_READ_MAX ? in->max_readahead : UFS_READ_MAX,
+        .flags = in->flags & want, .max_background = 64, .congestion_threshold = 48,
+        .max_write = 4096, .time_gran = 1, .max_pages = UFS_READ_MAX / 4096,
+    };
+    if (in->minor < FUSE_KERNEL_MINOR_VERSION) o.minor = in->minor;
+    ufs_reply(t, unique, 0, &o, sizeof o);
+}
+
+static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode *dir, const char *name) {
+    const struct idx_dirent *d = idx_lookup(&t->u->x, dir, name, strlen(name));
+    struct fuse_entry_out o = { .entry_valid = UFS_FOREVER };    /* node 0: a cached "not there" */
+    if (d && d->inode < t->u->x.head->inodes) ufs_entry(t->u, d->inode, &o);
+    ufs_reply(t, unique, 0, &o, sizeof o);
+}
+
+static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct fuse_read_in *r, bool plus) {
+    const struct ufs *u = t->u;
+    const struct idx_inode *dir = &u->x.inodes[ino];
+    u32 n, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
+    const struct idx_dirent *d = idx_dir(&u->x, dir, &n);
+    size_t used = 0, head = plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET;
+    for (u64 off = r->offset; off < n + 2ull; off++) {
+        const char *name = off == 0 ? "." : "..";
+        size_t len = off == 0 ? 1 : 2;
+        u32 child = off == 0 ? ino : dir->parent, type = DT_DIR;
+        if (off >= 2) {
+            name = idx_name(&u->x, d[off - 2].name, d[off - 2].name_len);
+            len = d[off - 2].name_len;
+            child = d[off - 2].inode;
+            type = d[off - 2].type;
+            if (!name || child >= u->x.head->inodes) continue;
+        }
+        size_t size = (head + len + 7) & ~(size_t)7;
+        if (used + size > max) break;
+        u8 *p = t->out + used;
+        memset(p, 0, size);
+        struct fuse_dirent de = { .ino = child + 1ull, .off = off + 1, .namelen = (u32)len, .type = type };
+        if (plus && off >= 2) ufs_entry(u, child, (struct fuse_entry_out *)(void *)p);
+        memcpy(p + head - FUSE_NAME_OFFSET, &de, FUSE_NAME_OFFSET);
+        memcpy(p + head, name, len);
+        used += size;
+    }
+    ufs_reply(t, unique, 0, t->out, used);
+}
+
+static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inode *i, u32 size, const char *want) {
+    u64 at = 0;
+    u16 left, nlen;
+    u32 vlen;
+    size_t used = 0;
+    const char *name;
+    const u8 *value;
+    /* ENOSYS ends these requests for the connection: most images have no attributes at all */
+    if (!t->u->x.head->has_xattrs) return ufs_reply(t, unique, -ENOSYS, NULL, 0);
+    while (idx_xattr_next(&t->u->x, i, &at, &left, &name, &nlen, &value, &vlen)) {
+        if (want && (strlen(want) != nlen || memcmp(want, name, nlen))) continue;
+        size_t n = want ? vlen : nlen + 1u;
+        if (size && used + n > (size < UFS_READ_MAX ? size : UFS_READ_MAX))
+            return ufs_reply(t, unique, -ERANGE, NULL, 0);
+        if (size) {
+            memcpy(t->out + used, want ? value : (const u8 *)name, want ? n : n - 1);
+            if (!want) t->out[used + n - 1] = 0;
+        }
+        used += n;
+        if (want) break;
+    }
+    if (want && !at) return ufs_reply(t, unique, -ENODATA, NULL, 0);
+    if (want && !used && !size) return ufs_reply(t, unique, -ENODATA, NULL, 0);
+    struct fuse_getxattr_out o = { .size = (u32)used };
+    if (size) ufs_reply(t, unique, want && !used ? -ENODATA : 0, t->out, used);
+    else ufs_reply(t, unique, 0, &o, sizeof o);
+}
+
+static void ufs_statfs(struct ufs_thread *t, u64 unique) {
+    struct fuse_statfs_out o = { .st = { .bsize = 4096, .frsize = 4096, .namelen = NAME_LIMIT,
+                                         .blocks = t->u->x.head->content_size / 4096 + 1,
+                                         .files = t->u->x.head->inodes } };
+    ufs_reply(t, unique, 0, &o, sizeof o);
+}
+
+/* One request. Flat: a case is an opcode. */
+static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
+    struct ufs *u = t->u;
+    const struct idx_inode *i = h->nodeid ? idx_inode(&u->x, h->nodeid - 1) : NULL;
+    switch (h->opcode) {
+    case FUSE_INIT: return ufs_init(t, h->unique, arg);
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_INTERRUPT: return;
+    case FUSE_STATFS: return ufs_statfs(t, h->unique);
+    case FUSE_DESTROY: return ufs_reply(t, h->unique, 0, NULL, 0);
+    }
+    if (!i) return ufs_reply(t, h->unique, -ESTALE, NULL, 0);
+    u32 ino = (u32)(h->nodeid - 1);
+    switch (h->opcode) {
+    case FUSE_LOOKUP: return ufs_lookup(t, h->unique, i, arg);
+    case FUSE_GETATTR: {
+        struct fuse_attr_out o = { .attr_valid = UFS_FOREVER };
+        ufs_attr(u, ino, &o.attr);
+        return ufs_reply(t, h->unique, 0, &o, sizeof o);
+    }
+    case FUSE_READLINK: {
+        const char *s = S_ISLNK(i->mode) ? idx_name(&u->x, i->data, i->count) : NULL;
+        return ufs_reply(t, h->unique, s ? 0 : -EINVAL, s, s ? i->count : 0);
+    }
+    case FUSE_READ: {
+        const struct fuse_read_in *r = arg;
+        size_t n = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
+        ssize_t k = packs_read(&u->packs, i, t->out, n, r->offset);
+        return ufs_reply(t, h->unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
+    }
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS: return ufs_readdir(t, h->unique, ino, arg, h->opcode == FUSE_READDIRPLUS);
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR: {
+        const struct fuse_getxattr_in *g = arg;
+        const char *want = h->opcode == FUSE_GETXATTR ? (const char *)(g + 1) : NULL;
+        return ufs_getxattr(t, h->unique, i, g->size, want);
+    }
+    case FUSE_IOCTL: return ufs_reply(t, h->unique, -ENOTTY, NULL, 0);
+    case FUSE_RELEASE:
+    case FUSE_RELEASEDIR: return ufs_reply(t, h->unique, 0, NULL, 0);
+    case FUSE_SETATTR:
+    case FUSE_WRITE:
+    case FUSE_CREATE:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_SYMLINK:
+    case FUSE_LINK:
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+    case FUSE_RENAME:
+    case FUSE_RENAME2:
+    case FUSE_SETXATTR:
+    case FUSE_REMOVEXATTR: return ufs_reply(t, h->unique, -EROFS, NULL, 0);
+    }
+    ufs_reply(t, h->unique, -ENOSYS, NULL, 0);
+}
+
+static void *ufs_loop(void *arg) {
+    struct ufs_thread *t = arg;
+    u8 *in = mem_new(UFS_BUFFER);
+    t->out = mem_new(UFS_READ_MAX);
+    for (;;) {
+        ssize_t n = read(t->fd, in, UFS_BUFFER);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
+        if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0);    /* ENODEV: unmounted */
+        ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
+    }
+}
+
+/* Serves until the mount is gone; never returns. fds: the mounted device and its clones, consumed. */
+__attribute__((noreturn))
+static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
+    static struct ufs_thread threads[UFS_MAX_THREADS];
+    prctl(PR_SET_NAME, "skiff-fs");
+    for (unsigned i = n < UFS_MAX_THREADS ? n : UFS_MAX_THREADS; i-- > 0;) {
+        threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i] };
+        pthread_t th;
+        pthread_attr_t a;
+        pthread_attr_init(&a);
+        pthread_attr_setstacksize(&a, 64 << 10);
+        if (!i) ufs_loop(&threads[i]);
+        else if (pthread_create(&th, &a, ufs_loop, &threads[i])) close(fds[i]);
+    }
+    _exit(1);
+}
+
+/* Opens and mounts the device in the caller's user namespace at `at` (relative paths are fine).
+ * Returns how many descriptors ret_fds got (the device and its clones), -1 on failure. */
+static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
+    int n = 0;
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    if (fd < 0) return err_set(e, errno, "open /dev/fuse");
+    AUTO_FREE char *opts = str_fmt("fd=%d,rootmode=40755,user_id=%u,group_id=%u,allow_other,"
+                                   "default_permissions,max_read=%d", fd, getuid(), getgid(), UFS_READ_MAX);
+    if (mount("skiff", at, "fuse.skiff", MS_RDONLY | MS_NODEV | MS_NOATIME, opts)) {
+        err_set(e, errno, "mount skiff's file system at %s", at);
+        close(fd);
+        return -1;
+    }
+    ret_fds[n++] = fd;
+    while (n < cpus && n < UFS_MAX_THREADS) {
+        u32 first = (u32)fd;
+        int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+        if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &first)) {
+            fd_closep(&clone);
+            break;                /* fewer threads, nothing else */
+        }
+        ret_fds[n++] = clone;
+    }
+    return n;
+}
+/* }==== 12 ufs */
+
+/* {==== 13 idmap: which ids a container has ====
+ * The ladder: real root keeps its ids; a user with a subuid range and a working newuidmap gets 65,536
+ * or more; everybody else gets one id, which is the container's root or, by choice, another one.
+ * Uses: 1-7. Sources: user_namespaces(7), newuidmap(1). */
+struct idmap_range { u32 inside, outside, count; };
+
+struct idmap {
+    struct idmap_range uid[4], gid[4];
+    unsigned uids, gids;          /* 0: no user namespace */
+    bool helper;                  /* newuidmap and newgidmap must write the map */
+};
+
+static bool idmap_single(const struct idmap *m) { return m->uids == 1 && m->uid[0].count == 1; }
+
+/* True where the id exists inside. */
+static bool idmap_has(const struct idmap_range *r, unsigned n, u32 id) {
+    for (unsigned i = 0; i < n; i++)
+        if (id >= r[i].inside && id - r[i].inside < r[i].count) return true;
+    return false;
+}
+
+/* Lets the helpers write the maps of a process. */
+static int idmap_helper(pid_t pid, const struct idmap *m, struct err *e) {
+    for (int g = 0; g < 2; g++) {
+        const struct idmap_range *r = g ? m->gid : m->uid;
+        unsigned n = g ? m->gids : m->uids;
+        AUTO_STRV args = { 0 };
+        AUTO_BUF out = { 0 };
+        strv_add(&args, g ? "newgidmap" : "newuidmap");
+        strv_take(&args, str_fmt("%d", (int)pid));
+        for (unsigned i = 0; i < n; i++) {
+            strv_take(&args, str_fmt("%u", r[i].inside));
+            strv_take(&args, str_fmt("%u", r[i].outside));
+            strv_take(&args, str_fmt("%u", r[i].count));
+        }
+        int rc = proc_run(args.v, NULL, &out, e);
+        if (rc < 0) return -1;
+        if (out.n && out.p[out.n - 1] == '\n') out.p[out.n - 1] = 0;
+        if (rc) return err_set(e, 0, "%s failed: %s", args.v[0], out.p && *out.p ? out.p : "no message");
+    }
+    return 0;
+}
+
+/* Writes the maps of a process in a new user namespace, from outside or (pid 0) for oneself. */
+static int idmap_write(pid_t pid, const struct idmap *m, struct err *e) {
+    char path[64], dir[32];
+    if (m->helper) return idmap_helper(pid, m, e);
+    if (pid) snprintf(dir, sizeof dir, "/proc/%d", (int)pid);
+    else strcpy(dir, "/proc/self");
+    for (int g = 1; g >= 0; g--) {
+        const struct idmap_range *r = g ? m->gid : m->uid;
+        unsigned n = g ? m->gids : m->uids;
+        AUTO_BUF text = { 0 };
+        for (unsigned i = 0; i < n; i++)
+            buf_addf(&text, "%u %u %u\n", r[i].inside, r[i].outside, r[i].count);
+        /* user_namespaces(7): a gid map of one's own wants setgroups denied first */
+        snprintf(path, sizeof path, "%s/setgroups", dir);
+        if (g && idmap_single(m)) file_poke(AT_FDCWD, path, "deny");
+        snprintf(path, sizeof path, "%s/%s", dir, g ? "gid_map" : "uid_map");
+        if (file_poke(AT_FDCWD, path, text.p)) return err_set(e, errno, "write %s", path);
+    }
+    return 0;
+}
+
+/* Does a map by the helpers really work here? Tried in a throw-away child. */
+static bool idmap_works(const struct idmap *m) {
+    int pipes[2];
+    if (pipe2(pipes, O_CLOEXEC)) return false;
+    struct sys_clone_args a = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+    pid_t pid = sys_clone3(&a);
+    if (!pid) {
+        char c;
+        close(pipes[1]);
+        (void)!read(pipes[0], &c, 1);
+        _exit(0);
+    }
+    struct err e;
+    bool ok = pid > 0 && !idmap_write(pid, m, &e);
+    close(pipes[0]);
+    close(pipes[1]);
+    if (pid > 0) waitpid(pid, NULL, 0);
+    return ok;
+}
+
+/* The map over a subuid range; false where there is none or it does not work. The trial costs some
+ * milliseconds and is remembered in cache/ for this boot. */
+static bool idmap_subid(int store, struct idmap *ret) {
+    u32 us, uc, gs, gc;
+    if (!host_subid("/etc/subuid", &us, &uc) || !host_subid("/etc/subgid", &gs, &gc)) return false;
+    AUTO_FREE char *helper = host_program("newuidmap"), *helper2 = host_program("newgidmap");
+    if (!helper || !helper2) return false;
+    *ret = (struct idmap){ .uid = { { 0, geteuid(), 1 }, { 1, us, uc } }, .uids = 2,
+                           .gid = { { 0, getegid(), 1 }, { 1, gs, gc } }, .gids = 2, .helper = true };
+    char boot[64] = "", name[128], answer[8] = "";
+    file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
+    snprintf(name, sizeof name, "cache/subid-%.40s-%u-%u", boot, us, uc);
+    if (file_line(store, name, answer, sizeof answer)) {
+        struct err e;
+        strcpy(answer, idmap_works(ret) ? "yes" : "no");
+        file_replace(store, "cache/.subid", answer, strlen(answer), 0600, 0, &e);
+        renameat(store, "cache/.subid", store, name);
+    }
+    return !strcmp(answer, "yes");
+}
+
+/* Chooses the map: mode is "" (the ladder), "host", "keep-id", "single"; uid and gid are what the
+ * container's first process will be. */
+static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct idmap *ret, struct err *e) {
+    struct idmap sub;
+    *ret = (struct idmap){ 0 };
+    bool keep = !strcmp(mode, "keep-id"), single = !strcmp(mode, "single");
+    if (!strcmp(mode, "host") || (!geteuid() && !*mode)) {
+        if (geteuid()) return err_set(e, 0, "--userns=host needs root: a user without root runs in a user namespace");
+        return 0;
+    }
+    if (*mode && !keep && !single && strcmp(mode, "auto"))
+        return err_set(e, 0, "--userns=%s is not one of auto, host, keep-id, single", mode);
+    u32 host_uid = geteuid(), host_gid = getegid();
+    if (single || !idmap_subid(store, &sub)) {
+        u32 to_uid = keep ? host_uid : uid, to_gid = keep ? host_gid : gid;
+        *ret = (struct idmap){ .uid = { { to_uid, host_uid, 1 } }, .uids = 1,
+                               .gid = { { to_gid, host_gid, 1 } }, .gids = 1 };
+        return 0;
+    }
+    *ret = sub;
+    if (!keep) return 0;
+    /* keep-id: the user's own number inside too, the range around it */
+    for (int g = 0; g < 2; g++) {
+        struct idmap_range *r = g ? ret->gid : ret->uid, range = r[1];
+        u32 own = g ? host_gid : host_uid, below = own < range.count ? own : range.count;
+        unsigned n = 0;
+        if (below) r[n++] = (struct idmap_range){ 0, range.outside, below };
+        r[n++] = (struct idmap_range){ own, own, 1 };
+        if (below < range.count) r[n++] = (struct idmap_range){ own + 1, range.outside + below, range.count - below };
+        *(g ? &ret->gids : &ret->uids) = n;
+    }
+    return 0;
+}
+/* }==== 13 idmap */
+
+/* {==== 14 sec: seccomp, capabilities ====
+ * The default is Docker's profile as a table. A compiled filter is kept in cache/, named by the digest
+ * of everything that it is made from, because compiling costs 8 ms and reading 20 µs.
+ * Uses: 1-7. Sources: seccomp(2), capabilities(7), moby/profiles seccomp v0.2.3, libseccomp(3). */
+
+/* ---- 14.1 capabilities ---- */
+static const char *const CAP_NAMES[] = {
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL",
+    "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON",
+    "BPF", "CHECKPOINT_RESTORE",
+};
+#define CAP_BIT(c) (1ull << (c))
+static const u64 CAP_ALL = (1ull << ARRAY_LEN(CAP_NAMES)) - 1;
+static const u64 CAP_DOCKER =
+    CAP_BIT(CAP_CHOWN) | CAP_BIT(CAP_DAC_OVERRIDE) | CAP_BIT(CAP_FSETID) | CAP_BIT(CAP_FOWNER) |
+    CAP_BIT(CAP_MKNOD) | CAP_BIT(CAP_NET_RAW) | CAP_BIT(CAP_SETGID) | CAP_BIT(CAP_SETUID) |
+    CAP_BIT(CAP_SETFCAP) | CAP_BIT(CAP_SETPCAP) | CAP_BIT(CAP_NET_BIND_SERVICE) |
+    CAP_BIT(CAP_SYS_CHROOT) | CAP_BIT(CAP_KILL) | CAP_BIT(CAP_AUDIT_WRITE);
+
+/* Number of a capability by name, with or without CAP_, in any case; -1: unknown. */
+static int cap_number(const char *name) {
+    if (!strncasecmp(name, "CAP_", 4)) name += 4;
+    for (size_t i = 0; i < ARRAY_LEN(CAP_NAMES); i++)
+        if (!strcasecmp(name, CAP_NAMES[i])) return (int)i;
+    return -1;
+}
+
+static json_t *cap_json(u64 set) {
+    json_t *a = json_array();
+    for (size_t i = 0; i < ARRAY_LEN(CAP_NAMES); i++)
+        if (set & CAP_BIT(i)) {
+            AUTO_FREE char *s = str_fmt("CAP_%s", CAP_NAMES[i]);
+            js_push(a, s);
+        }
+    return a;
+}
+
+/* ---- 14.2 seccomp: the default profile ---- */
+/* Equals moby/profiles seccomp/v0.2.3. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules for
+ * one system call are or-ed; names that this libseccomp does not know are passed over. */
+#define SECCOMP_DEFAULT_ERRNO EPERM
+
+/* sub-architectures of a native one; arch and sub are for seccomp_arch_resolve_name() */
+static const struct scmp_arch {
+    const char *docker;       /* name in scmp_rule.arches */
+    const char *arch;         /* native, libseccomp's name */
+    const char *sub;          /* space separated; unknown to this libseccomp: skip */
+} SECCOMP_ARCHES[] = {
+    { "amd64", "x86_64", "x86 x32" },
+    { "arm64", "aarch64", "arm" },
+    { "mips64", "mips64", "mips mips64n32" },
+    { "mips64n32", "mips64n32", "mips mips64" },
+    { "mipsel64", "mipsel64", "mipsel mipsel64n32" },
+    { "mips3l64n32", "mipsel64n32", "mipsel mipsel64" },
+    { "s390x", "s390x", "s390" },
+    { "riscv64", "riscv64", "" },
+    { "loongarch64", "loongarch64", "" },
+    /* not in moby's map: native only */
+    { "x86", "x86", "" },
+    { "arm", "arm", "" },
+    { "mipsel", "mipsel", "" },
+    { "ppc", "ppc", "" },
+    { "ppc64", "ppc64", "" },
+    { "ppc64le", "ppc64le", "" },
+    { "s390", "s390", "" },
+};
+
+/* a rule holds if cap, without_cap, minkernel and arches all agree */
+static const struct scmp_rule {
+    const char *names;        /* space separated; unknown to this libseccomp: skip */
+    int cap;                  /* CAP_* that must be in the bounding set; -1: none */
+    int without_cap;          /* CAP_* that must not be in it; -1: none */
+    unsigned minkernel;       /* major << 8 | minor; 0: any */
+    struct {
+        unsigned char arg, op; /* op: SCMP_CMP_*; 0: no condition */
+        uint64_t a, b;        /* datum_a, datum_b (SCMP_CMP_MASKED_EQ: mask, value) */
+    } cond;
+    int action_errno;         /* 0: allow; else the errno returned */
+    const char *arches;       /* native arch, Docker's names; NULL: all; "!a b": all but these */
+} SECCOMP_DEFAULT[] = {
+    { "accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown "
+      "chown32 clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime "
+      "clock_gettime64 clock_nanosleep clock_nanosleep_time64 close close_range connect "
+      "copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old "
+      "epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit "
+      "exit_group faccessat faccessat2 fadvise64 fadvise64_64 fallocate fanotify_mark fchdir "
+      "fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr "
+      "flistxattr flock fork fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 "
+      "fsync ftruncate ftruncate64 futex futex_requeue futex_time64 futex_wait futex_waitv "
+      "futex_wake futimesat getcpu getcwd getdents getdents64 getegid getegid32 geteuid "
+      "geteuid32 getgid getgid32 getgroups getgroups32 getitimer getpeername getpgid getpgrp "
+      "getpid getppid getpriority getrandom getresgid getresgid32 getresuid getresuid32 "
+      "getrlimit get_robust_list getrusage getsid getsockname getsockopt get_thread_area gettid "
+      "gettimeofday getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init "
+      "inotify_init1 inotify_rm_watch io_cancel ioctl io_destroy io_getevents io_pgetevents "
+      "io_pgetevents_time64 ioprio_get ioprio_set io_setup io_submit ipc kill landlock_add_rule "
+      "landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat "
+      "listen listmount listxattr listxattrat llistxattr _llseek lremovexattr lseek lsetxattr "
+      "lstat lstat64 madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir "
+      "mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2 mprotect mq_getsetattr mq_notify "
+      "mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink "
+      "mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap "
+      "name_to_handle_at nanosleep newfstatat _newselect open openat openat2 pause pidfd_open "
+      "pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll ppoll_time64 "
+      "prctl pread64 preadv preadv2 prlimit64 process_mrelease pselect6 pselect6_time64 pwrite64 "
+      "pwritev pwritev2 read readahead readlink readlinkat readv recv recvfrom recvmmsg "
+      "recvmmsg_time64 recvmsg remap_file_pages removexattr removexattrat rename renameat "
+      "renameat2 restart_syscall riscv_hwprobe rmdir rseq rt_sigaction rt_sigpending "
+      "rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait "
+      "rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_getaffinity sched_getattr sched_getparam "
+      "sched_get_priority_max sched_get_priority_min sched_getscheduler sched_rr_get_interval "
+      "sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam "
+      "sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop "
+      "semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sendto setfsgid setfsgid32 "
+      "setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority "
+      "setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 "
+      "setrlimit set_robust_list setsid setsockopt set_thread_area set_tid_address setuid "
+      "setuid32 setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd "
+      "signalfd4 sigprocmask sigreturn socketcall socketpair splice stat stat64 statfs statfs64 "
+      "statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time "
+      "timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime "
+      "timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime "
+      "timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat "
+      "uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid "
+      "write writev", -1, -1, 0, { 0 }, 0, NULL },
+    { "process_vm_readv process_vm_writev ptrace", -1, -1, 0x0408, { 0 }, 0, NULL },
+    /* all families but AF_ALG (38) and AF_VSOCK (40); not behind i386 socketcall */
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_LT, 38, 0 }, 0, NULL },
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_EQ, 39, 0 }, 0, NULL },
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_GT, 40, 0 }, 0, NULL },
+    /* PER_LINUX, PER_LINUX32, UNAME26 alone and with LINUX32, query */
+    { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0, 0 }, 0, NULL },
+    { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 8, 0 }, 0, NULL },
+    { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0x20000, 0 }, 0, NULL },
+    { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0x20008, 0 }, 0, NULL },
+    { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0xffffffff, 0 }, 0, NULL },
+    { "sync_file_range2 swapcontext", -1, -1, 0, { 0 }, 0, "ppc64le" },
+    { "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
+      -1, -1, 0, { 0 }, 0, "arm arm64" },
+    { "arch_prctl", -1, -1, 0, { 0 }, 0, "amd64 x32" },
+    { "modify_ldt", -1, -1, 0, { 0 }, 0, "amd64 x32 x86" },
+    { "s390_pci_mmio_read s390_pci_mmio_write s390_runtime_instr",
+      -1, -1, 0, { 0 }, 0, "s390 s390x" },
+    { "riscv_flush_icache", -1, -1, 0, { 0 }, 0, "riscv64" },
+    { "open_by_handle_at", CAP_DAC_READ_SEARCH, -1, 0, { 0 }, 0, NULL },
+    { "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie "
+      "lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount "
+      "open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog "
+      "umount umount2 unshare", CAP_SYS_ADMIN, -1, 0, { 0 }, 0, NULL },
+    /* no CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; s390 has the flags second */
+    { "clone", -1, CAP_SYS_ADMIN, 0, { 0, SCMP_CMP_MASKED_EQ, 0x7e020000, 0 }, 0, "!s390 s390x" },
+    { "clone", -1, CAP_SYS_ADMIN, 0, { 1, SCMP_CMP_MASKED_EQ, 0x7e020000, 0 }, 0, "s390 s390x" },
+    /* flags are out of reach in memory: make the libc fall back to clone */
+    { "clone3", -1, CAP_SYS_ADMIN, 0, { 0 }, ENOSYS, NULL },
+    { "reboot", CAP_SYS_BOOT, -1, 0, { 0 }, 0, NULL },
+    { "chroot", CAP_SYS_CHROOT, -1, 0, { 0 }, 0, NULL },
+    { "delete_module init_module finit_module", CAP_SYS_MODULE, -1, 0, { 0 }, 0, NULL },
+    { "acct", CAP_SYS_PACCT, -1, 0, { 0 }, 0, NULL },
+    { "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+      CAP_SYS_PTRACE, -1, 0, { 0 }, 0, NULL },
+    { "iopl ioperm", CAP_SYS_RAWIO, -1, 0, { 0 }, 0, NULL },
+    { "settimeofday stime clock_settime clock_settime64", CAP_SYS_TIME, -1, 0, { 0 }, 0, NULL },
+    { "vhangup", CAP_SYS_TTY_CONFIG, -1, 0, { 0 }, 0, NULL },
+    { "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+      CAP_SYS_NICE, -1, 0, { 0 }, 0, NULL },
+    { "syslog", CAP_SYSLOG, -1, 0, { 0 }, 0, NULL },
+    { "bpf", CAP_BPF, -1, 0, { 0 }, 0, NULL },
+    { "perf_event_open", CAP_PERFMON, -1, 0, { 0 }, 0, NULL },
+};
+
+/* ---- 14.3 seccomp: building and loading ---- */
+
+/* A filter as the kernel takes it. */
+struct filter {
+    struct sock_filter *code;     /* owned; NULL: none */
+    unsigned short n;
+};
+
+/* What a filter for the built-in profile depends on. */
+struct filter_want {
+    u64 caps;                     /* bounding set */
+    bool fake_root;               /* one id only: ownership and identity calls pretend success */
+    const json_t *profile;        /* an OCI linux.seccomp object; NULL: the built-in profile */
+};
+
+/* Calls that succeed without effect where there is only one id, so that package managers run; the
+ * choice is Charliecloud's (ch-run(1), --seccomp). */
+static const char FAKE_CALLS[] =
+    "chown chown32 fchown fchown32 fchownat lchown lchown32 setuid setuid32 setgid setgid32 setreuid "
+    "setreuid32 setregid setregid32 setresuid setresuid32 setresgid setresgid32 setfsuid setfsuid32 "
+    "setfsgid setfsgid32 setgroups setgroups32 capset";
+
+static bool word_in(const char *words, const char *w, size_t n) {
+    for (const char *p = words; *p;) {
+        size_t k = strcspn(p, " ");
+        if (k == n && !strncmp(p, w, n)) return true;
+        p += k + (p[k] == ' ');
+    }
+    return false;
+}
+
+static const struct scmp_arch *filter_native(void) {
+    u32 native = seccomp_arch_native();
+    for (size_t i = 0; i < ARRAY_LEN(SECCOMP_ARCHES); i++)
+        if (seccomp_arch_resolve_name(SECCOMP_ARCHES[i].arch) == native) return &SECCOMP_ARCHES[i];
+    return NULL;
+}
+
+static bool filter_rule_holds(const struct scmp_rule *r, const struct filter_want *w, const char *arch,
+                              unsigned kernel) {
+    if (r->cap >= 0 && !(w->caps & CAP_BIT(r->cap))) return false;
+    if (r->without_cap >= 0 && (w->caps & CAP_BIT(r->without_cap))) return false;
+    if (r->minkernel > kernel) return false;
+    if (!r->arches) return true;
+    bool not = *r->arches == '!';
+    return word_in(r->arches + not, arch, strlen(arch)) != not;
+}
+
+static unsigned host_kernel(void) {
+    struct utsname u;
+    unsigned major = 0, minor = 0;
+    if (!uname(&u)) sscanf(u.release, "%u.%u", &major, &minor);
+    return major << 8 | (minor & 0xff);
+}
+
+/* Adds a word list; *max follows the highest native number. */
+static void filter_add(scmp_filter_ctx ctx, u32 action, const char *names, const char *except,
+                       const struct scmp_arg_cmp *cmp, int *max) {
+    char name[64];
+    for (const char *p = names; *p;) {
+        size_t k = strcspn(p, " ");
+        bool skip = word_in(except, p, k) || k >= sizeof name;
+        snprintf(name, sizeof name, "%.*s", (int)k, p);
+        p += k + (p[k] == ' ');
+        int nr = skip ? __NR_SCMP_ERROR : seccomp_syscall_resolve_name(name);
+        if (nr == __NR_SCMP_ERROR) continue;
+        if (nr > *max && nr < 0x10000) *max = nr;
+        seccomp_rule_add_array(ctx, action, nr, cmp ? 1 : 0, cmp);
+    }
+}
+
+static int filter_builtin(scmp_filter_ctx ctx, const struct filter_want *w, int *max) {
+    static const char MKNODS[] = "mknod mknodat";
+    const struct scmp_arch *native = filter_native();
+    unsigned kernel = host_kernel();
+    AUTO_FREE char *except = str_fmt("%s %s", w->fake_root ? FAKE_CALLS : "", w->fake_root ? MKNODS : "");
+    for (size_t i = 0; native && i < ARRAY_LEN(SECCOMP_DEFAULT); i++) {
+        const struct scmp_rule *r = &SECCOMP_DEFAULT[i];
+        if (!filter_rule_holds(r, w, native->docker, kernel)) continue;
+        struct scmp_arg_cmp cmp = { r->cond.arg, (enum scmp_compare)r->cond.op, r->cond.a, r->cond.b };
+        u32 action = r->action_errno ? SCMP_ACT_ERRNO((u32)r->action_errno) : SCMP_ACT_ALLOW;
+        filter_add(ctx, action, r->names, except, r->cond.op ? &cmp : NULL, max);
+    }
+    if (!w->fake_root) return 0;
+    filter_add(ctx, SCMP_ACT_ERRNO(0), FAKE_CALLS, "", NULL, max);
+    for (int at = 0; at < 2; at++) {      /* mknod: devices pretend, all else is real */
+        const char *name = at ? "mknodat" : "mknod";
+        unsigned arg = at ? 2 : 1;
+        static const mode_t KINDS[] = { 0, S_IFREG, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, S_IFDIR, S_IFLNK };
+        for (size_t k = 0; k < ARRAY_LEN(KINDS); k++) {
+            struct scmp_arg_cmp cmp = { arg, SCMP_CMP_MASKED_EQ, S_IFMT, KINDS[k] };
+            u32 action = KINDS[k] == S_IFCHR || KINDS[k] == S_IFBLK ? SCMP_ACT_ERRNO(0) : SCMP_ACT_ALLOW;
+            filter_add(ctx, action, name, "", &cmp, max);
+        }
+    }
+    return 0;
+}
+
+/* An action of the OCI spec; 0: not known. */
+static u32 filter_action(const char *name, i64 errno_ret, i64 dflt_errno) {
+    if (str_eq(name, "SCMP_ACT_ALLOW")) return SCMP_ACT_ALLOW;
+    if (str_eq(name, "SCMP_ACT_ERRNO"))
+        return SCMP_ACT_ERRNO((u32)(errno_ret >= 0 ? errno_ret : dflt_errno >= 0 ? dflt_errno : EPERM) & 0xffff);
+    if (str_eq(name, "SCMP_ACT_KILL") || str_eq(name, "SCMP_ACT_KILL_THREAD")) return SCMP_ACT_KILL_THREAD;
+    if (str_eq(name, "SCMP_ACT_KILL_PROCESS")) return SCMP_ACT_KILL_PROCESS;
+    if (str_eq(name, "SCMP_ACT_TRAP")) return SCMP_ACT_TRAP;
+    if (str_eq(name, "SCMP_ACT_LOG")) return SCMP_ACT_LOG;
+    if (str_eq(name, "SCMP_ACT_TRACE")) return SCMP_ACT_TRACE((u32)(errno_ret >= 0 ? errno_ret : 0) & 0xffff);
+    return 0;
+}
+
+static int filter_op(const char *op) {
+    static const char *const OPS[] = { "", "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ",
+                                       "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ" };
+    for (int i = 1; op && i < (int)ARRAY_LEN(OPS); i++)
+        if (!strcmp(op, OPS[i])) return i;
+    return 0;
+}
+
+/* Docker's own profile form has includes and excludes; they are looked at as Docker does. */
+static bool filter_applies(const json_t *rule, const struct filter_want *w, const char *arch) {
+    for (int ex = 0; ex < 2; ex++) {
+        const json_t *c = js_get(rule, ex ? "excludes" : "includes"), *v;
+        size_t i;
+        if (!json_is_object(c)) continue;
+        json_array_foreach(js_get(c, "caps"), i, v) {
+            int cap = cap_number(json_string_value(v) ? json_string_value(v) : "");
+            bool have = cap >= 0 && (w->caps & CAP_BIT(cap));
+            if (ex ? have : !have) return false;
+        }
+        AUTO_STRV arches = { 0 };
+        js_to_strv(js_get(c, "arches"), &arches);
+        if (arches.n && strv_has(&arches, arch) == ex) return false;
+        unsigned major = 0, minor = 0;
+        const char *min = js_str(c, "minKernel");
+        if (!ex && min && sscanf(min, "%u.%u", &major, &minor) == 2 && host_kernel() < (major << 8 | minor))
+            return false;
+    }
+    return true;
+}
+
+static int filter_json_rule(scmp_filter_ctx ctx, const json_t *rule, size_t at, i64 dflt_errno, int *max,
+                            struct err *e) {
+    struct scmp_arg_cmp cmp[6] = { 0 };
+    unsigned n = 0;
+    u32 action = filter_action(js_str(rule, "action"), js_int(rule, "errnoRet", -1), dflt_errno);
+    if (!action) return err_set(e, 0, "seccomp: /syscalls/%zu/action: unknown or unsupported", at);
+    size_t i;
+    json_t *v;
+    json_array_foreach(js_get(rule, "args"), i, v) {
+        int op = filter_op(js_str(v, "op"));
+        if (!op || n == 6) return err_set(e, 0, "seccomp: /syscalls/%zu/args/%zu: bad condition", at, i);
+        cmp[n++] = (struct scmp_arg_cmp){ (unsigned)js_int(v, "index", 0), (enum scmp_compare)op,
+                                          (u64)js_int(v, "value", 0), (u64)js_int(v, "valueTwo", 0) };
+    }
+    AUTO_STRV names = { 0 };
+    if (js_str(rule, "name")) strv_add(&names, js_str(rule, "name"));
+    js_to_strv(js_get(rule, "names"), &names);
+    for (size_t k = 0; k < names.n; k++) {
+        int nr = seccomp_syscall_resolve_name(names.v[k]);
+        if (nr == __NR_SCMP_ERROR) continue;
+        if (nr > *max && nr < 0x10000) *max = nr;
+        /* conditions on one argument twice mean "or" in the kernel's eyes of libseccomp: add each */
+        bool twice = n == 2 && cmp[0].arg == cmp[1].arg;
+        for (unsigned c = 0; c < (twice ? 2 : 1); c++) {
+            int rc = seccomp_rule_add_array(ctx, action, nr, twice ? 1 : n, cmp + c);
+            if (rc && rc != -EACCES && rc != -EEXIST)
+                return err_set(e, -rc, "seccomp: /syscalls/%zu: %s", at, names.v[k]);
+        }
+    }
+    return 0;
+}
+
+static int filter_json(scmp_filter_ctx ctx, const struct filter_want *w, int *max, struct err *e) {
+    const struct scmp_arch *native = filter_native();
+    i64 dflt = js_int(w->profile, "defaultErrnoRet", -1);
+    json_t *v;
+    size_t i;
+    json_array_foreach(js_get(w->profile, "syscalls"), i, v) {
+        u32 action = filter_action(js_str(v, "action"), js_int(v, "errnoRet", -1), dflt);
+        u32 all = 0;
+        seccomp_attr_get(ctx, SCMP_FLTATR_ACT_DEFAULT, &all);
+        if (action == all || !filter_applies(v, w, native ? native->docker : "")) continue;
+        if (filter_json_rule(ctx, v, i, dflt, max, e)) return -1;
+    }
+    return 0;
+}
+
+/* Calls newer than the profile answer ENOSYS, so that programs take their fall-back (runc does the
+ * same): a prelude of four instructions for the native architecture. */
+static void filter_prelude(struct filter *f, int max) {
+#if defined(__x86_64__)
+    const u32 arch = 0xc000003e;
+#elif defined(__aarch64__)
+    const u32 arch = 0xc00000b7;
+#else
+    const u32 arch = 0;
+#endif /* architecture */
+    const struct sock_filter pre[] = {
+        { 0x20, 0, 0, 4 },                                 /* ld [arch] */
+        { 0x15, 0, 4, arch },                              /* not native: past the prelude */
+        { 0x20, 0, 0, 0 },                                 /* ld [nr] */
+        { 0x35, 2, 0, 0x40000000 },                        /* x32: past */
+        { 0x25, 0, 1, (u32)max },
+        { 0x06, 0, 0, 0x00050000 | ENOSYS },               /* ret ERRNO(ENOSYS) */
+    };
+    struct sock_filter *code = mem_new((f->n + ARRAY_LEN(pre)) * sizeof *code);
+    memcpy(code, pre, sizeof pre);
+    memcpy(code + ARRAY_LEN(pre), f->code, f->n * sizeof *code);
+    free(f->code);
+    f->code = code;
+    f->n = (unsigned short)(f->n + ARRAY_LEN(pre));
+}
+
+static int filter_export(scmp_filter_ctx ctx, struct filter *ret, struct err *e) {
+    AUTO_FD fd = (int)syscall(SYS_memfd_create, "bpf", 1u /* MFD_CLOEXEC */);
+    AUTO_BUF b = { 0 };
+    int rc;
+    if (fd < 0) return err_set(e, errno, "memfd_create");
+    if ((rc = seccomp_export_bpf(ctx, fd))) return err_set(e, -rc, "compile the seccomp filter");
+    if (lseek(fd, 0, SEEK_SET) || fd_slurp(fd, 1 << 20, &b)) return err_set(e, errno, "read the seccomp filter");
+    if (b.n / sizeof(struct sock_filter) + 8 > 4096) return err_set(e, 0, "seccomp filter is too long");
+    ret->n = (unsigned short)(b.n / sizeof(struct sock_filter));
+    ret->code = (void *)buf_steal(&b);
+    return 0;
+}
+
+static int filter_compile(const struct filter_want *w, struct filter *ret, struct err *e) {
+    const json_t *p = w->profile;
+    u32 dflt = p ? filter_action(js_str(p, "defaultAction"), js_int(p, "defaultErrnoRet", -1), -1)
+                 : SCMP_ACT_ERRNO(SECCOMP_DEFAULT_ERRNO);
+    if (!dflt) return err_set(e, 0, "seccomp: /defaultAction: missing, unknown or unsupported");
+    scmp_filter_ctx ctx = mem_check(seccomp_init(dflt));
+    int max = 0, rc = -1;
+    const struct scmp_arch *native = filter_native();
+    for (const char *s = native && (!p || js_get(p, "archMap") || js_get(p, "architectures")) ? native->sub : ""; *s;) {
+        char name[32];
+        size_t k = strcspn(s, " ");
+        snprintf(name, sizeof name, "%.*s", (int)k, s);
+        u32 token = seccomp_arch_resolve_name(name);
+        if (token) seccomp_arch_add(ctx, token);
+        s += k + (s[k] == ' ');
+    }
+    if (p ? !filter_json(ctx, w, &max, e) : !filter_builtin(ctx, w, &max)) rc = filter_export(ctx, ret, e);
+    seccomp_release(ctx);
+    if (!rc && max && dflt != SCMP_ACT_ALLOW) filter_prelude(ret, max);
+    return rc;
+}
+
+static void filter_done(struct filter *f) { mem_freep(&f->code); }
+
+/* The compiled filter, from cache/ of the store or compiled and put there. */
+static int filter_get(int store, const struct filter_want *w, struct filter *ret, struct err *e) {
+    AUTO_FREE char *text = w->profile ? js_dump(w->profile, JSON_COMPACT | JSON_SORT_KEYS) : str_dup("builtin");
+    AUTO_FREE char *key = str_fmt("%s %s %x %" PRIx64 " %d %s", SKIFF_VERSION, host_arch(), host_kernel(),
+                                  w->caps, w->fake_root, text);
+    char digest[DIGEST_LEN + 1], name[96];
+    AUTO_BUF b = { 0 };
+    struct err ignored;
+    digest_of(key, strlen(key), digest);
+    snprintf(name, sizeof name, "cache/seccomp-%.64s", digest + 7);
+    if (store >= 0 && !file_read(store, name, 1 << 20, &b, &ignored) && b.n > 32 + sizeof(struct sock_filter)) {
+        u8 sum[32];
+        sha_of(b.p + 32, b.n - 32, sum);
+        if (!memcmp(sum, b.p, 32) && (b.n - 32) / 8 < 4096) {
+            ret->n = (unsigned short)((b.n - 32) / sizeof *ret->code);
+            ret->code = mem_new(b.n);
+            memcpy(ret->code, b.p + 32, b.n - 32);
+            return 0;
+        }
+    }
+    if (filter_compile(w, ret, e)) return -1;
+    buf_done(&b);
+    u8 sum[32];
+    sha_of(ret->code, ret->n * sizeof *ret->code, sum);
+    buf_add(&b, sum, 32);
+    buf_add(&b, ret->code, ret->n * sizeof *ret->code);
+    AUTO_FD cache = store >= 0 ? openat(store, "cache", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (cache >= 0) file_replace(cache, name + 6, b.p, b.n, 0600, 0, &ignored);
+    return 0;
+}
+
+/* Loads it for the calling thread and all that it becomes; needs no_new_privs or CAP_SYS_ADMIN. */
+static int filter_load(const struct filter *f, struct err *e) {
+    struct { unsigned short len; struct sock_filter *code; } prog = { f->n, f->code };
+    if (f->n && prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &prog))
+        return err_set(e, errno, "load the seccomp filter");
+    return 0;
+}
+/* }==== 14 sec */
+
+/* {==== 15 cgroup: limits ====
+ * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
+ * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), v2 only. Where there is
+ * none a limit that was asked for is an error that names the remedy; without a limit no cgroup is
+ * needed and none is made.
+ * Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+struct cgroup {
+    char *path;                   /* absolute; owned; NULL: none */
+};
+
+static void cgroup_done(struct cgroup *c) { mem_freep(&c->path); }
+
+/* The v2 mount point and this process's own path in it; false where there is no v2 hierarchy. */
+static bool cgroup_own(char **ret) {
+    static const char *const MOUNTS[] = { "/sys/fs/cgroup", "/sys/fs/cgroup/unified" };
+    AUTO_BUF b = { 0 };
+    struct err e;
+    if (host_disabled("cgroup") || file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &e)) return false;
+    char *own = b.p && str_prefix(b.p, "0::") ? b.p : b.p ? strstr(b.p, "\n0::") : NULL;
+    if (!own) return false;
+    own = strchr(own, '/');
+    if (!own) return false;
+    own[strcspn(own, "\n")] = 0;
+    for (size_t i = 0; i < ARRAY_LEN(MOUNTS); i++) {
+        struct statfs fs;
+        if (statfs(MOUNTS[i], &fs) || fs.f_type != CGROUP2_SUPER_MAGIC) continue;
+        *ret = str_fmt("%s%s", MOUNTS[i], strcmp(own, "/") ? own : "");
+        return true;
+    }
+    return false;
+}
+
+static int cgroup_set(const struct cgroup *c, const char *file, const char *value, struct err *e) {
+    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
+    if (file_poke(AT_FDCWD, path, value))
+        return err_set(e, errno, "set %s to %s (is the controller delegated to you?)", path, value);
+    return 0;
+}
+
+/* Makes the controllers available to children of `dir`: its processes move to a leaf first, since a
+ * cgroup with controllers for its children may hold no processes itself. */
+static void cgroup_enable(const char *dir) {
+    AUTO_FREE char *control = str_fmt("%s/cgroup.subtree_control", dir);
+    AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
+    AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir), *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
+    static const char *const WANT[] = { "+cpu", "+memory", "+pids", "+io", "+cpuset" };
+    if (file_poke(AT_FDCWD, control, "+pids") && errno == EBUSY) {
+        AUTO_BUF b = { 0 };
+        struct err e;
+        mkdir(leaf, 0755);
+        file_read(AT_FDCWD, procs, 1 << 20, &b, &e);
+        char *save = NULL;
+        for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p; p = strtok_r(NULL, "\n", &save))
+            file_poke(AT_FDCWD, into, p);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(WANT); i++) file_poke(AT_FDCWD, control, WANT[i]);
+}
+
+/* config-linux.md's cpu.shares (2..262144) to v2's weight (1..10000). */
+static u64 cgroup_weight(u64 shares) { return shares ? 1 + (shares - 2) * 9999 / 262142 : 0; }
+
+static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
+    char v[64];
+    i64 n;
+    if ((n = js_int(res, "memory.limit", 0)) > 0) {
+        snprintf(v, sizeof v, "%" PRId64, n);
+        if (cgroup_set(c, "memory.max", v, e)) return -1;
+        i64 swap = js_int(res, "memory.swap", 0);     /* OCI: memory plus swap; v2: swap alone */
+        if (swap > 0) snprintf(v, sizeof v, "%" PRId64, swap > n ? swap - n : 0);
+        else if (swap < 0) strcpy(v, "max");
+        struct err ignored;
+        cgroup_set(c, "memory.swap.max", v, swap ? e : &ignored);
+    }
+    if ((n = js_int(res, "memory.reservation", 0)) > 0) {
+        snprintf(v, sizeof v, "%" PRId64, n);
+        if (cgroup_set(c, "memory.low", v, e)) return -1;
+    }
+    if ((n = js_int(res, "cpu.quota", 0)) > 0) {
+        snprintf(v, sizeof v, "%" PRId64 " %" PRId64, n, js_int(res, "cpu.period", 100000));
+        if (cgroup_set(c, "cpu.max", v, e)) return -1;
+    }
+    if ((n = js_int(res, "cpu.shares", 0)) > 0) {
+        snprintf(v, sizeof v, "%" PRIu64, cgroup_weight((u64)n));
+        if (cgroup_set(c, "cpu.weight", v, e)) return -1;
+    }
+    if (js_str(res, "cpu.cpus") && cgroup_set(c, "cpuset.cpus", js_str(res, "cpu.cpus"), e)) return -1;
+    if (js_str(res, "cpu.mems") && cgroup_set(c, "cpuset.mems", js_str(res, "cpu.mems"), e)) return -1;
+    if ((n = js_int(res, "pids.limit", 0)) != 0) {
+        snprintf(v, sizeof v, "%" PRId64, n);
+        if (cgroup_set(c, "pids.max", n > 0 ? v : "max", e)) return -1;
+    }
+    return 0;
+}
+
+/* Makes the container's cgroup and sets its limits. No limits: c->path may stay NULL. */
+static int cgroup_make(const char *id, const json_t *resources, struct cgroup *c, struct err *e) {
+    AUTO_FREE char *own = NULL;
+    bool wanted = json_object_size(resources) > 0;
+    *c = (struct cgroup){ 0 };
+    if (!wanted) return 0;
+    if (!cgroup_own(&own))
+        return err_set(e, 0, "limits need a cgroup v2 hierarchy, which this host has not (an administrator can "
+                             "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
+    char *leaf = strstr(own, "/skiff.self");
+    if (leaf) *leaf = 0;
+    cgroup_enable(own);
+    c->path = str_fmt("%s/skiff-%.12s", own, id);
+    if (mkdir(c->path, 0755) && errno != EEXIST) {
+        int no = errno;
+        AUTO_FREE char *path = c->path;
+        c->path = NULL;
+        return err_set(e, no, "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
+                              "Delegate=yes skiff run …'", path);
+    }
+    if (!cgroup_apply(c, resources, e)) return 0;
+    rmdir(c->path);
+    cgroup_done(c);
+    return -1;
+}
+
+static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
+    char text[16];
+    snprintf(text, sizeof text, "%d", (int)pid);
+    return c->path ? cgroup_set(c, "cgroup.procs", text, e) : 0;
+}
+
+/* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
+static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *key) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    if (!c->path) return 0;
+    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
+    if (file_read(AT_FDCWD, path, 65536, &b, &e) || !b.p) return 0;
+    if (!key) return strtoull(b.p, NULL, 10);
+    size_t n = strlen(key);
+    for (const char *p = b.p; p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL)
+        if (!strncmp(p, key, n) && p[n] == ' ') return strtoull(p + n + 1, NULL, 10);
+    return 0;
+}
+
+static void cgroup_remove(struct cgroup *c) {
+    struct err ignored;
+    if (!c->path) return;
+    cgroup_set(c, "cgroup.kill", "1", &ignored);
+    for (int i = 0; i < 50 && rmdir(c->path) && errno == EBUSY; i++) usleep(2000);
+    cgroup_done(c);
+}
+/* }==== 15 cgroup */
+
+/* {==== 16 mnt: mounts below a root ====
+ * Invariants: (1) no path of a container is given to mount(2): a target is resolved once, by openat2
+ * below the root's descriptor, and mounted on by descriptor; (2) what is written to or bound over is
+ * checked to be what it should be (procfs, the null device) after it was opened.
+ * Uses: 1-4. Sources: mount(2), move_mount(2), mount_setattr(2); CVE-2019-19921, CVE-2021-30465,
+ * CVE-2025-31133, CVE-2025-52881. */
+
+/* Opens `path` below root as an O_PATH descriptor, making directories, and a file or directory at its
+ * end, where they are missing. `strict`: no symbolic link at all on the way. */
+static int mnt_target(int root, const char *path, bool dir, bool strict, struct err *e) {
+    u64 how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (strict ? RESOLVE_NO_SYMLINKS : 0);
+    while (*path == '/') path++;
+    int fd = sys_openat2(root, *path ? path : ".", O_PATH, 0, how);
+    if (fd >= 0 || errno != ENOENT) {
+        if (fd < 0) err_set(e, errno, "mount target /%s%s", path, errno == ELOOP ? " (a symbolic link)" : "");
+        return fd;
+    }
+    AUTO_STRV parts = { 0 };
+    AUTO_BUF at = { 0 };
+    strv_split(&parts, path, '/');
+    AUTO_FD parent = sys_openat2(root, ".", O_PATH | O_DIRECTORY, 0, how);
+    for (size_t i = 0; i < parts.n; i++) {
+        const char *name = parts.v[i];
+        bool last = i + 1 == parts.n;
+        if (!*name || !strcmp(name, ".")) continue;
+        if (at.n) buf_addc(&at, '/');
+        buf_adds(&at, name);
+        fd = sys_openat2(root, at.p, O_PATH | (last && !dir ? 0 : O_DIRECTORY), 0, how);
+        if (fd < 0 && errno == ENOENT) {
+            if (last && !dir) {
+                AUTO_FD made = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+                if (made < 0) return err_set(e, errno, "make mount target /%s", at.p);
+            } else if (mkdirat(parent, name, 0755) && errno != EEXIST)
+                return err_set(e, errno, "make mount target /%s", at.p);
+            fd = sys_openat2(root, at.p, O_PATH | O_NOFOLLOW | (last && !dir ? 0 : O_DIRECTORY), 0, how);
+        }
+        if (fd < 0) return err_set(e, errno, "mount target /%s", at.p);
+        close(parent);
+        parent = fd;
+    }
+    return fd_steal(&parent);
+}
+
+/* Sets mount attributes on a mounted tree's descriptor; without mount_setattr (before 5.12) the top
+ * mount is remounted, keeping the flags that a user namespace has locked. */
+static int mnt_attr(int mnt, u64 set, u64 clear, bool recursive, struct err *e) {
+    struct mount_attr a = { .attr_set = set, .attr_clr = clear };
+    if (!set && !clear) return 0;
+    if (!sys_mount_setattr(mnt, recursive ? AT_RECURSIVE : 0, &a)) return 0;
+    if (errno != ENOSYS) return err_set(e, errno, "set mount attributes");
+    static const struct { u64 attr; unsigned long ms, st; } MAP[] = {
+        { MOUNT_ATTR_RDONLY, MS_RDONLY, 1 },   { MOUNT_ATTR_NOSUID, MS_NOSUID, 2 },
+        { MOUNT_ATTR_NODEV, MS_NODEV, 4 },     { MOUNT_ATTR_NOEXEC, MS_NOEXEC, 8 },
+        { MOUNT_ATTR_NOATIME, MS_NOATIME, 1024 }, { MOUNT_ATTR_NODIRATIME, MS_NODIRATIME, 2048 },
+    };
+    struct statfs fs;
+    unsigned long flags = MS_REMOUNT | MS_BIND;
+    if (fstatfs(mnt, &fs)) return err_set(e, errno, "statfs of a mount");
+    for (size_t i = 0; i < ARRAY_LEN(MAP); i++)
+        if (((unsigned long)fs.f_flags & MAP[i].st && !(clear & MAP[i].attr)) || (set & MAP[i].attr))
+            flags |= MAP[i].ms;
+    if ((unsigned long)fs.f_flags & 4096) flags |= MS_RELATIME;
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", mnt);
+    if (mount(NULL, path, NULL, flags, NULL)) return err_set(e, errno, "remount");
+    return 0;
+}
+
+/* A new file system as a detached mount. data: comma-separated options. */
+static int mnt_new(const char *type, const char *source, const char *data, unsigned attr, struct err *e) {
+    AUTO_FD fs = sys_fsopen(type);
+    if (fs < 0) return err_set(e, errno, "file system %s", type);
+    AUTO_STRV opts = { 0 };
+    if (!str_empty(source)) sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source);
+    if (!str_empty(data)) strv_split(&opts, data, ',');
+    for (size_t i = 0; i < opts.n; i++) {
+        char *eq = strchr(opts.v[i], '=');
+        if (!*opts.v[i]) continue;
+        if (eq) *eq++ = 0;
+        if (sys_fsconfig(fs, eq ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, opts.v[i], eq))
+            return err_set(e, errno, "mount %s: option %s%s%s", type, opts.v[i], eq ? "=" : "", eq ? eq : "");
+    }
+    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL)) return err_set(e, errno, "mount %s", type);
+    int mnt = sys_fsmount(fs, attr);
+    if (mnt < 0) err_set(e, errno, "mount %s", type);
+    return mnt;
+}
+
+static int mnt_attach(int mnt, int target, struct err *e) {
+    return sys_move_mount(mnt, target) ? err_set(e, errno, "attach a mount") : 0;
+}
+
+/* Hides a file or directory: /dev/null over a file, an empty read-only tmpfs over a directory. A path
+ * that is not there needs no hiding. null: the verified null device. */
+static int mnt_mask(int root, const char *path, int null, struct err *e) {
+    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    struct stat st;
+    struct statfs fs;
+    if (at < 0) return errno == ENOENT || errno == ENOTDIR || errno == EACCES ? 0 : err_set(e, errno, "mask %s", path);
+    if (fstat(at, &st) || fstatfs(at, &fs)) return err_set(e, errno, "mask %s", path);
+    if (str_prefix(path, "/proc/") && fs.f_type != PROC_SUPER_MAGIC && fs.f_type != TMPFS_MAGIC)
+        return err_set(e, 0, "mask %s: it is not in procfs", path);
+    AUTO_FD mnt = S_ISDIR(st.st_mode) ? mnt_new("tmpfs", "tmpfs", "size=0k", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, e)
+                                      : sys_open_tree(null, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
+    if (mnt < 0) return S_ISDIR(st.st_mode) ? -1 : err_set(e, errno, "mask %s", path);
+    return mnt_attach(mnt, at, e) ? err_wrap(e, "mask %s", path) : 0;
+}
+
+static int mnt_readonly(int root, const char *path, struct err *e) {
+    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (at < 0) return errno == ENOENT || errno == ENOTDIR ? 0 : err_set(e, errno, "make %s read-only", path);
+    AUTO_FD mnt = sys_open_tree(at, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | AT_RECURSIVE);
+    if (mnt < 0) return err_set(e, errno, "make %s read-only", path);
+    if (mnt_attach(mnt, at, e) || mnt_attr(mnt, MOUNT_ATTR_RDONLY, 0, true, e))
+        return err_wrap(e, "make %s read-only", path);
+    return 0;
+}
+
+/* Opens a device node of the host and makes sure that it is that device (and no regular file that a
+ * swapped bind mount put there). */
+static int mnt_device(const char *path, unsigned major, unsigned minor, struct err *e) {
+    AUTO_FD fd = open(path, O_PATH | O_CLOEXEC | O_NOFOLLOW);
+    struct stat st;
+    if (fd < 0) return err_set(e, errno, "open %s", path);
+    if (fstat(fd, &st) || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(major, minor))
+        return err_set(e, 0, "%s is not the character device %u:%u", path, major, minor);
+    return fd_steal(&fd);
+}
+/* }==== 16 mnt */
+
+/* {==== 17 plan: the OCI runtime spec ====
+ * Everything that starts a process becomes a plan: an OCI runtime spec (1.2) in memory, parsed and
+ * checked here once, executed by part 18 with no more parsing. Errors name the JSON pointer.
+ * skiff's own words live under /skiff, and are looked at only in plans that skiff itself wrote:
+ *   rootfs {driver, chain, layers}, seccomp "default"|"unconfined", init, and what part 20 keeps.
+ * Uses: 1-6, 13, 14. Source: runtime-spec config.md, config-linux.md. */
+struct plan_mount {
+    const char *dest, *type, *source;     /* borrowed from the spec */
+    u64 attr_set, attr_clear, rec_set, rec_clear;     /* MOUNT_ATTR_* */
+    unsigned long propagation;    /* MS_PRIVATE …, 0: as it is */
+    char *data;                   /* owned: options for the file system itself */
+    bool bind, recursive, optional, copy_up, nofail;
+};
+
+struct plan_rlimit { int resource; struct rlimit64_pair { u64 soft, hard; } v; };
+
+struct plan {
+    json_t *spec;                 /* owned */
+    bool terminal;
+    u16 rows, cols;               /* 0: not told */
+    u32 uid, gid;
+    i64 umask;                    /* -1: not told */
+    u32 *groups;                  /* owned */
+    size_t ngroups;
+    struct strv args, env;
+    const char *cwd;
+    u64 cap_bounding, cap_effective, cap_permitted, cap_inheritable, cap_ambient;
+    struct plan_rlimit rlimits[16];
+    unsigned nrlimits;
+    bool no_new_privs;
+    i64 oom_score_adj;            /* INT64_MIN: not told */
+
+    const char *root;             /* root.path; NULL: /skiff/rootfs says */
+    bool root_readonly;
+    const char *hostname, *domainname;
+    struct plan_mount *mounts;    /* owned */
+    size_t nmounts;
+    u64 ns_new;                   /* CLONE_NEW* to create */
+    struct { u64 type; const char *path; } ns_join[8];
+    unsigned nns_join;
+    struct idmap ids;
+    struct strv masked, readonly;
+    unsigned long propagation;    /* of the root file system */
+
+    bool seccomp_default, fake_root;
+    const json_t *seccomp;        /* borrowed; NULL: none or default */
+    bool init;                    /* skiff stays as pid 1 and reaps */
+    const char *driver;           /* "overlay-fuse", "overlay", "copy", "dir" */
+};
+
+static void plan_done(struct plan *p) {
+    for (size_t i = 0; i < p->nmounts; i++) free(p->mounts[i].data);
+    free(p->mounts);
+    free(p->groups);
+    strv_done(&p->args), strv_done(&p->env), strv_done(&p->masked), strv_done(&p->readonly);
+    json_decref(p->spec);
+    *p = (struct plan){ 0 };
+}
+
+static const struct { const char *name; int resource; } RLIMITS[] = {
+    { "core", RLIMIT_CORE },         { "cpu", RLIMIT_CPU },         { "data", RLIMIT_DATA },
+    { "fsize", RLIMIT_FSIZE },       { "locks", RLIMIT_LOCKS },     { "memlock", RLIMIT_MEMLOCK },
+    { "msgqueue", RLIMIT_MSGQUEUE }, { "nice", RLIMIT_NICE },       { "nofile", RLIMIT_NOFILE },
+    { "nproc", RLIMIT_NPROC },       { "rss", RLIMIT_RSS },         { "rtprio", RLIMIT_RTPRIO },
+    { "rttime", RLIMIT_RTTIME },     { "sigpending", RLIMIT_SIGPENDING }, { "stack", RLIMIT_STACK },
+    { "as", RLIMIT_AS },
+};
+
+/* By Docker's name ("nofile") or the spec's ("RLIMIT_NOFILE"); -1: unknown. */
+static int rlimit_number(const char *name) {
+    if (!strncasecmp(name, "RLIMIT_", 7)) name += 7;
+    for (size_t i = 0; i < ARRAY_LEN(RLIMITS); i++)
+        if (!strcasecmp(name, RLIMITS[i].name)) return RLIMITS[i].resource;
+    return -1;
+}
+
+/* Mount options that are attributes; the "r" forms act on the whole tree. */
+static const struct { const char *name; u64 attr; bool clear; } MNT_OPTS[] = {
+    { "ro", MOUNT_ATTR_RDONLY, false },      { "rw", MOUNT_ATTR_RDONLY, true },
+    { "nosuid", MOUNT_ATTR_NOSUID, false },  { "suid", MOUNT_ATTR_NOSUID, true },
+    { "nodev", MOUNT_ATTR_NODEV, false },    { "dev", MOUNT_ATTR_NODEV, true },
+    { "noexec", MOUNT_ATTR_NOEXEC, false },  { "exec", MOUNT_ATTR_NOEXEC, true },
+    { "nodiratime", MOUNT_ATTR_NODIRATIME, false }, { "diratime", MOUNT_ATTR_NODIRATIME, true },
+    { "noatime", MOUNT_ATTR_NOATIME, false }, { "relatime", 0, false }, { "strictatime", MOUNT_ATTR_STRICTATIME, false },
+    { "nosymfollow", MOUNT_ATTR_NOSYMFOLLOW, false },
+};
+
+static const struct { const char *name; unsigned long flag; } MNT_PROP[] = {
+    { "private", MS_PRIVATE }, { "rprivate", MS_PRIVATE | MS_REC }, { "slave", MS_SLAVE },
+    { "rslave", MS_SLAVE | MS_REC }, { "shared", MS_SHARED }, { "rshared", MS_SHARED | MS_REC },
+    { "unbindable", MS_UNBINDABLE }, { "runbindable", MS_UNBINDABLE | MS_REC },
+};
+
+/* One option of a mount; unknown ones are the file system's own. */
+static void plan_mount_option(struct plan_mount *m, const char *o, struct buf *data) {
+    if (!strcmp(o, "bind")) { m->bind = true; return; }
+    if (!strcmp(o, "rbind")) { m->bind = m->recursive = true; return; }
+    if (!strcmp(o, "nofail")) { m->nofail = true; return; }
+    if (!strcmp(o, "tmpcopyup")) { m->copy_up = true; return; }
+    if (!strcmp(o, "defaults") || !strcmp(o, "async") || !strcmp(o, "notmpcopyup")) return;
+    for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++)
+        if (!strcmp(o, MNT_PROP[i].name)) { m->propagation = MNT_PROP[i].flag; return; }
+    for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {
+        bool rec = *o == 'r' && !strcmp(o + 1, MNT_OPTS[i].name);
+        if (!rec && strcmp(o, MNT_OPTS[i].name)) continue;
+        u64 *slot = MNT_OPTS[i].clear ? (rec ? &m->rec_clear : &m->attr_clear)
+                                      : (rec ? &m->rec_set : &m->attr_set);
+        *slot |= MNT_OPTS[i].attr;
+        return;
+    }
+    if (data->n) buf_addc(data, ',');
+    buf_adds(data, o);
+}
+
+static int plan_mounts(struct plan *p, struct err *e) {
+    const json_t *a = js_get(p->spec, "mounts");
+    size_t n = json_array_size(a);
+    if (n > 1024) return err_set(e, 0, "/mounts: more than 1024");
+    p->mounts = mem_new((n + 1) * sizeof *p->mounts);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *j = json_array_get(a, i);
+        struct plan_mount *m = &p->mounts[p->nmounts++];
+        struct buf data = { 0 };
+        AUTO_STRV opts = { 0 };
+        m->dest = js_str(j, "destination");
+        m->type = js_str_or(j, "type", "");
+        m->source = js_str_or(j, "source", "");
+        if (!m->dest || *m->dest != '/') return err_set(e, 0, "/mounts/%zu/destination: an absolute path is required", i);
+        js_to_strv(js_get(j, "options"), &opts);
+        for (size_t k = 0; k < opts.n; k++) plan_mount_option(m, opts.v[k], &data);
+        if (!strcmp(m->type, "bind")) m->bind = true;
+        m->data = data.p;
+        m->optional = js_bool(j, "skiffOptional");
+        if (!m->bind && !*m->type) return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
+        if (m->bind && !*m->source) return err_set(e, 0, "/mounts/%zu/source: required for a bind mount", i);
+    }
+    return 0;
+}
+
+static int plan_namespaces(struct plan *p, struct err *e) {
+    static const struct { const char *name; u64 flag; } NS[] = {
+        { "pid", CLONE_NEWPID }, { "network", CLONE_NEWNET }, { "mount", CLONE_NEWNS }, { "ipc", CLONE_NEWIPC },
+        { "uts", CLONE_NEWUTS }, { "user", CLONE_NEWUSER }, { "cgroup", CLONE_NEWCGROUP }, { "time", 0x80 },
+    };
+    const json_t *a = js_path(p->spec, "linux.namespaces"), *j;
+    u64 seen = 0;
+    size_t i;
+    json_array_foreach(a, i, j) {
+        const char *type = js_str(j, "type"), *path = js_str(j, "path");
+        u64 flag = 0;
+        for (size_t k = 0; type && k < ARRAY_LEN(NS); k++)
+            if (!strcmp(type, NS[k].name)) flag = NS[k].flag;
+        if (!flag) return err_set(e, 0, "/linux/namespaces/%zu/type: unknown '%.40s'", i, type ? type : "");
+        if (seen & flag) return err_set(e, 0, "/linux/namespaces/%zu: '%s' twice", i, type);
+        seen |= flag;
+        if (path) {
+            p->ns_join[p->nns_join].type = flag;
+            p->ns_join[p->nns_join++].path = path;
+        } else p->ns_new |= flag;
+    }
+    return 0;
+}
+
+static int plan_ids(struct plan *p, struct err *e) {
+    for (int g = 0; g < 2; g++) {
+        const json_t *a = js_path(p->spec, g ? "linux.gidMappings" : "linux.uidMappings"), *j;
+        struct idmap_range *r = g ? p->ids.gid : p->ids.uid;
+        unsigned *n = g ? &p->ids.gids : &p->ids.uids;
+        size_t i;
+        json_array_foreach(a, i, j) {
+            if (*n == ARRAY_LEN(p->ids.uid)) return err_set(e, 0, "/linux/%cidMappings: more than 4 ranges", g ? 'g' : 'u');
+            i64 in = js_int(j, "containerID", -1), out = js_int(j, "hostID", -1), size = js_int(j, "size", 0);
+            if (in < 0 || out < 0 || size < 1 || in + size > UINT32_MAX || out + size > UINT32_MAX)
+                return err_set(e, 0, "/linux/%cidMappings/%zu: out of range", g ? 'g' : 'u', i);
+            r[(*n)++] = (struct idmap_range){ (u32)in, (u32)out, (u32)size };
+        }
+    }
+    if (p->ids.uids && !(p->ns_new & CLONE_NEWUSER)) {
+        bool joined = false;
+        for (unsigned i = 0; i < p->nns_join; i++) joined |= p->ns_join[i].type == CLONE_NEWUSER;
+        if (!joined) return err_set(e, 0, "/linux/uidMappings: no user namespace in /linux/namespaces");
+        p->ids.uids = p->ids.gids = 0;
+    }
+    p->ids.helper = geteuid() && p->ids.uids && !(idmap_single(&p->ids) && p->ids.gids == 1 &&
+                    p->ids.uid[0].outside == geteuid() && p->ids.gid[0].outside == getegid() && p->ids.gid[0].count == 1);
+    return 0;
+}
+
+static int plan_caps(const json_t *proc, const char *set, u64 *ret, struct err *e) {
+    const json_t *a = js_get(js_get(proc, "capabilities"), set), *j;
+    size_t i;
+    *ret = 0;
+    json_array_foreach(a, i, j) {
+        const char *name = json_string_value(j);
+        int c = name ? cap_number(name) : -1;
+        if (c < 0) return err_set(e, 0, "/process/capabilities/%s/%zu: unknown capability '%.40s'", set, i, name ? name : "");
+        *ret |= CAP_BIT(c);
+    }
+    return 0;
+}
+
+/* /process, which exec shares with run. */
+static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
+    js_to_strv(js_get(proc, "args"), &p->args);
+    js_to_strv(js_get(proc, "env"), &p->env);
+    p->terminal = js_bool(proc, "terminal");
+    p->cols = (u16)js_int(proc, "consoleSize.width", 0);
+    p->rows = (u16)js_int(proc, "consoleSize.height", 0);
+    p->cwd = js_str_or(proc, "cwd", "/");
+    if (!p->args.n) return err_set(e, 0, "/process/args: empty");
+    if (*p->cwd != '/') return err_set(e, 0, "/process/cwd: '%.200s' is not an absolute path", p->cwd);
+    i64 uid = js_int(proc, "user.uid", 0), gid = js_int(proc, "user.gid", 0);
+    if (uid < 0 || uid >= UINT32_MAX || gid < 0 || gid >= UINT32_MAX) return err_set(e, 0, "/process/user: id out of range");
+    p->uid = (u32)uid;
+    p->gid = (u32)gid;
+    p->umask = js_int(proc, "user.umask", -1);
+    const json_t *gids = js_path(proc, "user.additionalGids");
+    p->ngroups = json_array_size(gids);
+    if (p->ngroups > 65536) return err_set(e, 0, "/process/user/additionalGids: too many");
+    p->groups = mem_new((p->ngroups + 1) * sizeof *p->groups);
+    for (size_t i = 0; i < p->ngroups; i++) p->groups[i] = (u32)json_integer_value(json_array_get(gids, i));
+    if (plan_caps(proc, "bounding", &p->cap_bounding, e) || plan_caps(proc, "effective", &p->cap_effective, e) ||
+        plan_caps(proc, "permitted", &p->cap_permitted, e) || plan_caps(proc, "inheritable", &p->cap_inheritable, e) ||
+        plan_caps(proc, "ambient", &p->cap_ambient, e))
+        return -1;
+    p->no_new_privs = js_bool(proc, "noNewPrivileges");
+    p->oom_score_adj = js_int(proc, "oomScoreAdj", INT64_MIN);
+    const json_t *rl = js_get(proc, "rlimits"), *j;
+    size_t i;
+    json_array_foreach(rl, i, j) {
+        const char *type = js_str_or(j, "type", "");
+        int r = rlimit_number(type);
+        if (r < 0 || p->nrlimits == ARRAY_LEN(p->rlimits)) return err_set(e, 0, "/process/rlimits/%zu: unknown '%.40s'", i, type);
+        i64 soft = js_int(j, "soft", 0), hard = js_int(j, "hard", 0);
+        p->rlimits[p->nrlimits++] = (struct plan_rlimit){ r, { (u64)soft, (u64)hard } };
+    }
+    return 0;
+}
+
+/* Parses and checks; takes a reference to the spec. */
+static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
+    struct plan p = { .spec = json_incref(spec), .oom_score_adj = INT64_MIN, .umask = -1 };
+    const json_t *sk = js_get(spec, "skiff");
+    int rc = -1;
+    if (!json_is_object(js_get(spec, "process"))) err_set(e, 0, "/process: missing");
+    else if (!plan_process(&p, js_get(spec, "process"), e) && !plan_namespaces(&p, e) && !plan_ids(&p, e) &&
+             !plan_mounts(&p, e))
+        rc = 0;
+    if (rc) {
+        plan_done(&p);
+        return -1;
+    }
+    p.root = js_str(spec, "root.path");
+    p.root_readonly = js_bool(spec, "root.readonly");
+    p.hostname = js_str(spec, "hostname");
+    p.domainname = js_str(spec, "domainname");
+    js_to_strv(js_path(spec, "linux.maskedPaths"), &p.masked);
+    js_to_strv(js_path(spec, "linux.readonlyPaths"), &p.readonly);
+    p.seccomp = js_path(spec, "linux.seccomp");
+    p.seccomp_default = str_eq(js_str(sk, "seccomp"), "default");
+    p.fake_root = js_bool(sk, "fakeRoot");
+    p.init = js_bool(sk, "init");
+    p.driver = js_str_or(sk, "rootfs.driver", "dir");
+    const char *prop = js_str(spec, "linux.rootfsPropagation");
+    p.propagation = MS_REC | MS_PRIVATE;
+    for (size_t i = 0; prop && i < ARRAY_LEN(MNT_PROP); i++)
+        if (!strcmp(prop, MNT_PROP[i].name)) p.propagation = MNT_PROP[i].flag;
+    *ret = p;
+    return 0;
+}
+/* }==== 17 plan */
+
+/* {==== 18 launch: executing a plan ====
+ * One launcher for everything that starts a process. The parent (supervisor, or CLI for exec) and the
+ * child speak over a SEQPACKET pair; a message is one letter and its payload:
+ *
+ *   child                                  parent
+ *   (in its new namespaces)
+ *   <- GO        maps and cgroup are set   only where a helper writes the maps or there is a cgroup
+ *   -> FUSE      device descriptors        forks the file server
+ *   -> CONSOLE   pty master                keeps it
+ *   -> READY     all is built              with wait_start: returns to its caller, who says START
+ *   <- START
+ *   -> ERROR     struct err                the launch failed
+ *   end of file after READY: executed. End of file before it: the child died.
+ *
+ * Phases of the child: (a) capabilities of its user namespace, host's file tree: mounts are built, host
+ * paths are opened; (b) after pivot_root: only the container's tree is reachable, names are resolved
+ * there; (c) identity dropped, seccomp on: chdir and execve, nothing else. No file of the container is
+ * interpreted in any phase, and none is opened for reading but through openat2 below the root.
+ * Uses: 1-17. Sources: runtime-spec runtime-linux.md, pivot_root(2), namespaces(7). */
+enum { MSG_GO = 'G', MSG_FUSE = 'F', MSG_CONSOLE = 'C', MSG_READY = 'R', MSG_START = 'S', MSG_ERROR = 'E',
+       MSG_PID = 'P' };
+
+struct launch {
+    const struct plan *plan;
+    int store;                    /* -1: none (a bundle) */
+    int dir;                      /* the container's directory: upper, work, lower, rootfs, l */
+    int stdio[3];                 /* for the process, borrowed; -1: /dev/null */
+    struct filter filter;         /* owned */
+    struct cgroup cgroup;         /* owned */
+    unsigned keep_fds;            /* --preserve-fds: descriptors 3 … 2+n stay open */
+    bool wait_start, die_with_parent, volatile_upper;
+    bool ufs_open;                /* u below is open */
+    struct ufs u;
+    /* launch_join: called in the child with the container's root, before the identity is dropped */
+    int (*in_root)(struct launch *l, int root, struct err *e);
+    void *in_root_arg;
+    /* results */
+    pid_t pid;
+    int pidfd, sync, console;     /* owned; -1: none */
+    pid_t server;                 /* the file server; 0: none */
+};
+
+static void launch_init(struct launch *l) {
+    *l = (struct launch){ .store = -1, .dir = -1, .stdio = { -1, -1, -1 }, .pidfd = -1, .sync = -1, .console = -1 };
+}
+
+static void launch_done(struct launch *l) {
+    filter_done(&l->filter);
+    cgroup_done(&l->cgroup);
+    fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console);
+    if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x);
+    l->ufs_open = false;
+}
+
+__attribute__((noreturn))
+static void launch_fail(int sync, struct err *e) {
+    char msg[1 + sizeof *e];
+    msg[0] = MSG_ERROR;
+    memcpy(msg + 1, e, sizeof *e);
+    (void)!fd_send(sync, msg, sizeof msg, NULL, 0);
+    _exit(e->status ? e->status : EXIT_ENGINE);
+}
+
+static int launch_say(int sync, char what, const int *fds, unsigned n, struct err *e) {
+    return fd_send(sync, &what, 1, fds, n) ? err_set(e, errno, "speak to the supervisor") : 0;
+}
+
+static int launch_hear(int sync, char what, struct err *e) {
+    char c = 0;
+    ssize_t k = fd_recv(sync, &c, 1, NULL, NULL, 0);
+    return k == 1 && c == what ? 0 : err_set(e, 0, "the supervisor went away");
+}
+
+/* ---- 18.1 the root file system ---- */
+
+/* Mounts the container's tree and returns a descriptor of its root. cwd becomes l->dir. */
+static int launch_rootfs(struct launch *l, int sync, struct err *e) {
+    const struct plan *p = l->plan;
+    if (mount(NULL, "/", NULL, MS_REC | (p->propagation & MS_SHARED ? MS_SLAVE : p->propagation & ~(unsigned long)MS_REC), NULL))
+        return err_set(e, errno, "make mounts private");
+    if (l->dir >= 0 && fchdir(l->dir)) return err_set(e, errno, "enter the container's directory");
+    const char *at = "rootfs";
+    if (!strcmp(p->driver, "overlay-fuse") || !strcmp(p->driver, "overlay")) {
+        AUTO_BUF data = { 0 };
+        if (!strcmp(p->driver, "overlay")) {
+            size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
+            for (size_t i = n; i-- > 0;) buf_addf(&data, "%sl/%zu", data.n ? ":" : "lowerdir=", i);
+            if (!n) buf_adds(&data, "lowerdir=lower");
+        } else {
+            int fds[UFS_MAX_THREADS], n = ufs_mount("lower", fds, e);
+            if (n < 0 || launch_say(sync, MSG_FUSE, fds, (unsigned)n, e)) return -1;
+            while (n > 0) close(fds[--n]);
+            buf_adds(&data, "lowerdir=lower");
+        }
+        buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
+        size_t plain = data.n;
+        if (l->volatile_upper) buf_adds(&data, ",volatile");
+        if (mount("skiff", at, "overlay", 0, data.p) &&
+            (data.p[plain] = 0, mount("skiff", at, "overlay", 0, data.p)))
+            return err_set(e, errno, "mount overlay (%s)", data.p);
+    } else {
+        at = p->root ? p->root : at;
+        AUTO_FD tree = sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | AT_RECURSIVE);
+        AUTO_FD on = tree >= 0 ? open(at, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+        if (on < 0) return err_set(e, errno, "root file system %s", at);
+        if (mnt_attach(tree, on, e)) return -1;
+        return fd_steal(&tree);
+    }
+    int root = open(at, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return root < 0 ? err_set(e, errno, "open the root file system %s", at) : root;
+}
+
+/* ---- 18.2 mounts of the plan ---- */
+
+/* Copies the directory below into a fresh tmpfs, names and contents of plain files (tmpcopyup). */
+static void launch_copy_up(int from, int to, int depth) {
+    AUTO_DIR *d = depth < 64 ? fdopendir(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) : NULL;
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        struct stat st;
+        char link[PATH_MAX];
+        if (fstatat(from, de->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
+        if (S_ISDIR(st.st_mode)) {
+            mkdirat(to, de->d_name, st.st_mode & 07777);
+            AUTO_FD a = openat(from, de->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+            AUTO_FD b = openat(to, de->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+            if (a >= 0 && b >= 0) launch_copy_up(a, b, depth + 1);
+        } else if (S_ISREG(st.st_mode)) {
+            AUTO_FD a = openat(from, de->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+            AUTO_FD b = openat(to, de->d_name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 07777);
+            char buf[8192];
+            for (ssize_t k; a >= 0 && b >= 0 && (k = read(a, buf, sizeof buf)) > 0;)
+                if (fd_write_all(b, buf, (size_t)k)) break;
+        } else if (S_ISLNK(st.st_mode)) {
+            ssize_t k = readlinkat(from, de->d_name, link, sizeof link - 1);
+            if (k > 0) link[k] = 0, (void)!symlinkat(link, to, de->d_name);
+        }
+        (void)!fchownat(to, de->d_name, st.st_uid, st.st_gid, AT_SYMLINK_NOFOLLOW);
+    }
+}
+
+/* The tree to attach for one mount of the plan. */
+static int launch_mount_source(const struct plan *p, const struct plan_mount *m, struct err *e) {
+    int fd;
+    if (m->bind) {
+        fd = sys_open_tree(AT_FDCWD, m->source, OPEN_TREE_CLONE | (m->recursive ? AT_RECURSIVE : 0));
+        if (fd < 0 && errno == EINVAL && !m->recursive)     /* locked submounts: only the whole tree goes */
+            fd = sys_open_tree(AT_FDCWD, m->source, OPEN_TREE_CLONE | AT_RECURSIVE);
+        return fd < 0 ? err_set(e, errno, "bind source %s", m->source) : fd;
+    }
+    unsigned attr = (unsigned)m->attr_set & ~(unsigned)MOUNT_ATTR_RDONLY;
+    if (m->copy_up || !(m->attr_set & MOUNT_ATTR_RDONLY)) fd = mnt_new(m->type, m->source, m->data, attr, e);
+    else fd = mnt_new(m->type, m->source, m->data, attr | MOUNT_ATTR_RDONLY, e);
+    /* a container within a container may not mount proc afresh: it gets the one that is there */
+    if (fd < 0 && !strcmp(m->type, "proc") && e->no == EPERM && !(p->ns_new & CLONE_NEWPID))
+        fd = sys_open_tree(AT_FDCWD, "/proc", OPEN_TREE_CLONE | AT_RECURSIVE);
+    if (fd < 0 && !strcmp(m->type, "sysfs") && e->no == EPERM)
+        fd = sys_open_tree(AT_FDCWD, "/sys", OPEN_TREE_CLONE | AT_RECURSIVE);
+    return fd;
+}
+
+static int launch_mount(const struct plan *p, const struct plan_mount *m, int root, struct err *e) {
+    AUTO_FD tree = launch_mount_source(p, m, e);
+    if (tree < 0) return m->optional || m->nofail ? 0 : -1;
+    struct stat st;
+    bool dir = !m->bind || fstat(tree, &st) || S_ISDIR(st.st_mode);
+    bool strict = !strcmp(m->type, "proc") || !strcmp(m->type, "sysfs") || !strcmp(m->dest, "/dev");
+    AUTO_FD at = mnt_target(root, m->dest, dir, strict, e);
+    if (at < 0) return -1;
+    if (m->copy_up) {
+        AUTO_FD below = sys_openat2(root, m->dest + 1, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
+        if (below >= 0) launch_copy_up(below, tree, 0);
+    }
+    if (mnt_attach(tree, at, e)) return -1;
+    u64 set = m->attr_set & (m->bind ? ~0ull : MOUNT_ATTR_RDONLY), clear = m->attr_clear & ~m->attr_set;
+    /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway */
+    if (m->bind && mnt_attr(tree, set, p->ids.uids ? 0 : clear, false, e)) return -1;
+    if (!m->bind && set && mnt_attr(tree, set, 0, false, e)) return -1;
+    if ((m->rec_set || m->rec_clear) && mnt_attr(tree, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e)) return -1;
+    if (m->propagation) {
+        char path[40];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", tree);
+        if (mount(NULL, path, NULL, m->propagation, NULL)) return err_set(e, errno, "propagation of %s", m->dest);
+    }
+    return 0;
+}
+
+/* Device nodes by bind mount of the host's, and the links that runtime-linux.md asks for. */
+static int launch_dev(struct launch *l, int root, struct err *e) {
+    static const struct { const char *name; unsigned major, minor; } DEV[] = {
+        { "null", 1, 3 }, { "zero", 1, 5 }, { "full", 1, 7 }, { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
+    };
+    static const char *const LINKS[][2] = {
+        { "/proc/self/fd", "fd" }, { "/proc/self/fd/0", "stdin" }, { "/proc/self/fd/1", "stdout" },
+        { "/proc/self/fd/2", "stderr" }, { "/proc/kcore", "core" }, { "pts/ptmx", "ptmx" },
+    };
+    AUTO_FD dev = sys_openat2(root, "dev", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    struct statfs fs;
+    if (dev < 0 || fstatfs(dev, &fs) || fs.f_type != TMPFS_MAGIC) return 0;     /* not ours to fill */
+    for (size_t i = 0; i < ARRAY_LEN(DEV); i++) {
+        char path[32];
+        snprintf(path, sizeof path, "/dev/%s", DEV[i].name);
+        AUTO_FD node = mnt_device(path, DEV[i].major, DEV[i].minor, e);
+        if (node < 0) return -1;
+        AUTO_FD tree = sys_open_tree(node, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
+        AUTO_FD on = openat(dev, DEV[i].name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        if (on < 0 && errno == EEXIST) continue;
+        if (tree < 0 || on < 0) return err_set(e, errno, "make %s", path);
+        if (mnt_attach(tree, on, e)) return -1;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(LINKS); i++)
+        if (symlinkat(LINKS[i][0], dev, LINKS[i][1]) && errno != EEXIST)
+            return err_set(e, errno, "make /dev/%s", LINKS[i][1]);
+    if (l->plan->fake_root) {     /* apt's sandbox checks that it really changed its user */
+        static const char APT[] = "APT::Sandbox::User \"root\";\n";
+        struct err ignored;
+        file_replace(dev, ".apt.conf", APT, sizeof APT - 1, 0644, 0, &ignored);
+    }
+    /* --device and linux.devices: a user namespace makes no nodes, it binds the host's */
+    const json_t *j;
+    size_t i;
+    json_array_foreach(js_path(l->plan->spec, "linux.devices"), i, j) {
+        const char *path = js_str_or(j, "path", ""), *host = js_str_or(j, "hostPath", path);
+        AUTO_FD node = sys_open_tree(AT_FDCWD, host, OPEN_TREE_CLONE);
+        AUTO_FD on = node >= 0 ? mnt_target(root, path, false, false, e) : err_set(e, errno, "device %s", host);
+        if (on < 0 || mnt_attach(node, on, e)) return -1;
+    }
+    return 0;
+}
+
+/* The pty: made in the container's own devpts, its slave bound on /dev/console. */
+static int launch_console(struct launch *l, int root, int sync, int *ret_slave, struct err *e) {
+    AUTO_FD master = sys_openat2(root, "dev/pts/ptmx", O_RDWR | O_NOCTTY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    struct stat st;
+    struct statfs fs;
+    int unlock = 0;
+    if (master < 0) return err_set(e, errno, "open /dev/pts/ptmx of the container");
+    if (fstat(master, &st) || st.st_rdev != makedev(5, 2) || fstatfs(master, &fs) || fs.f_type != DEVPTS_SUPER_MAGIC)
+        return err_set(e, 0, "/dev/pts/ptmx of the container is not a pty multiplexer");
+    if (ioctl(master, TIOCSPTLCK, &unlock)) return err_set(e, errno, "unlock the pty");
+    AUTO_FD slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (slave < 0) return err_set(e, errno, "open the pty");
+    if (l->plan->rows || l->plan->cols) {
+        struct winsize ws = { .ws_row = l->plan->rows, .ws_col = l->plan->cols };
+        ioctl(master, TIOCSWINSZ, &ws);
+    }
+    (void)!fchown(slave, l->plan->uid, (gid_t)-1);
+    AUTO_FD dev = sys_openat2(root, "dev", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    AUTO_FD on = dev < 0 ? -1 : openat(dev, "console", O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    AUTO_FD tree = on < 0 ? -1 : sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
+    if (tree >= 0 && mnt_attach(tree, on, e)) return -1;
+    int m = master;
+    if (launch_say(sync, MSG_CONSOLE, &m, 1, e)) return -1;
+    *ret_slave = fd_steal(&slave);
+    return 0;
+}
+
+static int launch_pivot(int root, struct err *e) {
+    if (fchdir(root)) return err_set(e, errno, "enter the root file system");
+    /* pivot_root(2): "." on both sides stacks the old root on the new one, where it is cut loose */
+    if (sys_pivot_root(".", ".")) return err_set(e, errno, "pivot_root");
+    if (mount(NULL, ".", NULL, MS_SLAVE | MS_REC, NULL) || umount2(".", MNT_DETACH) || chdir("/"))
+        return err_set(e, errno, "leave the host's file tree");
+    return 0;
+}
+
+static int launch_sysctls(const struct plan *p, int root, struct err *e) {
+    const char *key;
+    json_t *v;
+    json_object_foreach(js_path(p->spec, "linux.sysctl"), key, v) {
+        AUTO_FREE char *path = str_fmt("proc/sys/%s", key);
+        for (char *s = path; *s; s++) if (*s == '.') *s = '/';
+        AUTO_FD fd = sys_openat2(root, path, O_WRONLY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
+        struct statfs fs;
+        const char *text = json_string_value(v);
+        if (fd < 0) return err_set(e, errno, "sysctl %s", key);
+        if (fstatfs(fd, &fs) || fs.f_type != PROC_SUPER_MAGIC) return err_set(e, 0, "sysctl %s: not in procfs", key);
+        if (!text || write(fd, text, strlen(text)) < 0) return err_set(e, errno, "sysctl %s=%s", key, text ? text : "");
+    }
+    return 0;
+}
+
+static void launch_loopback(void) {
+    AUTO_FD s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct ifreq r = { .ifr_name = "lo" };
+    if (s >= 0 && !ioctl(s, SIOCGIFFLAGS, &r)) {
+        r.ifr_flags |= IFF_UP;
+        ioctl(s, SIOCSIFFLAGS, &r);
+    }
+}
+
+/* Phase (a) and the pivot. */
+static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err *e) {
+    const struct plan *p = l->plan;
+    AUTO_FD root = launch_rootfs(l, sync, e);
+    AUTO_FD null = root < 0 ? -1 : mnt_device("/dev/null", 1, 3, e);
+    if (null < 0) return -1;
+    for (size_t i = 0; i < p->nmounts; i++)
+        if (launch_mount(p, &p->mounts[i], root, e)) return err_wrap(e, "mount %s", p->mounts[i].dest);
+    AUTO_FD cwd = mnt_target(root, p->cwd, true, false, e);
+    if (cwd < 0) return err_wrap(e, "working directory");
+    if (launch_dev(l, root, e)) return -1;
+    if (p->terminal && launch_console(l, root, sync, ret_slave, e)) return -1;
+    /* masked before the pivot: the null device is the host's, checked above */
+    for (size_t i = 0; i < p->masked.n; i++)
+        if (mnt_mask(root, p->masked.v[i], null, e)) return -1;
+    if (launch_sysctls(p, root, e)) return -1;
+    for (size_t i = 0; i < p->readonly.n; i++)
+        if (mnt_readonly(root, p->readonly.v[i], e)) return -1;
+    if (p->root_readonly && mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e)) return err_wrap(e, "make the root read-only");
+    return launch_pivot(root, e);
+}
+
+/* ---- 18.3 identity and execution ---- */
+static int launch_rlimits(const struct plan *p, struct err *e) {
+    for (unsigned i = 0; i < p->nrlimits; i++) {
+        struct rlimit r = { p->rlimits[i].v.soft, p->rlimits[i].v.hard };
+        if (setrlimit(p->rlimits[i].resource, &r))
+            return err_set(e, errno, "set resource limit %d to %" PRIu64 ":%" PRIu64, p->rlimits[i].resource,
+                           p->rlimits[i].v.soft, p->rlimits[i].v.hard);
+    }
+    return 0;
+}
+
+/* Drops to the plan's user, capabilities and filter; from here on nothing but chdir and execve. */
+static int launch_identity(const struct launch *l, struct err *e) {
+    const struct plan *p = l->plan;
+    for (unsigned c = 0; c < ARRAY_LEN(CAP_NAMES); c++)
+        if (!(p->cap_bounding & CAP_BIT(c)) && prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL)
+            return err_set(e, errno, "drop capability %s", CAP_NAMES[c]);
+    if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)) return err_set(e, errno, "keep capabilities");
+    bool can_groups = !p->ids.uids || !idmap_single(&p->ids);    /* setgroups is denied with one id */
+    if (can_groups && syscall(SYS_setgroups, p->ngroups, p->groups)) return err_set(e, errno, "set supplementary groups");
+    if (syscall(SYS_setresgid, p->gid, p->gid, p->gid)) return err_set(e, errno, "set gid %u (it is not mapped into the container)", p->gid);
+    if (syscall(SYS_setresuid, p->uid, p->uid, p->uid)) return err_set(e, errno, "set uid %u (it is not mapped into the container)", p->uid);
+    if (p->umask >= 0) umask((mode_t)p->umask);
+    bool nnp = p->no_new_privs || p->fake_root;
+    if (nnp && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return err_set(e, errno, "no_new_privs");
+    /* without no_new_privs the filter needs CAP_SYS_ADMIN, so that goes last */
+    u64 hold = nnp ? 0 : CAP_BIT(CAP_SYS_ADMIN);
+    u64 want = p->cap_permitted | p->cap_effective;
+    if (sys_capset(p->cap_effective | hold, want | hold, p->cap_inheritable)) return err_set(e, errno, "set capabilities");
+    for (unsigned c = 0; c < ARRAY_LEN(CAP_NAMES); c++)
+        if (p->cap_ambient & CAP_BIT(c)) prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, c, 0, 0);
+    if (l->die_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (filter_load(&l->filter, e)) return -1;
+    if (hold && sys_capset(p->cap_effective, want, p->cap_inheritable)) return err_set(e, errno, "set capabilities");
+    return 0;
+}
+
+/* execve with the plan's PATH. Only returns on failure. */
+static int launch_exec(const struct plan *p, struct err *e) {
+    const char *name = p->args.v[0], *path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    for (size_t i = 0; i < p->env.n; i++)
+        if (str_prefix(p->env.v[i], "PATH=")) path = p->env.v[i] + 5;
+    int no = ENOENT;
+    if (strchr(name, '/')) {
+        execve(name, p->args.v, p->env.v);
+        no = errno;
+    } else if (*name) {
+        AUTO_STRV dirs = { 0 };
+        strv_split(&dirs, path, ':');
+        for (size_t i = 0; i < dirs.n; i++) {
+            AUTO_FREE char *full = str_fmt("%s/%s", *dirs.v[i] ? dirs.v[i] : ".", name);
+            execve(full, p->args.v, p->env.v);
+            if (errno != ENOENT && errno != ENOTDIR) no = errno;
+            if (errno != ENOENT && errno != ENOTDIR && errno != EACCES) break;
+        }
+    }
+    e->status = no == ENOENT || no == ENOTDIR ? EXIT_NOTFOUND : EXIT_NOEXEC;
+    AUTO_FREE char *shown = str_printable(name);
+    if (no == ENOENT && !strchr(name, '/'))
+        return err_set(e, 0, "exec: \"%s\": executable file not found in $PATH", shown);
+    if (no == ENOEXEC) return err_set(e, 0, "exec: \"%s\": exec format error (built for another architecture?)", shown);
+    return err_set(e, 0, "exec: \"%s\": %s", shown, no == ENOENT ? "no such file or directory" : no == EACCES ? "permission denied" : strerror(no));
+}
+
+/* Pid 1 of --init: reaps everything, forwards signals, ends with its child. Never returns. */
+__attribute__((noreturn))
+static void launch_init_loop(pid_t child) {
+    sigset_t all;
+    sigfillset(&all);
+    prctl(PR_SET_NAME, "skiff-init");
+    sys_close_range(3, ~0u, 0);
+    for (;;) {
+        siginfo_t si;
+        if (sigwaitinfo(&all, &si) < 0) continue;
+        if (si.si_signo != SIGCHLD) {
+            kill(child, si.si_signo);
+            continue;
+        }
+        int status;
+        for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+            if (pid == child) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+    }
+}
+
+static void launch_signals_default(void) {
+    sigset_t none;
+    for (int s = 1; s < 65; s++) signal(s, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* Puts stdio in place: a pty's slave, or the three given descriptors. */
+static int launch_stdio(const struct launch *l, int slave, struct err *e) {
+    AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0; i < 3; i++) {
+        int from = slave >= 0 ? slave : l->stdio[i] >= 0 ? l->stdio[i] : null;
+        if (from < 0) continue;           /* no /dev/null in the image, none asked for */
+        if (from == i ? fcntl(i, F_SETFD, 0) : dup2(from, i) < 0) return err_set(e, errno, "set up stdio");
+    }
+    if (slave >= 0 && ioctl(0, TIOCSCTTY, 0)) return err_set(e, errno, "take the terminal");
+    return 0;
+}
+
+/* Phases (b) and (c): what run and exec do alike. `sync` closes by itself at execve. */
+__attribute__((noreturn))
+static void launch_finish(struct launch *l, int sync, int slave) {
+    const struct plan *p = l->plan;
+    struct err e = { 0 };
+    char cwd[PATH_MAX];
+    setsid();
+    if (launch_stdio(l, slave, &e)) launch_fail(sync, &e);
+    if (p->oom_score_adj != INT64_MIN) {
+        char text[24];
+        snprintf(text, sizeof text, "%" PRId64, p->oom_score_adj);
+        if (file_poke(AT_FDCWD, "/proc/self/oom_score_adj", text) && errno != EACCES) {
+            err_set(&e, errno, "set oom_score_adj to %s", text);
+            launch_fail(sync, &e);
+        }
+    }
+    if (launch_rlimits(p, &e)) launch_fail(sync, &e);
+    bool entered = !chdir(p->cwd);
+    if (launch_identity(l, &e)) launch_fail(sync, &e);
+    if (!entered && chdir(p->cwd)) {
+        err_set(&e, errno, "working directory %s", p->cwd);
+        launch_fail(sync, &e);
+    }
+    /* a cwd outside of the root has no name in it (CVE-2024-21626) */
+    if (!getcwd(cwd, sizeof cwd) || *cwd != '/') {
+        err_set(&e, 0, "working directory %s is outside of the container", p->cwd);
+        launch_fail(sync, &e);
+    }
+    unsigned keep = 3 + l->keep_fds;
+    sys_close_range(keep, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
+    for (unsigned i = 3; i < keep; i++) fcntl((int)i, F_SETFD, 0);
+    if (launch_say(sync, MSG_READY, NULL, 0, &e)) launch_fail(sync, &e);
+    if (l->wait_start && launch_hear(sync, MSG_START, &e)) _exit(EXIT_ENGINE);
+    if (p->init) {
+        sigset_t all;
+        sigfillset(&all);
+        sigprocmask(SIG_SETMASK, &all, NULL);
+        pid_t child = fork();
+        if (child < 0) err_set(&e, errno, "fork"), launch_fail(sync, &e);
+        if (child) launch_init_loop(child);
+        setsid();
+        if (slave >= 0) ioctl(0, TIOCSCTTY, 1);
+    }
+    launch_signals_default();
+    launch_exec(p, &e);
+    launch_fail(sync, &e);
+}
+
+__attribute__((noreturn))
+static void launch_child(struct launch *l, int sync) {
+    const struct plan *p = l->plan;
+    struct err e = { 0 };
+    int slave = -1;
+    bool self_map = p->ids.uids && !p->ids.helper;
+    if (self_map && idmap_write(0, &p->ids, &e)) {
+        err_wrap(&e, "map ids");
+        launch_fail(sync, &e);
+    }
+    if ((p->ids.helper || l->cgroup.path) && launch_hear(sync, MSG_GO, &e)) _exit(EXIT_ENGINE);
+    prctl(PR_SET_DUMPABLE, 0);        /* no tracing, no /proc/PID/exe while we are still ourselves */
+    if ((p->ns_new & CLONE_NEWCGROUP) && unshare(CLONE_NEWCGROUP)) {
+        err_set(&e, errno, "new cgroup namespace");
+        launch_fail(sync, &e);
+    }
+    if (p->ns_new & CLONE_NEWNET) launch_loopback();
+    umask(0);
+    if (launch_mounts(l, sync, &slave, &e)) launch_fail(sync, &e);
+    umask(022);
+    if (p->hostname && (p->ns_new & CLONE_NEWUTS) && sethostname(p->hostname, strlen(p->hostname))) {
+        err_set(&e, errno, "set host name %s", p->hostname);
+        launch_fail(sync, &e);
+    }
+    if (p->domainname && (p->ns_new & CLONE_NEWUTS) && setdomainname(p->domainname, strlen(p->domainname))) {
+        err_set(&e, errno, "set domain name %s", p->domainname);
+        launch_fail(sync, &e);
+    }
+    launch_finish(l, sync, slave);
+}
+
+/* ---- 18.4 the parent's side ---- */
+
+/* Closes everything from 3 up but the given descriptors. */
+static void fd_close_except(const int *keep, unsigned n) {
+    int last = 2;
+    for (;;) {
+        int next = INT_MAX;
+        for (unsigned i = 0; i < n; i++)
+            if (keep[i] > last && keep[i] < next) next = keep[i];
+        if (next == INT_MAX) break;
+        if (next > last + 1) sys_close_range((unsigned)last + 1, (unsigned)next - 1, 0);
+        last = next;
+    }
+    sys_close_range((unsigned)last + 1, ~0u, 0);
+}
+
+/* Forks the file server. */
+static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) {
+    l->server = fork();
+    if (l->server < 0) return err_set(e, errno, "fork the file server");
+    if (!l->server) {
+        setsid();
+        int keep[17];
+        memcpy(keep, fds, n * sizeof *fds);
+        keep[n] = l->u.packs.layers;
+        fd_close_except(keep, n + 1);
+        AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        for (int i = 0; i < 3; i++) dup2(null, i);
+        (void)!chdir("/");
+        launch_signals_default();
+        ufs_serve(&l->u, fds, n);
+    }
+    return 0;
+}
+
+/* Hears the child until it is ready (wait_start) or executed. */
+static int launch_wait(struct launch *l, struct err *e) {
+    bool ready = false;
+    for (;;) {
+        char msg[1 + sizeof *e];
+        int fds[16];
+        unsigned n = 0;
+        ssize_t k = fd_recv(l->sync, msg, sizeof msg, fds, &n, 0);
+        if (k <= 0) {
+            if (ready) return 0;
+            return err_set(e, 0, "the container's first process died before it could execute");
+        }
+        int rc = 0;
+        if (msg[0] == MSG_FUSE) rc = launch_server(l, fds, n, e);
+        else if (msg[0] == MSG_CONSOLE && n == 1) {
+            fd_closep(&l->console);
+            l->console = fds[0];
+            n = 0;
+        } else if (msg[0] == MSG_READY) ready = true;
+        else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid) memcpy(&l->pid, msg + 1, sizeof l->pid);
+        else if (msg[0] == MSG_ERROR && k == (ssize_t)sizeof msg) {
+            memcpy(e, msg + 1, sizeof *e);
+            e->msg[sizeof e->msg - 1] = 0;
+            rc = -1;
+        }
+        while (n) close(fds[--n]);
+        if (rc) return rc;
+        if (ready && l->wait_start) return 0;
+    }
+}
+
+/* Prepares what the plan needs from the store: filter, file server's index. */
+static int launch_prepare(struct launch *l, struct err *e) {
+    const struct plan *p = l->plan;
+    if (p->seccomp_default || p->seccomp) {
+        struct filter_want w = { .caps = p->cap_bounding, .fake_root = p->fake_root, .profile = p->seccomp_default ? NULL : p->seccomp };
+        if (filter_get(l->store, &w, &l->filter, e)) return -1;
+    }
+    if (strcmp(p->driver, "overlay-fuse")) return 0;
+    const char *chain = js_str_or(p->spec, "skiff.rootfs.chain", "");
+    AUTO_FREE char *path = str_fmt("merged/%s.idx", chain);
+    if (idx_open(l->store, path, false, &l->u.x, e)) return -1;
+    int layers = dir_open(l->store, "layers", e);
+    if (layers < 0) {
+        idx_close(&l->u.x);
+        return -1;
+    }
+    l->u.squash = idmap_single(&p->ids);
+    l->u.uid = p->ids.uid[0].inside;
+    l->u.gid = p->ids.gid[0].inside;
+    packs_init(&l->u.packs, &l->u.x, layers);
+    l->ufs_open = true;
+    return 0;
+}
+
+/* Joins the plan's existing namespaces, the user namespace first. */
+static int launch_setns(const struct plan *p, struct err *e) {
+    int fds[ARRAY_LEN(p->ns_join)];
+    for (unsigned i = 0; i < p->nns_join; i++)
+        if ((fds[i] = open(p->ns_join[i].path, O_RDONLY | O_CLOEXEC)) < 0)
+            return err_set(e, errno, "namespace %s", p->ns_join[i].path);
+    for (int user = 1; user >= 0; user--)
+        for (unsigned i = 0; i < p->nns_join; i++)
+            if ((p->ns_join[i].type == CLONE_NEWUSER) == user && setns(fds[i], (int)p->ns_join[i].type))
+                return err_set(e, errno, "join namespace %s", p->ns_join[i].path);
+    for (unsigned i = 0; i < p->nns_join; i++) close(fds[i]);
+    return 0;
+}
+
+/* Creates the container's first process. After it: launch_wait. */
+static int launch_begin(struct launch *l, struct err *e) {
+    const struct plan *p = l->plan;
+    int pair[2];
+    if (launch_prepare(l, e)) return -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    l->sync = pair[0];
+    AUTO_FD theirs = pair[1];
+    u64 flags = p->ns_new & ~(u64)CLONE_NEWCGROUP;
+    struct sys_clone_args a = { .flags = flags, .exit_signal = SIGCHLD };
+    bool staged = p->nns_join > 0;
+    if (staged) a.flags = 0;
+    l->pid = sys_clone3(&a);
+    if (l->pid < 0)
+        return err_set(e, errno, "create namespaces%s", errno == EPERM || errno == ENOSPC || errno == EUSERS
+                       ? " ('skiff doctor' says what this host forbids and how to allow it)" : "");
+    if (!l->pid) {
+        close(pair[0]);
+        if (!staged) launch_child(l, theirs);
+        struct err ce = { 0 };
+        if (launch_setns(p, &ce)) launch_fail(theirs, &ce);
+        struct sys_clone_args b = { .flags = flags | CLONE_PARENT };
+        pid_t pid = sys_clone3(&b);
+        if (!pid) launch_child(l, theirs);
+        if (pid < 0) err_set(&ce, errno, "create namespaces"), launch_fail(theirs, &ce);
+        char msg[1 + sizeof pid] = { MSG_PID };
+        memcpy(msg + 1, &pid, sizeof pid);
+        (void)!fd_send(theirs, msg, sizeof msg, NULL, 0);
+        _exit(0);
+    }
+    fd_closep(&theirs);
+    if (staged) {
+        char msg[1 + sizeof *e];
+        ssize_t k = fd_recv(l->sync, msg, sizeof msg, NULL, NULL, 0);
+        waitpid(l->pid, NULL, 0);
+        if (k == (ssize_t)sizeof msg && msg[0] == MSG_ERROR) return memcpy(e, msg + 1, sizeof *e), -1;
+        if (k != 1 + (ssize_t)sizeof l->pid || msg[0] != MSG_PID) return err_set(e, 0, "joining namespaces failed");
+        memcpy(&l->pid, msg + 1, sizeof l->pid);
+    }
+    l->pidfd = sys_pidfd_open(l->pid);
+    if (p->ids.helper && idmap_write(l->pid, &p->ids, e)) return -1;
+    if (cgroup_enter(&l->cgroup, l->pid, e)) return -1;
+    if ((p->ids.helper || l->cgroup.path) && launch_say(l->sync, MSG_GO, NULL, 0, e)) return -1;
+    return 0;
+}
+
+/* Ends a launch that failed: kills and reaps what was started. */
+static void launch_abort(struct launch *l) {
+    if (l->pid > 0) {
+        kill(l->pid, SIGKILL);
+        waitpid(l->pid, NULL, 0);
+    }
+    if (l->server > 0) {
+        kill(l->server, SIGKILL);
+        waitpid(l->server, NULL, 0);
+    }
+    cgroup_remove(&l->cgroup);
+}
+
+/* ---- 18.5 joining a running container ---- */
+
+/* Creates a process in the namespaces of `target` (a living pid of the container, known by pidfd). Its
+ * parent is the caller. l->plan has the process; mounts and namespaces are the container's. Then
+ * launch_wait. */
+static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *e) {
+    int pair[2];
+    const struct plan *p = l->plan;
+    if (p->seccomp_default || p->seccomp) {
+        struct filter_want w = { .caps = p->cap_bounding, .fake_root = p->fake_root, .profile = p->seccomp_default ? NULL : p->seccomp };
+        if (filter_get(l->store, &w, &l->filter, e)) return -1;
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    l->sync = pair[0];
+    AUTO_FD theirs = pair[1];
+    pid_t stage = fork();
+    if (stage < 0) return err_set(e, errno, "fork");
+    if (!stage) {
+        struct err ce = { 0 };
+        close(pair[0]);
+        prctl(PR_SET_DUMPABLE, 0);    /* before the first namespace: CVE-2016-9962 */
+        if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
+        if (setns(pidfd, (int)namespaces)) {
+            err_set(&ce, errno, "join the container's namespaces");
+            launch_fail(theirs, &ce);
+        }
+        struct sys_clone_args b = { .flags = CLONE_PARENT };
+        pid_t pid = sys_clone3(&b);
+        if (!pid) {
+            int slave = -1;
+            AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+            if (l->in_root && l->in_root(l, root, &ce)) launch_fail(theirs, &ce);
+            if (p->terminal && launch_console(l, root, theirs, &slave, &ce)) launch_fail(theirs, &ce);
+            launch_finish(l, theirs, slave);
+        }
+        if (pid < 0) err_set(&ce, errno, "fork"), launch_fail(theirs, &ce);
+        char msg[1 + sizeof pid] = { MSG_PID };
+        memcpy(msg + 1, &pid, sizeof pid);
+        (void)!fd_send(theirs, msg, sizeof msg, NULL, 0);
+        _exit(0);
+    }
+    fd_closep(&theirs);
+    l->pid = 0;
+    return 0;
+}
+
+/* Runs fn in a child that has the container's file tree: of a running container by joining, of a
+ * stopped one by mounting it in namespaces of its own. fn gets the root's descriptor and must _exit by
+ * returning its status. The child's pid; the caller reaps it. */
+static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void *arg), void *arg, struct err *e) {
+    int pair[2];
+    const struct plan *p = l->plan;
+    if (pidfd < 0 && launch_prepare(l, e)) return -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    l->sync = pair[0];
+    AUTO_FD theirs = pair[1];
+    struct sys_clone_args a = { .exit_signal = SIGCHLD,
+                                .flags = pidfd >= 0 ? 0 : (p->ns_new & CLONE_NEWUSER) | CLONE_NEWNS };
+    pid_t pid = sys_clone3(&a);
+    if (pid < 0) return err_set(e, errno, "create namespaces");
+    if (!pid) {
+        struct err ce = { 0 };
+        AUTO_FD root = -1;
+        close(pair[0]);
+        if (pidfd >= 0) {
+            prctl(PR_SET_DUMPABLE, 0);
+            u64 ns = CLONE_NEWNS | (p->ids.uids ? CLONE_NEWUSER : 0);
+            if (setns(pidfd, (int)ns)) err_set(&ce, errno, "join the container's namespaces"), launch_fail(theirs, &ce);
+            root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        } else {
+            if (p->ids.uids && !p->ids.helper && idmap_write(0, &p->ids, &ce)) launch_fail(theirs, &ce);
+            if (p->ids.helper && launch_hear(theirs, MSG_GO, &ce)) _exit(EXIT_ENGINE);
+            root = launch_rootfs(l, theirs, &ce);
+            if (root < 0) launch_fail(theirs, &ce);
+        }
+        launch_say(theirs, MSG_READY, NULL, 0, &ce);
+        close(theirs);
+        umask(0);
+        _exit(fn(root, arg));
+    }
+    fd_closep(&theirs);
+    l->pid = pid;
+    if (pidfd < 0 && p->ids.helper &&
+        (idmap_write(pid, &p->ids, e) || launch_say(l->sync, MSG_GO, NULL, 0, e)))
+        return launch_abort(l), -1;
+    if (launch_wait(l, e)) return launch_abort(l), -1;
+    return pid;
+}
+
+/* Runs fn in the user namespace of an idmap, so that it may handle files of all mapped ids; the exit
+ * status of fn, -1 on failure. */
+static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *arg, struct err *e) {
+    int pair[2];
+    if (!m->uids) return fn(arg);
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    struct sys_clone_args a = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+    pid_t pid = sys_clone3(&a);
+    if (!pid) {
+        struct err ce = { 0 };
+        close(pair[0]);
+        if (m->helper ? launch_hear(pair[1], MSG_GO, &ce) : idmap_write(0, m, &ce)) launch_fail(pair[1], &ce);
+        umask(0);
+        _exit(fn(arg));
+    }
+    close(pair[1]);
+    int rc = pid < 0 ? err_set(e, errno, "create a user namespace") : 0;
+    if (!rc && m->helper) rc = idmap_write(pid, m, e) || launch_say(pair[0], MSG_GO, NULL, 0, e) ? -1 : 0;
+    close(pair[0]);
+    int status = 0;
+    if (pid > 0 && rc) kill(pid, SIGKILL);
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    if (rc) return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+/* }==== 18 launch */
+
+/* {==== 19 image: pull, push, load, save ====
+ * Every way in ends in the same place: each layer's blob stored as it came and ingested (part 11), a
+ * configuration, an OCI manifest, one name in index.json. Nothing is visible before all of it is there.
+ * Uses: 1-11. Sources: image-spec manifest.md, distribution-spec, docker image spec v1.2 (save). */
+#define MT_OCI_INDEX "application/vnd.oci.image.index.v1+json"
+#define MT_OCI_MANIFEST "application/vnd.oci.image.manifest.v1+json"
+#define MT_OCI_CONFIG "application/vnd.oci.image.config.v1+json"
+#define MT_OCI_LAYER "application/vnd.oci.image.layer.v1.tar"
+#define MT_DOCKER_LIST "application/vnd.docker.distribution.manifest.list.v2+json"
+#define MT_DOCKER_MANIFEST "application/vnd.docker.distribution.manifest.v2+json"
+
+/* ---- 19.1 progress ---- */
+enum { PROGRESS_LAYERS = 256 };
+struct progress {
+    enum { PROGRESS_QUIET, PROGRESS_PLAIN, PROGRESS_BARS } mode;
+    pthread_mutex_t lock;
+    struct { char id[13], what[24]; u64 now, total; } line[PROGRESS_LAYERS];
+    unsigned n, shown;
+    i64 drawn_ms;
+};
+
+static void progress_init(struct progress *p, bool quiet) {
+    *p = (struct progress){ .mode = quiet ? PROGRESS_QUIET : isatty(1) ? PROGRESS_BARS : PROGRESS_PLAIN };
+    pthread_mutex_init(&p->lock, NULL);
+}
+
+static void progress_draw(struct progress *p) {
+    struct winsize ws = { 0 };
+    ioctl(1, TIOCGWINSZ, &ws);
+    unsigned rows = ws.ws_row > 2 ? ws.ws_row - 2u : 22, first = p->n > rows ? p->n - rows : 0;
+    if (p->shown) printf("\x1b[%uA", p->shown);
+    for (unsigned i = first; i < p->n; i++) {
+        printf("\x1b[2K%s: %s", p->line[i].id, p->line[i].what);
+        if (p->line[i].total && !strcmp(p->line[i].what, "Downloading")) {
+            int fill = (int)(p->line[i].now * 40 / p->line[i].total);
+            AUTO_FREE char *now = size_human(p->line[i].now), *all = size_human(p->line[i].total);
+            printf(" [%.*s>%*s] %s/%s", fill, "========================================", 40 - fill, "", now, all);
+        }
+        putchar('\n');
+    }
+    p->shown = p->n - first;
+    fflush(stdout);
+}
+
+/* What happens to one layer. */
+static void progress_say(struct progress *p, const char *hex, const char *what, u64 now, u64 total) {
+    if (!p || p->mode == PROGRESS_QUIET) return;
+    pthread_mutex_lock(&p->lock);
+    unsigned i = 0;
+    while (i < p->n && strncmp(p->line[i].id, hex, 12)) i++;
+    bool news = i == p->n || strcmp(p->line[i].what, what);
+    if (i == p->n && p->n < PROGRESS_LAYERS) snprintf(p->line[p->n++].id, 13, "%.12s", hex);
+    if (i < p->n) {
+        snprintf(p->line[i].what, sizeof p->line[i].what, "%s", what);
+        p->line[i].now = now;
+        p->line[i].total = total;
+    }
+    if (p->mode == PROGRESS_PLAIN) {
+        if (news && strcmp(what, "Downloading")) printf("%.12s: %s\n", hex, what), fflush(stdout);
+    } else if (news || time_mono_ms() - p->drawn_ms > 80) {
+        p->drawn_ms = time_mono_ms();
+        progress_draw(p);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* ---- 19.2 blobs on their way in ---- */
+
+/* A blob from a registry: what an interrupted pull left in tmp/ first, the network from there on; a
+ * broken transfer is taken up again by Range. Verified at its end. */
+struct src_blob {
+    struct src src;
+    struct reg *reg;
+    const struct store *store;
+    const char *digest;           /* borrowed, checked */
+    u64 size, at, have;           /* told by the manifest; read so far; bytes in the file */
+    int fd;                       /* owned: the partial file */
+    struct http *http;            /* owned; NULL: not open */
+    u64 skip;                     /* bytes the server sends again although asked not to */
+    struct sha sha;
+    int failures;
+    struct progress *progress;
+    char part[96];
+};
+enum { BLOB_RETRIES = 5 };
+
+static int src_blob_open(struct src_blob *b, struct err *e) {
+    AUTO_STRV headers = { 0 };
+    AUTO_FREE char *path = str_fmt("blobs/%s", b->digest);
+    if (b->at) strv_take(&headers, str_fmt("Range: bytes=%" PRIu64 "-", b->at));
+    struct http_req q = { .method = "GET", .headers = &headers, .body_fd = -1 };
+    b->http = reg_request(b->reg, &q, path, e);
+    if (!b->http) return -1;
+    static struct http_req spent = { .method = "GET", .url = "registry", .body_fd = -1 };
+    b->http->req = &spent;
+    b->skip = b->http->status == 200 ? b->at : 0;
+    if (b->http->status == 200 || b->http->status == 206) return 0;
+    reg_explain(b->http, path, e);
+    b->failures = BLOB_RETRIES;           /* an answer, not an accident */
+    return -1;
+}
+
+static ssize_t src_blob_net(struct src_blob *b, void *out, size_t n, struct err *e) {
+    for (;;) {
+        ssize_t k = -1;
+        if (b->http || !src_blob_open(b, e)) k = http_read(b->http, out, n, e);
+        if (k > 0 && b->skip) {
+            size_t drop = (u64)k < b->skip ? (size_t)k : (size_t)b->skip;
+            b->skip -= drop;
+            if (drop == (size_t)k) continue;
+            memmove(out, (char *)out + drop, (size_t)k - drop);
+            return k - (ssize_t)drop;
+        }
+        if (k > 0 || (k == 0 && b->at >= b->size)) return k;
+        if (k == 0) err_set(e, 0, "connection closed after %" PRIu64 " of %" PRIu64 " bytes", b->at, b->size);
+        http_free(b->http);
+        b->http = NULL;
+        if (++b->failures >= BLOB_RETRIES) return -1;
+        progress_say(b->progress, b->digest + 7, "Retrying", b->at, b->size);
+        usleep(100000u << b->failures);
+    }
+}
+
+static ssize_t src_blob_read(struct src *s, void *out, size_t n, struct err *e) {
+    struct src_blob *b = (void *)s;
+    ssize_t k;
+    if (b->at < b->have) {
+        if (n > b->have - b->at) n = (size_t)(b->have - b->at);
+        k = pread(b->fd, out, n, (off_t)b->at);
+        if (k <= 0) return err_set(e, k ? errno : EIO, "read %s", b->part);
+    } else {
+        k = src_blob_net(b, out, n, e);
+        if (k < 0) return -1;
+        if (b->at + (u64)k > b->size)
+            return err_set(e, 0, "blob %s is longer than the %" PRIu64 " bytes that the manifest says", b->digest, b->size);
+        if (k && fd_pwrite_all(b->fd, out, (size_t)k, b->at)) return err_set(e, errno, "write %s", b->part);
+    }
+    if (k) {
+        sha_add(&b->sha, out, (size_t)k);
+        b->at += (u64)k;
+        progress_say(b->progress, b->digest + 7, "Downloading", b->at, b->size);
+        return k;
+    }
+    u8 raw[32];
+    char have[DIGEST_LEN + 1] = "sha256:";
+    struct sha done = b->sha;
+    sha_end(&done, raw);
+    hex_of(raw, 32, have + 7);
+    if (!strcmp(have, b->digest)) return 0;
+    unlinkat(b->store->dir, b->part, 0);       /* nothing to resume from */
+    return err_set(e, 0, "blob %s: the content that arrived has digest %s", b->digest, have);
+}
+
+static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg *r, const char *digest,
+                          u64 size, struct progress *p, struct err *e) {
+    *b = (struct src_blob){ .src = { src_blob_read }, .reg = r, .store = s, .digest = digest, .size = size,
+                            .fd = -1, .progress = p };
+    sha_init(&b->sha);
+    snprintf(b->part, sizeof b->part, "tmp/%s.part", digest_hex(digest));
+    b->fd = openat(s->dir, b->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    struct stat st;
+    if (b->fd < 0 || fstat(b->fd, &st)) return err_set(e, errno, "open %s", b->part);
+    if (flock(b->fd, LOCK_EX) ) return err_set(e, errno, "lock %s", b->part);
+    b->have = (u64)st.st_size <= size ? (u64)st.st_size : 0;
+    return 0;
+}
+
+/* Gives the verified file its name, or closes it. */
+static int src_blob_end(struct src_blob *b, bool keep, struct err *e) {
+    char path[80];
+    int rc = 0;
+    if (keep && (fsync(b->fd) || renameat(b->store->dir, b->part, b->store->dir, blob_path(b->digest, path))))
+        rc = err_set(e, errno, "store blob %s", b->digest);
+    http_free(b->http);
+    fd_closep(&b->fd);
+    return rc;
+}
+
+/* Copies what passes to a file in tmp/ and digests it: for blobs from archives and of our own. */
+struct src_tee {
+    struct src src;
+    struct src *from;
+    int fd;                       /* owned */
+    u64 n;
+    struct sha sha;
+    u8 head[4];
+    char path[96];
+};
+
+static ssize_t src_tee_read(struct src *s, void *out, size_t n, struct err *e) {
+    struct src_tee *t = (void *)s;
+    ssize_t k = t->from->read(t->from, out, n, e);
+    if (k <= 0) return k;
+    if (fd_pwrite_all(t->fd, out, (size_t)k, t->n)) return err_set(e, errno, "write %s", t->path);
+    for (size_t i = 0; t->n + i < 4 && i < (size_t)k; i++) t->head[t->n + i] = ((u8 *)out)[i];
+    sha_add(&t->sha, out, (size_t)k);
+    t->n += (u64)k;
+    return k;
+}
+
+/* Stores a layer from any source, compressed or not; want (may be NULL): the diff-id it must have.
+ * ret_desc: its descriptor, owned by the caller. */
+static int layer_add(const struct store *s, struct src *from, const char *want, json_t **ret_desc,
+                     char *ret_diff_id, struct err *e) {
+    struct src_tee tee = { .src = { src_tee_read }, .from = from };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &tee.src };
+    char id[HEX_LEN + 1], digest[DIGEST_LEN + 1] = "sha256:", path[80];
+    u8 raw[32];
+    id_random(id);
+    sha_init(&tee.sha);
+    snprintf(tee.path, sizeof tee.path, "tmp/%.32s.blob", id);
+    tee.fd = openat(s->dir, tee.path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (tee.fd < 0) return err_set(e, errno, "create %s", tee.path);
+    int rc = layer_ingest(s, &inf.src, want, ret_diff_id, e);
+    src_inflate_done(&inf);
+    sha_end(&tee.sha, raw);
+    hex_of(raw, 32, digest + 7);
+    if (!rc && (fsync(tee.fd) || renameat(s->dir, tee.path, s->dir, blob_path(digest, path))))
+        rc = err_set(e, errno, "store blob %s", digest);
+    if (rc) unlinkat(s->dir, tee.path, 0);
+    close(tee.fd);
+    if (rc) return -1;
+    const char *kind = tee.head[0] == 0x1f && tee.head[1] == 0x8b ? "+gzip" : tee.head[0] == 0x28 && tee.head[1] == 0xb5 ? "+zstd" : "";
+    AUTO_FREE char *type = str_fmt(MT_OCI_LAYER "%s", kind);
+    *ret_desc = json_object();
+    js_sets(*ret_desc, "mediaType", type);
+    js_sets(*ret_desc, "digest", digest);
+    js_seti(*ret_desc, "size", (i64)tee.n);
+    return 0;
+}
+
+/* Rebuilds a layer's pack and index from its blob. */
+static int layer_rebuild(const struct store *s, const char *blob, const char *diff_id, struct err *e) {
+    AUTO_FD fd = blob_open(s, blob, e);
+    char got[DIGEST_LEN + 1];
+    if (fd < 0) return -1;
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    int rc = layer_ingest(s, &inf.src, diff_id, got, e);
+    src_inflate_done(&inf);
+    return rc;
+}
+
+/* Writes configuration and manifest of an image whose layers are stored, merges them, and names it.
+ * layers: descriptors, borrowed. ret_id: HEX_LEN+1, may be NULL. ret_desc may be NULL. */
+static int image_put(const struct store *s, const json_t *config, const json_t *layers, const char *name,
+                     const char *repo_digest, char *ret_id, json_t **ret_desc, struct err *e) {
+    char digest[DIGEST_LEN + 1], chain[HEX_LEN + 1];
+    AUTO_FREE char *text = js_dump(config, JSON_COMPACT);
+    AUTO_STRV diffs = { 0 };
+    if (image_diff_ids(config, &diffs, e) || blob_add(s, text, strlen(text), digest, e)) return -1;
+    if (json_array_size(layers) != diffs.n)
+        return err_set(e, 0, "image has %zu layers, but its configuration says %zu", json_array_size(layers), diffs.n);
+    if (ret_id) strcpy(ret_id, digest + 7);
+    AUTO_JSON *m = json_object();
+    js_seti(m, "schemaVersion", 2);
+    js_sets(m, "mediaType", MT_OCI_MANIFEST);
+    json_t *c = js_sub(m, "config");
+    js_sets(c, "mediaType", MT_OCI_CONFIG);
+    js_sets(c, "digest", digest);
+    js_seti(c, "size", (i64)strlen(text));
+    json_object_set(m, "layers", (json_t *)(uintptr_t)layers);
+    AUTO_FREE char *mtext = js_dump(m, JSON_COMPACT);
+    if (blob_add(s, mtext, strlen(mtext), digest, e) || layer_merge(s, &diffs, chain, e)) return -1;
+    AUTO_JSON *desc = json_object();
+    js_sets(desc, "mediaType", MT_OCI_MANIFEST);
+    js_sets(desc, "digest", digest);
+    js_seti(desc, "size", (i64)strlen(mtext));
+    if (store_tag(s, desc, name, repo_digest, e)) return -1;
+    if (ret_desc) *ret_desc = json_incref(desc);
+    return 0;
+}
+
+/* ---- 19.3 pull ---- */
+struct platform { char os[32], arch[32], variant[32]; };
+
+/* "linux/arm64/v8", "arm64", "" (this machine). */
+static int platform_parse(const char *s, struct platform *ret, struct err *e) {
+    *ret = (struct platform){ "linux", "", "" };
+    snprintf(ret->arch, sizeof ret->arch, "%s", host_arch());
+    if (str_empty(s)) return 0;
+    AUTO_STRV p = { 0 };
+    strv_split(&p, s, '/');
+    for (size_t i = 0; i < p.n; i++)
+        if (!*p.v[i] || strlen(p.v[i]) > 31 || p.n > 3)
+            return err_set(e, 0, "--platform %s: expected os/architecture[/variant]", s);
+    if (p.n > 1) strcpy(ret->os, p.v[0]);
+    strcpy(ret->arch, host_arch_word(p.v[p.n > 1 ? 1 : 0]));
+    if (p.n > 2) strcpy(ret->variant, p.v[2]);
+    return 0;
+}
+
+/* The manifest of an index for a platform; NULL: none. */
+static const json_t *platform_pick(const json_t *index, const struct platform *want) {
+    const json_t *best = NULL, *d;
+    size_t i;
+    json_array_foreach(js_get(index, "manifests"), i, d) {
+        const char *os = js_str_or(d, "platform.os", ""), *arch = js_str_or(d, "platform.architecture", "");
+        const char *variant = js_str_or(d, "platform.variant", "");
+        if (strcmp(os, want->os) || strcmp(host_arch_word(arch), want->arch)) continue;
+        if (*want->variant ? !strcmp(variant, want->variant) : !best) best = d;
+        if (!*want->variant && !strcmp(want->arch, "arm") && !strcmp(variant, "v7")) best = d;
+    }
+    return best;
+}
+
+static bool mt_is_index(const char *t) { return str_eq(t, MT_OCI_INDEX) || str_eq(t, MT_DOCKER_LIST); }
+static bool mt_is_manifest(const char *t) { return str_eq(t, MT_OCI_MANIFEST) || str_eq(t, MT_DOCKER_MANIFEST); }
+
+/* Refuses a document that is not exactly one of index and manifest (CVE-2021-41190). */
+static int manifest_check(const json_t *m, const char *type, const char *what, struct err *e) {
+    bool index = js_get(m, "manifests") != NULL, manifest = js_get(m, "layers") || js_get(m, "config");
+    const char *said = js_str(m, "mediaType");
+    if (js_int(m, "schemaVersion", 0) == 1)
+        return err_set(e, 0, "%s is a Docker schema 1 manifest, a format that registries have given up: push it anew", what);
+    if (index == manifest) return err_set(e, 0, "%s is %s: refused", what, index ? "an index and a manifest at once" : "no image manifest");
+    if (said && !(index ? mt_is_index(said) : mt_is_manifest(said)))
+        return err_set(e, 0, "%s says it is '%.100s', but its content is %s: refused", what, said, index ? "an index" : "a manifest");
+    if (type && (mt_is_index(type) || mt_is_manifest(type)) && mt_is_index(type) != index)
+        return err_set(e, 0, "%s came as '%.100s', but its content is %s: refused", what, type, index ? "an index" : "a manifest");
+    if (js_int(m, "schemaVersion", 0) != 2) return err_set(e, 0, "%s: schemaVersion is not 2", what);
+    return 0;
+}
+
+/* Fetches a manifest by tag or digest; its bytes stay as they came. */
+static json_t *pull_manifest(struct reg *r, const char *which, struct buf *bytes, char *digest, struct err *e) {
+    AUTO_STRV headers = { 0 };
+    strv_add(&headers, "Accept: " MT_OCI_INDEX ", " MT_OCI_MANIFEST ", " MT_DOCKER_LIST ", " MT_DOCKER_MANIFEST);
+    AUTO_FREE char *path = str_fmt("manifests/%s", which);
+    struct http_req q = { .method = "GET", .headers = &headers, .body_fd = -1 };
+    AUTO_HTTP *h = reg_request(r, &q, path, e);
+    if (!h) return NULL;
+    AUTO_FREE char *what = ref_familiar(&r->ref);
+    if (h->status == 404) return err_set(e, 0, "manifest for %s not found: manifest unknown", what), NULL;
+    if (h->status != 200) return reg_explain(h, what, e), NULL;
+    buf_done(bytes);
+    if (http_slurp(h, DOC_MAX_BYTES, bytes, e)) return NULL;
+    digest_of(bytes->p, bytes->n, digest);
+    if (digest_hex(which) && strcmp(which, digest))
+        return err_set(e, 0, "manifest %s: the content that arrived has digest %s", which, digest), NULL;
+    json_t *j = js_parse(bytes->p, bytes->n, "manifest", e);
+    if (j && manifest_check(j, h->type, what, e)) js_decref(&j);
+    return j;
+}
+
+struct pull_job {
+    const struct store *store;
+    struct reg *reg;
+    const char *digest, *diff_id, *type;
+    u64 size;
+    struct progress *progress;
+    struct err err;
+    bool failed;
+};
+
+static int pull_layer(struct pull_job *j, struct err *e) {
+    const char *hex = digest_hex(j->digest);
+    char got[DIGEST_LEN + 1];
+    if (blob_have(j->store, j->digest)) {
+        if (!layer_have(j->store, j->diff_id) && layer_rebuild(j->store, j->digest, j->diff_id, e)) return -1;
+        progress_say(j->progress, hex, "Already exists", 0, 0);
+        return 0;
+    }
+    progress_say(j->progress, hex, "Pulling fs layer", 0, j->size);
+    struct src_blob b;
+    if (src_blob_begin(&b, j->store, j->reg, j->digest, j->size, j->progress, e)) return -1;
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &b.src };
+    int rc = layer_ingest(j->store, &inf.src, j->diff_id, got, e);
+    src_inflate_done(&inf);
+    /* what follows the compressed data was not read by the decompressor */
+    char rest[4096];
+    for (ssize_t k = 1; !rc && k; ) if ((k = src_blob_read(&b.src, rest, sizeof rest, e)) < 0) rc = -1;
+    struct err second;
+    if (src_blob_end(&b, !rc, rc ? &second : e) && !rc) rc = -1;
+    if (!rc) progress_say(j->progress, hex, "Pull complete", 0, 0);
+    return rc;
+}
+
+struct pull_queue {
+    struct pull_job *jobs;
+    unsigned n, next;
+    bool stop;
+};
+
+static void *pull_worker(void *arg) {
+    struct pull_queue *q = arg;
+    for (unsigned i; (i = __atomic_fetch_add(&q->next, 1, __ATOMIC_RELAXED)) < q->n;) {
+        if (__atomic_load_n(&q->stop, __ATOMIC_RELAXED)) break;
+        struct pull_job *j = &q->jobs[i];
+        j->failed = pull_layer(j, &j->err) != 0;
+        if (j->failed) __atomic_store_n(&q->stop, true, __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+/* Downloads the layers of a manifest, several at a time. */
+static int pull_layers(const struct store *s, struct reg *r, const json_t *manifest, const struct strv *diffs,
+                       struct progress *p, struct err *e) {
+    const json_t *layers = js_get(manifest, "layers"), *l;
+    struct pull_queue q = { .jobs = mem_new((diffs->n + 1) * sizeof *q.jobs) };
+    int rc = 0;
+    size_t i;
+    json_array_foreach(layers, i, l) {
+        const char *digest = js_str(l, "digest");
+        bool twice = false;
+        for (unsigned k = 0; k < q.n; k++) twice |= str_eq(q.jobs[k].digest, digest);
+        i64 size = js_int(l, "size", -1);
+        if (!digest_hex(digest) || size < 0) rc = err_set(e, 0, "manifest: /layers/%zu: bad digest or size", i);
+        if (rc || twice) continue;
+        q.jobs[q.n++] = (struct pull_job){ .store = s, .reg = r, .digest = digest, .diff_id = diffs->v[i],
+                                           .size = (u64)size, .progress = p };
+    }
+    pthread_t th[4];
+    unsigned nth = q.n < ARRAY_LEN(th) ? q.n : ARRAY_LEN(th);
+    for (unsigned k = 0; !rc && k < nth; k++)
+        if (pthread_create(&th[k], NULL, pull_worker, &q)) nth = k;
+    for (unsigned k = 0; !rc && k < nth; k++) pthread_join(th[k], NULL);
+    for (unsigned k = 0; !rc && k < q.n; k++)
+        if (q.jobs[k].failed) {
+            *e = q.jobs[k].err;
+            rc = err_wrap(e, "layer %.19s", q.jobs[k].digest);
+        }
+    free(q.jobs);
+    return rc;
+}
+
+struct pull_opts { const char *platform; bool quiet; int tls_verify; };
+
+static json_t *pull_config(const struct store *s, struct reg *r, const json_t *manifest, struct err *e) {
+    const char *digest = js_str(manifest, "config.digest");
+    i64 size = js_int(manifest, "config.size", -1);
+    if (!digest_hex(digest) || size < 0 || size > DOC_MAX_BYTES)
+        return err_set(e, 0, "manifest: /config: bad digest or size"), NULL;
+    if (!blob_have(s, digest)) {
+        struct src_blob b;
+        char sink[4096];
+        ssize_t k = 1;
+        if (src_blob_begin(&b, s, r, digest, (u64)size, NULL, e)) return NULL;
+        while (k > 0) k = src_blob_read(&b.src, sink, sizeof sink, e);
+        struct err second;
+        if (src_blob_end(&b, !k, k ? &second : e) || k) return NULL;
+    }
+    return blob_json(s, digest, e);
+}
+
+/* Pulls one reference. Prints as Docker does unless quiet. */
+static int image_pull(const struct store *s, const struct ref *ref, const struct pull_opts *o, struct err *e) {
+    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    struct reg r = { 0 };
+    struct platform want;
+    AUTO_BUF bytes = { 0 };
+    char digest[DIGEST_LEN + 1], repo_digest[DIGEST_LEN + 1];
+    const char *which = ref->digest[0] ? ref->digest : ref->tag;
+    AUTO_JSON *manifest = NULL, *config = NULL, *desc = json_object();
+    AUTO_STRV diffs = { 0 };
+    AUTO_IMAGE before = { 0 };
+    AUTO_FREE char *full = ref_full(ref), *familiar = ref_familiar(ref), *rd = NULL;
+    static struct progress p;
+    struct err none;
+    int rc = -1;
+    if (platform_parse(o->platform, &want, e)) return -1;
+    progress_init(&p, o->quiet);
+    if (reg_connect(&r, ref, false, o->tls_verify, e)) goto out;
+    manifest = pull_manifest(&r, which, &bytes, digest, e);
+    if (!manifest) goto out;
+    strcpy(repo_digest, digest);
+    if (!o->quiet) printf("%s: Pulling from %s\n", which, ref->path), fflush(stdout);
+    for (int depth = 0; js_get(manifest, "manifests"); depth++) {
+        const json_t *d = platform_pick(manifest, &want);
+        const char *at = d ? js_str(d, "digest") : NULL;
+        if (!digest_hex(at) || depth > 3) {
+            err_set(e, 0, "no matching manifest for %s/%s%s%s in the manifest list entries", want.os, want.arch,
+                    *want.variant ? "/" : "", want.variant);
+            goto out;
+        }
+        AUTO_FREE char *copy = str_dup(at);
+        js_decref(&manifest);
+        if (!(manifest = pull_manifest(&r, copy, &bytes, digest, e))) goto out;
+    }
+    if (!(config = pull_config(s, &r, manifest, e)) || image_diff_ids(config, &diffs, e)) goto out;
+    if (json_array_size(js_get(manifest, "layers")) != diffs.n) {
+        err_set(e, 0, "manifest has %zu layers, but the configuration %zu", json_array_size(js_get(manifest, "layers")), diffs.n);
+        goto out;
+    }
+    if (pull_layers(s, &r, manifest, &diffs, &p, e)) goto out;
+    char chain[HEX_LEN + 1], put[DIGEST_LEN + 1];
+    if (blob_add(s, bytes.p, bytes.n, put, e) || layer_merge(s, &diffs, chain, e)) goto out;
+    js_sets(desc, "mediaType", js_str_or(manifest, "mediaType", MT_OCI_MANIFEST));
+    js_sets(desc, "digest", digest);
+    js_seti(desc, "size", (i64)bytes.n);
+    rd = str_fmt("%s/%s@%s", ref->domain, ref->path, repo_digest);
+    bool same = !image_find(s, full, &before, NULL, &none) && str_eq(js_str(before.desc, "digest"), digest);
+    if (store_tag(s, desc, full, rd, e)) goto out;
+    if (!same) store_event(s, "image", "pull", familiar, NULL);
+    if (!o->quiet)
+        printf("Digest: %s\nStatus: %s %s\n", repo_digest,
+               same ? "Image is up to date for" : "Downloaded newer image for", familiar);
+    rc = 0;
+out:
+    reg_done(&r);
+    return rc;
+}
+
+/* ---- 19.4 push ---- */
+
+/* Uploads a blob unless the registry has it. */
+static int push_blob(struct reg *r, int fd, const char *digest, u64 size, struct progress *p, struct err *e) {
+    AUTO_FREE char *path = str_fmt("blobs/%s", digest);
+    struct http_req head = { .method = "HEAD", .body_fd = -1 };
+    AUTO_HTTP *h = reg_request(r, &head, path, e);
+    if (!h) return -1;
+    if (h->status == 200) {
+        progress_say(p, digest + 7, "Layer already exists", 0, 0);
+        return 0;
+    }
+    progress_say(p, digest + 7, "Preparing", 0, size);
+    struct http_req start = { .method = "POST", .body_fd = -1 };
+    AUTO_HTTP *up = reg_request(r, &start, "blobs/uploads/", e);
+    if (!up) return -1;
+    if (up->status != 202 || !up->location) return reg_explain(up, "start an upload", e), -1;
+    AUTO_FREE char *at = *up->location == '/' ? str_fmt("%s%s", r->base, up->location) : str_dup(up->location);
+    AUTO_FREE char *url = str_fmt("%s%cdigest=%s", at, strchr(at, '?') ? '&' : '?', digest);
+    AUTO_STRV headers = { 0 };
+    strv_add(&headers, "Content-Type: application/octet-stream");
+    struct http_req put = { .method = "PUT", .headers = &headers, .body_fd = fd, .body_fd_n = size };
+    AUTO_HTTP *done = reg_request(r, &put, url, e);
+    if (!done) return -1;
+    if (done->status != 201) return reg_explain(done, "upload of a blob", e), -1;
+    progress_say(p, digest + 7, "Pushed", 0, 0);
+    return 0;
+}
+
+/* Compresses an uncompressed layer into an unnamed file; fills digest and size. */
+static int push_gzip(const struct store *s, int fd, char *digest, u64 *ret_size, struct err *e) {
+    AUTO_FD out = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    z_stream z = { 0 };
+    u8 *in = mem_new(SRC_BUFFER), *buf = mem_new(SRC_BUFFER), raw[32];
+    struct sha sha;
+    u64 at = 0, n = 0;
+    int rc = out < 0 ? err_set(e, errno, "temporary file") : 0;
+    sha_init(&sha);
+    if (deflateInit2(&z, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) != Z_OK) mem_check(NULL);
+    for (bool end = false; !rc && !end;) {
+        ssize_t k = pread(fd, in, SRC_BUFFER, (off_t)at);
+        if (k < 0) rc = err_set(e, errno, "read a layer");
+        end = k <= 0;
+        at += k > 0 ? (u64)k : 0;
+        z.next_in = in;
+        z.avail_in = k > 0 ? (unsigned)k : 0;
+        do {
+            z.next_out = buf;
+            z.avail_out = SRC_BUFFER;
+            deflate(&z, end ? Z_FINISH : Z_NO_FLUSH);
+            size_t have = SRC_BUFFER - z.avail_out;
+            sha_add(&sha, buf, have);
+            if (fd_pwrite_all(out, buf, have, n)) rc = err_set(e, errno, "write a temporary file");
+            n += have;
+        } while (!rc && !z.avail_out);
+    }
+    deflateEnd(&z);
+    free(in), free(buf);
+    sha_end(&sha, raw);
+    memcpy(digest, "sha256:", 7);
+    hex_of(raw, 32, digest + 7);
+    *ret_size = n;
+    return rc ? -1 : fd_steal(&out);
+}
+
+static int push_layer(const struct store *s, struct reg *r, json_t *layer, struct progress *p, bool *changed, struct err *e) {
+    const char *digest = js_str(layer, "digest");
+    AUTO_FD fd = blob_open(s, digest, e);
+    if (fd < 0) return -1;
+    u64 size = (u64)js_int(layer, "size", 0);
+    char gz[DIGEST_LEN + 1];
+    if (str_suffix(js_str_or(layer, "mediaType", ""), ".tar")) {     /* our own layers are stored plain */
+        int out = push_gzip(s, fd, gz, &size, e);
+        if (out < 0) return -1;
+        close(fd);
+        fd = out;
+        js_sets(layer, "mediaType", MT_OCI_LAYER "+gzip");
+        js_sets(layer, "digest", gz);
+        js_seti(layer, "size", (i64)size);
+        *changed = true;
+    }
+    return push_blob(r, fd, js_str(layer, "digest"), size, p, e);
+}
+
+static int image_push(const struct store *s, const struct ref *ref, bool quiet, int tls_verify, struct err *e) {
+    AUTO_IMAGE m = { 0 };
+    AUTO_FREE char *full = ref_full(ref), *familiar = ref_familiar(ref), *path = NULL;
+    AUTO_JSON *manifest = NULL;
+    AUTO_STRV headers = { 0 };
+    AUTO_BUF bytes = { 0 };
+    AUTO_FD cfd = -1, mfd = -1;
+    AUTO_HTTP *h = NULL;
+    struct reg r = { 0 };
+    static struct progress p;
+    int rc = -1;
+    if (image_find(s, full, &m, NULL, e)) return err_set(e, 0, "An image does not exist locally with the tag: %s", familiar);
+    progress_init(&p, quiet);
+    if (!quiet) {
+        AUTO_FREE char *repo = ref_repository(ref);
+        printf("The push refers to repository [%s]\n", strcmp(ref->domain, "docker.io") ? repo : familiar);
+    }
+    if (reg_connect(&r, ref, true, tls_verify, e)) goto out;
+    manifest = json_deep_copy(m.manifest);
+    bool changed = false;
+    size_t i;
+    json_t *l;
+    json_array_foreach(js_get(manifest, "layers"), i, l)
+        if (push_layer(s, &r, l, &p, &changed, e)) goto out;
+    const char *cfg = js_str(manifest, "config.digest");
+    cfd = blob_open(s, cfg, e);
+    if (cfd < 0 || push_blob(&r, cfd, cfg, (u64)js_int(manifest, "config.size", 0), NULL, e)) goto out;
+    if (changed) {
+        AUTO_FREE char *text = js_dump(manifest, JSON_COMPACT);
+        buf_adds(&bytes, text);
+    } else {
+        mfd = blob_open(s, js_str(m.desc, "digest"), e);
+        if (mfd < 0 || fd_slurp(mfd, DOC_MAX_BYTES, &bytes)) goto out;
+    }
+    strv_take(&headers, str_fmt("Content-Type: %s", js_str_or(manifest, "mediaType", MT_OCI_MANIFEST)));
+    path = str_fmt("manifests/%s", ref->digest[0] && !ref->tag[0] ? ref->digest : ref->tag);
+    struct http_req q = { .method = "PUT", .headers = &headers, .body = bytes.p, .body_n = bytes.n, .body_fd = -1 };
+    h = reg_request(&r, &q, path, e);
+    if (!h) goto out;
+    if (h->status != 201 && h->status != 200) {
+        reg_explain(h, familiar, e);
+        goto out;
+    }
+    char digest[DIGEST_LEN + 1];
+    digest_of(bytes.p, bytes.n, digest);
+    if (!quiet) printf("%s: digest: %s size: %zu\n", ref->tag, digest, bytes.n);
+    store_event(s, "image", "push", familiar, NULL);
+    rc = 0;
+out:
+    reg_done(&r);
+    return rc;
+}
+
+/* ---- 19.5 load ---- */
+
+/* The files of an archive or directory that images are loaded from. Archive members were written
+ * to an unnamed-by-them directory in tmp/ under numbers; their names are only keys here. */
+struct bundle {
+    int dir;                      /* owned */
+    json_t *members;              /* owned: name -> number, or "@name" for a link; NULL: a directory */
+    char tmp[48];                 /* to be removed; "": nothing */
+};
+
+static void bundle_done(const struct store *s, struct bundle *b) {
+    fd_closep(&b->dir);
+    json_decref(b->members);
+    if (b->tmp[0]) tree_remove(s->dir, b->tmp);
+}
+
+static int bundle_open(const struct bundle *b, const char *name, struct err *e) {
+    int fd = -1;
+    if (!b->members) fd = sys_openat2(b->dir, name, O_RDONLY | O_NONBLOCK, 0, RESOLVE_BENEATH);
+    else {
+        const json_t *m = js_get(b->members, name);
+        for (int hops = 0; json_is_string(m) && hops < 8; hops++) {
+            const char *v = json_string_value(m);
+            if (*v != '@') {
+                fd = openat(b->dir, v, O_RDONLY | O_CLOEXEC);
+                break;
+            }
+            m = js_get(b->members, v + 1);
+        }
+        if (fd < 0) errno = ENOENT;
+    }
+    return fd < 0 ? err_set(e, errno, "archive member %.200s", name) : fd;
+}
+
+static json_t *bundle_json(const struct bundle *b, const char *name, struct err *e) {
+    AUTO_FD fd = bundle_open(b, name, e);
+    AUTO_BUF t = { 0 };
+    if (fd < 0) return NULL;
+    if (fd_slurp(fd, DOC_MAX_BYTES, &t)) return err_set(e, errno, "read %s", name), NULL;
+    return js_parse(t.p, t.n, name, e);
+}
+
+/* "a/b/../c/./d" to "a/c/d": member names as keys. Caller owns it. */
+static char *path_clean(const char *p) {
+    AUTO_STRV in = { 0 };
+    struct strv out = { 0 };
+    strv_split(&in, p, '/');
+    for (size_t i = 0; i < in.n; i++) {
+        if (!*in.v[i] || !strcmp(in.v[i], ".")) continue;
+        if (strcmp(in.v[i], "..")) strv_add(&out, in.v[i]);
+        else if (out.n) free(out.v[--out.n]), out.v[out.n] = NULL;
+    }
+    char *s = str_join(&out, "/");
+    strv_done(&out);
+    return s;
+}
+
+/* Takes an archive apart into numbered files. */
+static int bundle_unpack(const struct store *s, struct src *from, struct bundle *b, struct err *e) {
+    AUTO_AR r = { 0 };
+    struct archive_entry *en;
+    char id[HEX_LEN + 1], number[16];
+    unsigned count = 0;
+    int more;
+    id_random(id);
+    snprintf(b->tmp, sizeof b->tmp, "tmp/load-%.16s", id);
+    b->members = json_object();
+    if (mkdirat(s->dir, b->tmp, 0700)) return err_set(e, errno, "make %s", b->tmp);
+    if ((b->dir = dir_open(s->dir, b->tmp, e)) < 0 || ar_open(&r, from, e)) return -1;
+    while ((more = ar_next(&r, &en, e)) > 0) {
+        const char *path = ar_path(en), *link = ar_symlink(en), *hard = ar_hardlink(en);
+        if (!path || ++count > 100000) return err_set(e, 0, "archive has more than 100000 members, or one without a name");
+        AUTO_FREE char *key = path_clean(path);
+        if (link || hard) {
+            const char *slash = strrchr(key, '/');
+            AUTO_FREE char *full = hard || !slash ? str_dup(hard ? hard : link) : str_fmt("%.*s/%s", (int)(slash - key), key, link);
+            AUTO_FREE char *to = path_clean(full), *at = str_fmt("@%s", to);
+            js_sets(b->members, key, at);
+            continue;
+        }
+        if (archive_entry_filetype(en) != AE_IFREG) continue;
+        snprintf(number, sizeof number, "%u", count);
+        AUTO_FD fd = openat(b->dir, number, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0) return err_set(e, errno, "create a temporary file");
+        const void *p;
+        size_t n;
+        la_int64_t off;
+        int rc;
+        while ((rc = archive_read_data_block(r.a, &p, &n, &off)) == ARCHIVE_OK)
+            if (fd_pwrite_all(fd, p, n, (u64)off)) return err_set(e, errno, "write a temporary file");
+        if (rc != ARCHIVE_EOF) return err_set(e, 0, "archive is damaged: %.200s: %s", path, archive_error_string(r.a));
+        js_sets(b->members, key, number);
+    }
+    return more;
+}
+
+static int load_layer(const struct store *s, const struct bundle *b, const char *name, const char *want_digest,
+                      const char *diff_id, json_t *layers, struct err *e) {
+    AUTO_FD fd = bundle_open(b, name, e);
+    char got[DIGEST_LEN + 1];
+    if (fd < 0) return -1;
+    struct src_fd f = { { src_fd_read }, fd };
+    json_t *desc = NULL;
+    if (layer_add(s, &f.src, diff_id, &desc, got, e)) return err_wrap(e, "layer %.200s", name);
+    if (want_digest && strcmp(want_digest, js_str(desc, "digest"))) {
+        err_set(e, 0, "layer %s: its content has digest %s", want_digest, js_str(desc, "digest"));
+        json_decref(desc);
+        return -1;
+    }
+    json_array_append_new(layers, desc);
+    return 0;
+}
+
+/* One image of a docker-archive (manifest.json) or an OCI layout; prints what it loaded. */
+static int load_image(const struct store *s, const struct bundle *b, const char *config_name, const json_t *layer_names,
+                      bool oci, const struct strv *names, bool quiet, struct err *e) {
+    AUTO_JSON *config = bundle_json(b, config_name, e), *layers = json_array();
+    AUTO_STRV diffs = { 0 };
+    if (!config || image_diff_ids(config, &diffs, e)) return -1;
+    if (json_array_size(layer_names) != diffs.n)
+        return err_set(e, 0, "archive: %zu layers, but the configuration has %zu diff_ids", json_array_size(layer_names), diffs.n);
+    for (size_t i = 0; i < diffs.n; i++) {
+        const json_t *l = json_array_get(layer_names, i);
+        const char *digest = oci ? js_str(l, "digest") : NULL;
+        if (oci && !digest_hex(digest)) return err_set(e, 0, "manifest: /layers/%zu: bad digest", i);
+        AUTO_FREE char *name = oci ? str_fmt("blobs/sha256/%s", digest_hex(digest)) : path_clean(json_string_value(l) ? json_string_value(l) : "");
+        if (load_layer(s, b, name, digest, diffs.v[i], layers, e)) return -1;
+    }
+    char id[HEX_LEN + 1];
+    for (size_t i = 0; i < (names->n ? names->n : 1); i++) {
+        struct ref r;
+        AUTO_FREE char *full = NULL, *shown = NULL;
+        if (names->n) {
+            if (ref_parse(names->v[i], &r, e)) return -1;
+            full = ref_full(&r);
+            shown = ref_familiar(&r);
+        }
+        if (image_put(s, config, layers, full, NULL, id, NULL, e)) return -1;
+        if (!quiet && shown) printf("Loaded image: %s\n", shown);
+        else if (!quiet) printf("Loaded image ID: sha256:%s\n", id);
+        store_event(s, "image", "load", id, NULL);
+    }
+    return 0;
+}
+
+/* An OCI layout: every manifest of index.json for this platform, or the one called `only`. */
+static int load_oci(const struct store *s, const struct bundle *b, const char *only, const char *as, bool quiet, struct err *e) {
+    AUTO_JSON *index = bundle_json(b, "index.json", e);
+    struct platform here;
+    size_t i, done = 0;
+    json_t *d;
+    if (!index || platform_parse(NULL, &here, e)) return -1;
+    json_array_foreach(js_get(index, "manifests"), i, d) {
+        const char *name = desc_name(d), *full = json_string_value(js_get(js_get(d, "annotations"), "io.containerd.image.name"));
+        if (only && *only && !str_eq(name, only)) continue;
+        AUTO_JSON *m = NULL;
+        const char *digest = js_str(d, "digest");
+        for (int depth = 0; depth < 4; depth++) {
+            char have[DIGEST_LEN + 1];
+            if (!digest_hex(digest)) return err_set(e, 0, "index.json: /manifests/%zu: bad digest", i);
+            AUTO_FREE char *path = str_fmt("blobs/sha256/%s", digest_hex(digest));
+            AUTO_FD fd = bundle_open(b, path, e);
+            AUTO_BUF t = { 0 };
+            if (fd < 0 || fd_slurp(fd, DOC_MAX_BYTES, &t)) return -1;
+            if (strcmp(digest_of(t.p, t.n, have), digest)) return err_set(e, 0, "%s: its content has digest %s", path, have);
+            json_t *next = js_parse(t.p, t.n, path, e);
+            if (!next || manifest_check(next, NULL, path, e)) return json_decref(next), -1;
+            js_decref(&m);
+            m = next;
+            if (!js_get(m, "manifests")) break;
+            const json_t *pick = platform_pick(m, &here);
+            if (!pick) return err_set(e, 0, "%s has no manifest for %s/%s", path, here.os, here.arch);
+            digest = js_str(pick, "digest");
+        }
+        const char *cfg = js_str(m, "config.digest");
+        if (!digest_hex(cfg)) return err_set(e, 0, "manifest: /config/digest: not a sha256 digest");
+        AUTO_FREE char *cpath = str_fmt("blobs/sha256/%s", digest_hex(cfg));
+        AUTO_STRV names = { 0 };
+        struct ref r;
+        struct err bad;
+        /* a bare tag as ref.name (the spec's own custom) names no repository */
+        if (as) strv_add(&names, as);
+        else if (full && !ref_parse(full, &r, &bad)) strv_add(&names, full);
+        else if (name && strchr(name, '/') && !ref_parse(name, &r, &bad)) strv_add(&names, name);
+        else if (name && strchr(name, ':') && !ref_parse(name, &r, &bad)) strv_add(&names, name);
+        if (load_image(s, b, cpath, js_get(m, "layers"), true, &names, quiet, e)) return -1;
+        done++;
+    }
+    if (!done) return err_set(e, 0, only && *only ? "the layout has no image called '%s'" : "the layout has no image%s", only ? only : "");
+    return 0;
+}
+
+static int load_bundle(const struct store *s, const struct bundle *b, const char *only, const char *as, bool quiet, struct err *e) {
+    AUTO_JSON *m = bundle_json(b, "manifest.json", e);
+    if (!json_is_array(m)) return load_oci(s, b, only, as, quiet, e);
+    size_t i;
+    json_t *d;
+    json_array_foreach(m, i, d) {
+        AUTO_STRV names = { 0 };
+        AUTO_FREE char *config = path_clean(js_str_or(d, "Config", ""));
+        if (as) strv_add(&names, as);
+        else js_to_strv(js_get(d, "RepoTags"), &names);
+        if (load_image(s, b, config, js_get(d, "Layers"), false, &names, quiet, e)) return -1;
+    }
+    return json_array_size(m) ? 0 : err_set(e, 0, "manifest.json names no image");
+}
+
+/* Loads from an archive (any of the forms, compressed or not) on fd, or with dir >= 0 a layout
+ * directory. only: one name of an OCI layout; as: the name to give; both may be NULL. */
+static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as, bool quiet, struct err *e) {
+    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    struct bundle b = { .dir = dir >= 0 ? fcntl(dir, F_DUPFD_CLOEXEC, 3) : -1 };
+    int rc = 0;
+    if (dir < 0) {
+        struct src_fd f = { { src_fd_read }, fd };
+        struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+        rc = bundle_unpack(s, &inf.src, &b, e);
+        src_inflate_done(&inf);
+        if (!rc && !json_object_size(b.members)) rc = err_set(e, 0, "the input is not an image archive");
+    }
+    if (!rc) rc = load_bundle(s, &b, only, as, quiet, e);
+    bundle_done(s, &b);
+    return rc;
+}
+
+/* ---- 19.6 save ---- */
+static int save_member(struct archive *a, const char *name, const void *data, int fd, u64 size, struct err *e) {
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_set_pathname(en, name);
+    archive_entry_set_filetype(en, AE_IFREG);
+    archive_entry_set_perm(en, 0644);
+    archive_entry_set_size(en, (la_int64_t)size);
+    archive_entry_set_mtime(en, 0, 0);
+    int rc = archive_write_header(a, en);
+    archive_entry_free(en);
+    AUTO_FREE char *tmp = data ? NULL : mem_new(SRC_BUFFER);
+    for (u64 at = 0; rc == ARCHIVE_OK && at < size;) {
+        size_t n = size - at < SRC_BUFFER ? (size_t)(size - at) : SRC_BUFFER;
+        if (!data && fd_pread_all(fd, tmp, n, at)) return err_set(e, errno, "read %s", name);
+        if (archive_write_data(a, data ? (const char *)data + at : tmp, n) < 0) rc = ARCHIVE_FATAL;
+        at += n;
+    }
+    return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(a)) : 0;
+}
+
+static int save_json(struct archive *a, const char *name, const json_t *j, struct err *e) {
+    AUTO_FREE char *t = js_dump(j, JSON_COMPACT);
+    return save_member(a, name, t, -1, strlen(t), e);
+}
+
+static int save_blob(const struct store *s, struct archive *a, const char *digest, json_t *written, struct err *e) {
+    AUTO_FD fd = blob_open(s, digest, e);
+    struct stat st;
+    char path[80];
+    if (fd < 0 || fstat(fd, &st)) return -1;
+    if (js_get(written, digest)) return 0;
+    js_setb(written, digest, true);
+    return save_member(a, blob_path(digest, path), NULL, fd, (u64)st.st_size, e);
+}
+
+/* One archive that is an OCI layout and carries Docker's manifest.json: `docker load`, podman, skopeo
+ * (both transports) and skiff read it. names: what the user asked for. */
+static int image_save(const struct store *s, int fd, const struct strv *names, struct err *e) {
+    struct archive *a = mem_check(archive_write_new());
+    AUTO_JSON *index = json_object(), *manifest = json_array(), *written = json_object();
+    int rc = 0;
+    archive_write_set_format_pax_restricted(a);
+    archive_write_set_bytes_per_block(a, 65536);
+    if (archive_write_open_fd(a, fd) != ARCHIVE_OK) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
+    js_seti(index, "schemaVersion", 2);
+    js_sets(index, "mediaType", MT_OCI_INDEX);
+    for (size_t i = 0; !rc && i < names->n; i++) {
+        AUTO_IMAGE m = { 0 };
+        AUTO_FREE char *name = NULL;
+        if (image_find(s, names->v[i], &m, &name, e)) { rc = -1; break; }
+        struct ref r;
+        json_t *d = json_deep_copy(m.desc), *layers = js_get(m.manifest, "layers"), *l, *entry = json_object();
+        size_t k;
+        json_object_del(d, "annotations");
+        if (name && !ref_parse(name, &r, e)) {
+            AUTO_FREE char *familiar = ref_familiar(&r);
+            js_sets(js_sub(d, "annotations"), REF_NAME, r.tag);
+            js_sets(js_get(d, "annotations"), "io.containerd.image.name", name);
+            js_push(js_suba(entry, "RepoTags"), familiar);
+        } else js_suba(entry, "RepoTags");
+        json_array_append_new(js_suba(index, "manifests"), d);
+        char path[80];
+        js_sets(entry, "Config", blob_path(js_str(m.manifest, "config.digest"), path));
+        js_suba(entry, "Layers");
+        rc = save_blob(s, a, js_str(m.desc, "digest"), written, e) || save_blob(s, a, js_str(m.manifest, "config.digest"), written, e) ? -1 : 0;
+        json_array_foreach(layers, k, l) {
+            js_push(js_get(entry, "Layers"), blob_path(js_str(l, "digest"), path));
+            if (!rc) rc = save_blob(s, a, js_str(l, "digest"), written, e);
+        }
+        json_array_append_new(manifest, entry);
+    }
+    static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
+    if (!rc && (save_json(a, "index.json", index, e) || save_json(a, "manifest.json", manifest, e) ||
+                save_member(a, "oci-layout", LAYOUT, -1, sizeof LAYOUT - 1, e)))
+        rc = -1;
+    if (archive_write_close(a) != ARCHIVE_OK && !rc) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
+    archive_write_free(a);
+    return rc;
+}
+
+/* ---- 19.7 import ---- */
+
+/* A tar stream as an image of one layer. config: its "config" member, borrowed; may be NULL. */
+static int image_import(const struct store *s, int fd, const json_t *run_config, const char *message, const char *name,
+                        const struct platform *p, char *ret_id, struct err *e) {
+    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    struct src_fd f = { { src_fd_read }, fd };
+    json_t *desc = NULL;
+    char diff[DIGEST_LEN + 1], now[40];
+    if (layer_add(s, &f.src, NULL, &desc, diff, e)) return -1;
+    AUTO_JSON *layers = json_array(), *config = json_object(), *h = json_object();
+    json_array_append_new(layers, desc);
+    js_sets(config, "created", time_rfc3339(time_now_ns(), now));
+    js_sets(config, "architecture", p->arch);
+    js_sets(config, "os", p->os);
+    js_set(config, "config", run_config ? json_deep_copy(run_config) : json_object());
+    json_t *fs = js_sub(config, "rootfs");
+    js_sets(fs, "type", "layers");
+    js_push(js_suba(fs, "diff_ids"), diff);
+    js_sets(h, "created", now);
+    js_sets(h, "comment", message ? message : "Imported from -");
+    json_array_append(js_suba(config, "history"), h);
+    return image_put(s, config, layers, name, NULL, ret_id, NULL, e);
+}
+
+/* ---- 19.8 trees for hosts without FUSE ---- */
+struct tree_want {
+    const struct store *s;
+    const char *idx, *name;       /* "layers/HEX.idx", and where the tree goes, relative to the store */
+    bool chown;
+};
+
+static int image_tree_make(void *arg) {
+    struct tree_want *w = arg;
+    struct err e = { 0 };
+    AUTO_IDX x = { 0 };
+    char id[HEX_LEN + 1], tmp[64];
+    id_random(id);
+    snprintf(tmp, sizeof tmp, "tmp/%.32s.tree", id);
+    AUTO_FD layers = dir_open(w->s->dir, "layers", &e);
+    int rc = mkdirat(w->s->dir, tmp, 0700) ? err_set(&e, errno, "make %s", tmp) : 0;
+    AUTO_FD root = rc ? -1 : dir_open(w->s->dir, tmp, &e);
+    if (root < 0 || idx_open(w->s->dir, w->idx, true, &x, &e) || idx_unpack(&x, layers, root, w->chown, &e)) rc = -1;
+    if (!rc && renameat(w->s->dir, tmp, w->s->dir, w->name) && errno != EEXIST && errno != ENOTEMPTY)
+        rc = err_set(&e, errno, "rename %s", w->name);
+    if (rc) fprintf(stderr, "skiff: unpack %s: %s\n", w->idx, e.msg);
+    tree_remove(w->s->dir, tmp);
+    return rc ? 1 : 0;
+}
+
+/* Makes sure that an index is unpacked for an id mapping; ret_name (128 bytes): relative to the store. */
+static int image_tree(const struct store *s, const char *kind, const char *hex, const struct idmap *ids, char *ret_name, struct err *e) {
+    AUTO_FREE char *idx = str_fmt("%s/%s.idx", kind, hex);
+    bool many = !ids->uids || !idmap_single(ids);
+    if (!many) snprintf(ret_name, 128, "%s/%s.tree", kind, hex);
+    else snprintf(ret_name, 128, "%s/%s.tree-%u", kind, hex, ids->uids ? ids->uid[ids->uids - 1].outside : 0);
+    if (!faccessat(s->dir, ret_name, F_OK, AT_SYMLINK_NOFOLLOW)) return 0;
+    struct tree_want w = { s, idx, ret_name, many };
+    int rc = launch_as_owner(ids, image_tree_make, &w, e);
+    if (rc > 0) err_set(e, 0, "unpacking failed");
+    return rc ? -1 : 0;
+}
+/* ---- 19.9 living trees as archives: commit, export, cp, build ---- */
+struct tarring {
+    struct archive *a;
+    bool overlay;                 /* an overlay's upper: whiteouts and opaque marks become the image's */
+    bool squash_owner;            /* everything belongs to 0:0 in the archive (COPY, cp -a's opposite) */
+    i64 clamp;                    /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
+    json_t *links;                /* owned: "dev:ino" -> name of the first */
+    const struct strv *skip;      /* names at the top of the archive that are left out; NULL: none */
+};
+
+static int tar_xattrs(struct archive_entry *en, int dir, const char *name, bool overlay, bool *ret_opaque) {
+    AUTO_FREE char *path = str_fmt("/proc/self/fd/%d/%s", dir, name);
+    char list[65536];
+    ssize_t n = llistxattr(path, list, sizeof list);
+    for (char *k = list; n > 0 && k < list + n; k += strlen(k) + 1) {
+        char value[65536];
+        ssize_t v = lgetxattr(path, k, value, sizeof value);
+        if (v < 0) continue;
+        if (overlay && !strcmp(k, "user.overlay.opaque") && v == 1 && *value == 'y') *ret_opaque = true;
+        if (xattr_kept(k)) archive_entry_xattr_add_entry(en, k, value, (size_t)v);
+    }
+    return 0;
+}
+
+static int tar_content(struct tarring *t, int dir, const char *name, u64 size, struct err *e) {
+    AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    AUTO_FREE char *buf = mem_new(SRC_BUFFER);
+    if (fd < 0) return err_set(e, errno, "open %s", name);
+    while (size) {
+        ssize_t k = read(fd, buf, size < SRC_BUFFER ? (size_t)size : SRC_BUFFER);
+        if (k < 0) return err_set(e, errno, "read %s", name);
+        if (!k) return err_set(e, 0, "%s became shorter while it was read", name);
+        if (archive_write_data(t->a, buf, (size_t)k) < 0) return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+        size -= (u64)k;
+    }
+    return 0;
+}
+
+/* One empty marker entry. */
+static int tar_marker(struct tarring *t, const char *name, struct err *e) {
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_set_pathname(en, name);
+    archive_entry_set_filetype(en, AE_IFREG);
+    archive_entry_set_perm(en, 0600);
+    archive_entry_set_size(en, 0);
+    archive_entry_set_mtime(en, t->clamp >= 0 ? t->clamp : 0, 0);
+    int rc = archive_write_header(t->a, en);
+    archive_entry_free(en);
+    return rc == ARCHIVE_OK ? 0 : err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+}
+
+static int name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* Adds dir/name as `as` ("" for the top itself, which gets no entry) and all below, in name order. */
+static int tar_add(struct tarring *t, int dir, const char *name, const char *as, int depth, struct err *e) {
+    struct stat st;
+    char text[PATH_MAX];
+    bool opaque = false;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "stat %s", name);
+    if (depth > MAX_TREE_DEPTH) return err_set(e, ELOOP, "%s", as);
+    if (S_ISSOCK(st.st_mode)) return 0;           /* tar has no sockets */
+    if (t->overlay && S_ISCHR(st.st_mode) && !st.st_rdev) {
+        const char *base = strrchr(as, '/') ? strrchr(as, '/') + 1 : as;
+        AUTO_FREE char *wh = str_fmt("%.*s.wh.%s", (int)(base - as), as, base);
+        return tar_marker(t, wh, e);
+    }
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_copy_stat(en, &st);
+    archive_entry_set_pathname(en, as);
+    if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+    archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
+    if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
+    tar_xattrs(en, dir, name, t->overlay, &opaque);
+    bool data = S_ISREG(st.st_mode);
+    if (S_ISLNK(st.st_mode)) {
+        ssize_t k = readlinkat(dir, name, text, sizeof text - 1);
+        text[k < 0 ? 0 : k] = 0;
+        archive_entry_set_symlink(en, text);
+    } else if (data && st.st_nlink > 1) {
+        char key[48];
+        snprintf(key, sizeof key, "%lx:%lx", (unsigned long)st.st_dev, (unsigned long)st.st_ino);
+        const char *first = js_str(t->links, key);
+        if (first) {
+            archive_entry_set_hardlink(en, first);
+            archive_entry_unset_size(en);
+            data = false;
+        } else js_sets(t->links, key, as);
+    }
+    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s: %s", as, archive_error_string(t->a)) : 0;
+    archive_entry_free(en);
+    if (!rc && data && *as) rc = tar_content(t, dir, name, (u64)st.st_size, e);
+    if (rc || !S_ISDIR(st.st_mode)) return rc;
+    if (opaque) {
+        AUTO_FREE char *mark = str_fmt("%s%s.wh..wh..opq", as, *as ? "/" : "");
+        if (tar_marker(t, mark, e)) return -1;
+    }
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *d = dir_stream(dir, name);
+    struct dirent *de;
+    if (!d) return err_set(e, errno, "open directory %s", as);
+    while ((de = dir_next(d))) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; i < names.n; i++) {
+        if (!*as && t->skip && strv_has(t->skip, names.v[i])) continue;
+        AUTO_FREE char *sub = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
+        if (tar_add(t, dirfd(d), names.v[i], sub, depth + 1, e)) return -1;
+    }
+    return 0;
+}
+
+/* Opens a pax archive on a descriptor. */
+static int tar_begin(struct tarring *t, int fd, struct err *e) {
+    t->a = mem_check(archive_write_new());
+    t->links = json_object();
+    archive_write_set_format_pax_restricted(t->a);
+    archive_write_set_bytes_per_block(t->a, 65536);
+    archive_write_set_bytes_in_last_block(t->a, 512);
+    return archive_write_open_fd(t->a, fd) == ARCHIVE_OK ? 0 : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
+}
+
+static int tar_end(struct tarring *t, struct err *e) {
+    int rc = archive_write_close(t->a) == ARCHIVE_OK ? 0 : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
+    archive_write_free(t->a);
+    json_decref(t->links);
+    return rc;
+}
+
+/* How the entries of an archive are laid out below a root. */
+struct placing {
+    int root;                     /* everything is resolved below it */
+    const char *into;             /* directory below root that the entries' names start at */
+    const char *rename;           /* the first component becomes this; NULL: stays */
+    i64 uid, gid;                 /* -1: the archive's, where that can be had */
+    i64 chmod;                    /* -1: the archive's */
+    bool keep_owner;
+};
+
+static int place_file(struct ar *r, int dir, const char *name, mode_t mode, struct err *e) {
+    const void *p;
+    size_t n;
+    la_int64_t off;
+    int rc;
+    unlinkat(dir, name, 0);
+    AUTO_FD fd = openat(dir, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) return err_set(e, errno, "create %s", name);
+    u64 end = 0;
+    while ((rc = archive_read_data_block(r->a, &p, &n, &off)) == ARCHIVE_OK) {
+        if (off < 0 || fd_pwrite_all(fd, p, n, (u64)off)) return err_set(e, errno, "write %s", name);
+        end = (u64)off + n;
+    }
+    if (rc != ARCHIVE_EOF) return err_set(e, 0, "archive is damaged: %s", archive_error_string(r->a));
+    if (ftruncate(fd, (off_t)end)) return err_set(e, errno, "write %s", name);
+    return fchmod(fd, mode & 07777) ? err_set(e, errno, "chmod %s", name) : 0;
+}
+
+static int place_entry(const struct placing *pl, struct ar *r, struct archive_entry *en, struct err *e) {
+    AUTO_FREE char *clean = path_clean(ar_path(en) ? ar_path(en) : "");
+    const char *rest = clean;
+    AUTO_FREE char *full = NULL;
+    if (pl->rename) {
+        rest = strchr(clean, '/') ? strchr(clean, '/') : "";
+        full = str_fmt("%s/%s%s", pl->into, pl->rename, rest);
+    } else full = str_fmt("%s/%s", pl->into, clean);
+    char *slash = strrchr(full, '/');
+    *slash = 0;
+    const char *name = slash + 1;
+    mode_t mode = archive_entry_mode(en);
+    if (pl->chmod >= 0 && !S_ISLNK(mode)) mode = (mode & S_IFMT) | (mode_t)pl->chmod;
+    AUTO_FD at = mnt_target(pl->root, full, true, false, e);
+    if (at < 0) return -1;
+    if (!*name) return 0;
+    const char *hard = ar_hardlink(en), *to = ar_symlink(en);
+    struct stat st;
+    bool there = !fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW);
+    if (there && S_ISDIR(st.st_mode) != S_ISDIR(mode) && !hard) {
+        if (S_ISDIR(st.st_mode)) return err_set(e, 0, "cannot overwrite directory %s/%s with a file", full, name);
+        if (!S_ISLNK(st.st_mode)) return err_set(e, 0, "cannot overwrite file %s/%s with a directory", full, name);
+        struct stat target;       /* a link to a directory stays where a directory comes */
+        if (!fstatat(at, name, &target, 0) && S_ISDIR(target.st_mode)) return 0;
+        unlinkat(at, name, 0);
+        there = false;
+    }
+    if (hard) {
+        AUTO_FREE char *hc = path_clean(hard);
+        AUTO_FREE char *hf = pl->rename ? str_fmt("%s/%s%s", pl->into, pl->rename, strchr(hc, '/') ? strchr(hc, '/') : "") : str_fmt("%s/%s", pl->into, hc);
+        char *hs = strrchr(hf, '/');
+        *hs = 0;
+        AUTO_FD from = mnt_target(pl->root, hf, true, false, e);
+        if (from < 0) return -1;
+        unlinkat(at, name, 0);
+        return linkat(from, hs + 1, at, name, 0) ? err_set(e, errno, "link %s", name) : 0;
+    }
+    int rc = 0;
+    if (S_ISREG(mode)) rc = place_file(r, at, name, mode, e);
+    else if (S_ISLNK(mode)) {
+        unlinkat(at, name, 0);
+        if (symlinkat(to ? to : "", at, name)) rc = err_set(e, errno, "make symbolic link %s", name);
+    } else if (S_ISDIR(mode)) {
+        if (!there && mkdirat(at, name, 0700)) rc = err_set(e, errno, "make directory %s", name);
+        else if (!there || pl->keep_owner) fchmodat(at, name, mode & 07777, 0);
+    } else if (S_ISFIFO(mode)) {
+        unlinkat(at, name, 0);
+        if (mknodat(at, name, S_IFIFO | (mode & 07777), 0)) rc = err_set(e, errno, "make fifo %s", name);
+    } else return 0;              /* devices are not made from archives of users */
+    if (rc) return -1;
+    if (pl->keep_owner || pl->uid >= 0) {
+        uid_t uid = (uid_t)(pl->uid >= 0 ? pl->uid : archive_entry_uid(en));
+        gid_t gid = (gid_t)(pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
+        if (!fchownat(at, name, uid, gid, AT_SYMLINK_NOFOLLOW) && S_ISREG(mode)) fchmodat(at, name, mode & 07777, 0);
+    }
+    struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
+    utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
+    return 0;
+}
+
+/* Lays a tar stream (compressed or not) out below a root. */
+static int place_archive(const struct placing *pl, int fd, struct err *e) {
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    AUTO_AR r = { 0 };
+    struct archive_entry *en;
+    int more = ar_open(&r, &inf.src, e) ? -1 : 0;
+    if (!more) while ((more = ar_next(&r, &en, e)) > 0) if (place_entry(pl, &r, en, e)) { more = -1; break; }
+    /* the writer must not meet a closed pipe while it pads the end */
+    char rest[8192];
+    struct err ignored;
+    while (!more && inf.src.read(&inf.src, rest, sizeof rest, &ignored) > 0) continue;
+    src_inflate_done(&inf);
+    return more;
+}
+/* }==== 19 image */
+
+/* {==== 20 ctr: containers on disk ====
+ * config.json is the plan (part 17); what Docker's inspect shows beyond it is under its "skiff" member.
+ * state.json is what happened. Invariants: (1) config.json changes only by create, rename, update;
+ * (2) while the lock is held only its holder writes state.json; (3) a state that says "running" with
+ * the lock free is a lost supervisor: the reader says "exited" and writes that down.
+ * Uses: 1-19. */
+struct ctr {
+    const struct store *s;
+    char id[HEX_LEN + 1];
+    int dir;                      /* owned; containers/ID */
+    json_t *config, *state;       /* owned */
+};
+
+static void ctr_done(struct ctr *c) {
+    fd_closep(&c->dir);
+    json_decref(c->config), json_decref(c->state);
+    *c = (struct ctr){ .dir = -1 };
+}
+#define AUTO_CTR CLEANUP(ctr_done) struct ctr
+
+static const char *ctr_name(const struct ctr *c) { return js_str_or(c->config, "skiff.name", ""); }
+static const char *ctr_status(const struct ctr *c) { return js_str_or(c->state, "status", "created"); }
+static bool ctr_is(const struct ctr *c, const char *status) { return !strcmp(ctr_status(c), status); }
+static bool ctr_alive(const struct ctr *c) {
+    return ctr_is(c, "running") || ctr_is(c, "paused") || ctr_is(c, "restarting");
+}
+
+static int ctr_save_state(struct ctr *c, struct err *e) { return js_save(c->dir, "state.json", c->state, 0, e); }
+
+static void ctr_event(const struct ctr *c, const char *action, json_t *attributes /* consumed */) {
+    json_t *a = attributes ? attributes : json_object();
+    js_sets(a, "name", ctr_name(c));
+    js_sets(a, "image", js_str(c->config, "skiff.image"));
+    store_event(c->s, "container", action, c->id, a);
+}
+
+static int ctr_open(const struct store *s, const char *id, struct ctr *ret, struct err *e) {
+    struct ctr c = { .s = s, .dir = -1 };
+    AUTO_FREE char *path = str_fmt("containers/%s", id);
+    snprintf(c.id, sizeof c.id, "%s", id);
+    c.dir = openat(s->dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (c.dir < 0) return err_set(e, 0, "No such container: %s", id);
+    c.config = js_load(c.dir, "config.json", e);
+    c.state = c.config ? js_load(c.dir, "state.json", e) : NULL;
+    if (!c.state) {
+        ctr_done(&c);
+        return err_wrap(e, "container %.12s is damaged ('skiff rm -f %.12s' removes it)", id, id);
+    }
+    if (ctr_alive(&c) && !lock_held(c.dir, "lock")) {
+        /* read again: the supervisor may have written its last word and left in between */
+        json_t *again = js_load(c.dir, "state.json", e);
+        if (again) json_decref(c.state), c.state = again;
+        if (ctr_alive(&c)) {
+            char now[40];
+            js_sets(c.state, "status", "exited");
+            js_seti(c.state, "exitCode", 137);
+            js_seti(c.state, "pid", 0);
+            js_sets(c.state, "error", "the supervisor was lost");
+            js_sets(c.state, "finishedAt", time_rfc3339(time_now_ns(), now));
+            ctr_save_state(&c, e);
+        }
+    }
+    *ret = c;
+    return 0;
+}
+
+/* By name, full id or unambiguous prefix. */
+static int ctr_find(const struct store *s, const char *what, struct ctr *ret, struct err *e) {
+    char id[HEX_LEN + 1] = "";
+    AUTO_FREE char *link = str_fmt("names/%s", what + (*what == '/'));
+    AUTO_FREE char *shown = str_printable(what);
+    if (*what && !strchr(what + (*what == '/'), '/')) {
+        ssize_t k = readlinkat(s->dir, link, id, HEX_LEN);
+        if (k == HEX_LEN) {
+            id[k] = 0;
+            if (!ctr_open(s, id, ret, e)) return 0;
+        }
+    }
+    size_t n = strlen(what);
+    *id = 0;
+    if (n && n <= HEX_LEN && strspn(what, "0123456789abcdef") == n) {
+        AUTO_DIR *d = dir_stream(s->dir, "containers");
+        struct dirent *de;
+        while (d && (de = dir_next(d))) {
+            if (strncmp(de->d_name, what, n) || strlen(de->d_name) != HEX_LEN) continue;
+            if (*id) return err_set(e, 0, "container id prefix '%s' is ambiguous", shown);
+            strcpy(id, de->d_name);
+        }
+    }
+    if (!*id) return err_set(e, 0, "No such container: %s", shown);
+    return ctr_open(s, id, ret, e);
+}
+
+/* All container ids, newest first is the caller's business. */
+static void ctr_ids(const struct store *s, struct strv *ret) {
+    AUTO_DIR *d = dir_stream(s->dir, "containers");
+    struct dirent *de;
+    while (d && (de = dir_next(d)))
+        if (strlen(de->d_name) == HEX_LEN) strv_add(ret, de->d_name);
+}
+
+static bool ctr_name_ok(const char *n) {
+    if (!isalnum((u8)*n) || !n[1] || strlen(n) > 200) return false;
+    return strspn(n, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == strlen(n);
+}
+
+/* "brave_hopper", as Docker's names; caller owns it. */
+static char *ctr_name_random(void) {
+    static const char *const A[] = { "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind",
+                                     "lucid", "merry", "neat", "noble", "proud", "quick", "quiet", "sharp", "sunny",
+                                     "swift", "tidy", "upbeat", "vivid", "warm", "wise" };
+    static const char *const B[] = { "babbage", "banach", "curie", "darwin", "dijkstra", "einstein", "erdos", "euler",
+                                     "fermat", "galois", "gauss", "goedel", "hamilton", "hilbert", "hopper", "kepler",
+                                     "knuth", "lamarr", "lovelace", "meitner", "newton", "noether", "pascal", "ritchie",
+                                     "thompson", "torvalds", "turing", "wiles" };
+    u32 r[2];
+    (void)!getrandom(r, sizeof r, 0);
+    return str_fmt("%s_%s", A[r[0] % ARRAY_LEN(A)], B[r[1] % ARRAY_LEN(B)]);
+}
+
+/* Reserves a name for an id; EEXIST as an error that says who has it. */
+static int ctr_claim_name(const struct store *s, const char *name, const char *id, struct err *e) {
+    AUTO_FREE char *link = str_fmt("names/%s", name);
+    for (int tries = 0; symlinkat(id, s->dir, link); tries++) {
+        char owner[HEX_LEN + 1] = "";
+        if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
+        ssize_t k = readlinkat(s->dir, link, owner, HEX_LEN);
+        if (k > 0) owner[k] = 0;
+        AUTO_FREE char *dir = str_fmt("containers/%s", owner);
+        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0)) {     /* left by a killed create or rm */
+            unlinkat(s->dir, link, 0);
+            continue;
+        }
+        return err_set(e, 0, "Conflict. The container name \"/%s\" is already in use by container \"%s\". You have "
+                             "to remove (or rename) that container to be able to reuse that name.", name, owner);
+    }
+    return 0;
+}
+
+static int ctr_remove_dir(void *arg) {
+    const struct ctr *c = arg;
+    AUTO_FREE char *path = str_fmt("containers/%s", c->id);
+    return tree_remove(c->s->dir, path) ? 1 : 0;
+}
+
+/* Deletes a container that is not running, and with `volumes` its anonymous volumes. */
+static int ctr_remove(struct ctr *c, bool volumes, struct err *e) {
+    struct plan p = { 0 };
+    struct err ignored;
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *path = str_fmt("containers/%s", c->id);
+    char owner[HEX_LEN + 1] = "";
+    if (!plan_parse(c->config, &p, &ignored)) {
+        /* files of mapped ids are removed by their owner's namespace; with one id all are ours */
+        if (p.ids.uids && !idmap_single(&p.ids)) launch_as_owner(&p.ids, ctr_remove_dir, c, &ignored);
+        plan_done(&p);
+    }
+    int left = tree_remove(c->s->dir, path);
+    if (left) return err_set(e, errno, "remove container %.12s", c->id);
+    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
+    size_t i;
+    json_t *v;
+    json_array_foreach(js_path(c->config, "skiff.anonymousVolumes"), i, v) {
+        AUTO_FREE char *vol = str_fmt("volumes/%s", json_string_value(v));
+        if (volumes) tree_remove(c->s->dir, vol);
+    }
+    ctr_event(c, "destroy", NULL);
+    return 0;
+}
+
+/* Prepares the launch of a container's plan from its directory. */
+static void ctr_launch_init(const struct ctr *c, const struct plan *p, struct launch *l) {
+    launch_init(l);
+    l->plan = p;
+    l->store = c->s->dir;
+    l->dir = c->dir;
+}
+
+/* ---- 20.1 talking to a supervisor ---- */
+
+/* Connects to the socket below a directory; 108 bytes of path are too few, /proc/self/fd is short. */
+static int ctr_connect(int dir) {
+    AUTO_FD s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/sock", dir);
+    if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a)) return -1;
+    return fd_steal(&s);
+}
+
+/* Waits for the exit code on a supervisor's socket; -1: it went away (the state says more). */
+static int ctr_await_exit(int sock, int timeout_ms) {
+    i64 end = timeout_ms < 0 ? -1 : time_mono_ms() + timeout_ms;
+    for (;;) {
+        i64 left = end < 0 ? -1 : end - time_mono_ms();
+        if (end >= 0 && left <= 0) return -2;
+        struct pollfd p = { sock, POLLIN, 0 };
+        if (poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left) <= 0) continue;
+        char msg[65536];
+        ssize_t k = fd_recv(sock, msg, sizeof msg, NULL, NULL, 0);
+        if (k <= 0) return -1;
+        if (msg[0] != 'X' || k < 5) continue;
+        i64 code = 0;
+        memcpy(&code, msg + 1, 4);
+        return (int)(i64)(int32_t)code;
+    }
+}
+
+/* A pidfd of the container's first process, from its supervisor: no pid can have been reused. */
+static int ctr_pidfd(const struct ctr *c, struct err *e) {
+    AUTO_FD s = ctr_connect(c->dir);
+    char msg[64];
+    int fds[16];
+    unsigned n = 0;
+    if (s >= 0 && !fd_send(s, "D", 1, NULL, 0) && fd_recv(s, msg, sizeof msg, fds, &n, 0) > 0 && n == 1) return fds[0];
+    while (n) close(fds[--n]);
+    return err_set(e, 0, "Container %s is not running", c->id);
+}
+
+/* Pids on the host of all processes in the pid namespace of a process. Caller frees *ret. */
+static size_t ctr_pids(pid_t of, pid_t **ret) {
+    char path[64], want[64] = "", have[64];
+    size_t n = 0;
+    *ret = NULL;
+    snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)of);
+    if (of <= 0 || readlink(path, want, sizeof want - 1) < 0) return 0;
+    AUTO_DIR *d = opendir("/proc");
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        if (!isdigit((u8)de->d_name[0])) continue;
+        snprintf(path, sizeof path, "/proc/%.20s/ns/pid", de->d_name);
+        ssize_t k = readlink(path, have, sizeof have - 1);
+        if (k < 0) continue;
+        have[k] = 0;
+        if (strcmp(want, have)) continue;
+        *ret = mem_grow(*ret, n + 1, sizeof **ret);
+        (*ret)[n++] = atoi(de->d_name);
+    }
+    return n;
+}
+/* }==== 20 ctr */
+
+/* {==== 21 super: the supervisor ====
+ * One process a container. Its loop owns: the pty or the pipes, the log, the socket, the timers, the
+ * child. Messages on the socket, SEQPACKET, one letter and payload:
+ *   from a client   A flags     attach (1: feed me output, 2: my stdin is the container's)
+ *                   I bytes     stdin;  c  stdin ends;  W rows,cols (u16 each)  resize
+ *                   K sig       signal (i32);  S sig  the same, and no restart afterwards
+ *                   P, U        pause, unpause;  D  send me a pidfd;  w  tell me the exit
+ *   to a client     O bytes, E bytes  output;  X code (i32)  exited;  k text  answer to P, U ("" = done)
+ * A client that does not read stops the container's output, as a full pipe would, and nothing else.
+ * Uses: 1-20. */
+enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384 };
+
+struct super_client {
+    int fd;                       /* owned; -1: free slot */
+    bool output, input, waits;
+    struct buf late;              /* one message that did not fit the socket */
+};
+
+struct super_log {
+    int fd;                       /* owned; -1: no log */
+    u64 size, max_size;           /* 0: no rotation */
+    i64 max_file;
+    struct buf part[2];           /* the unfinished line of stdout, stderr */
+};
+
+struct super_health {
+    struct plan plan;
+    bool have;
+    i64 interval_ms, timeout_ms, start_ms, retries;
+    i64 next_ms, deadline_ms;     /* monotonic; 0: none */
+    pid_t pid;                    /* running probe; 0: none */
+    int out;                      /* its output, owned; -1 */
+    struct buf text;
+    i64 began_ns;
+};
+
+struct super {
+    struct ctr *c;
+    struct plan plan;
+    struct launch l;
+    int lock, listen, sigfd;      /* owned */
+    int out[2];                   /* read ends of stdout and stderr, or out[0] the pty; owned; -1 */
+    int in;                       /* write end of stdin, or the pty (not owned then); -1 */
+    struct buf pending;           /* stdin that did not fit */
+    bool close_in;                /* close stdin when pending is empty */
+    struct super_client client[SUPER_CLIENTS];
+    struct super_log log;
+    struct super_health health;
+    bool exited, stopped;         /* child is gone; a user asked for the end */
+    int code;
+    i64 started_ms;
+};
+
+/* ---- 21.1 the log ---- */
+static void log_open(struct super_log *g, const struct ctr *c) {
+    const json_t *o = js_path(c->config, "skiff.log");
+    struct stat st;
+    *g = (struct super_log){ .fd = -1, .max_file = js_int(o, "maxFile", 1), .max_size = (u64)js_int(o, "maxSize", 0) };
+    if (str_eq(js_str(o, "driver"), "none")) return;
+    g->fd = openat(c->dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (g->fd >= 0 && !fstat(g->fd, &st)) g->size = (u64)st.st_size;
+}
+
+static void log_rotate(struct super_log *g, int dir) {
+    char a[32], b[32];
+    for (i64 i = g->max_file - 1; i > 0; i--) {
+        if (i > 1) snprintf(a, sizeof a, "log.json.%d", (int)(i - 1));
+        else strcpy(a, "log.json");
+        snprintf(b, sizeof b, "log.json.%d", (int)i);
+        renameat(dir, a, dir, b);
+    }
+    if (g->max_file <= 1) unlinkat(dir, "log.json", 0);
+    close(g->fd);
+    g->fd = openat(dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    g->size = 0;
+}
+
+static void log_line(struct super_log *g, int dir, int stream, const char *p, size_t n) {
+    char now[40];
+    AUTO_JSON *j = json_object();
+    json_t *text = json_stringn(p, n);
+    if (!text) {                          /* not UTF-8: each bad byte becomes U+FFFD */
+        AUTO_BUF b = { 0 };
+        for (size_t i = 0; i < n; i++)
+            if ((u8)p[i] < 128 && p[i]) buf_addc(&b, p[i]);
+            else buf_adds(&b, "\xef\xbf\xbd");
+        text = json_stringn(b.p, b.n);
+    }
+    js_set(j, "log", text);
+    js_sets(j, "stream", stream ? "stderr" : "stdout");
+    js_sets(j, "time", time_rfc3339(time_now_ns(), now));
+    AUTO_FREE char *s = js_dump(j, JSON_COMPACT);
+    AUTO_FREE char *line = str_fmt("%s\n", s);
+    size_t len = strlen(line);
+    if (g->max_size && g->size && g->size + len > g->max_size) log_rotate(g, dir);
+    if (!fd_write_all(g->fd, line, len)) g->size += len;
+}
+
+/* Cuts output into lines; a line longer than LOG_LINE is logged in parts, as Docker does. */
+static void log_add(struct super_log *g, int dir, int stream, const char *p, size_t n) {
+    struct buf *part = &g->part[stream];
+    while (g->fd >= 0 && n) {
+        const char *nl = memchr(p, '\n', n);
+        size_t k = nl ? (size_t)(nl - p) + 1 : n;
+        if (part->n + k > LOG_LINE) k = LOG_LINE - part->n;
+        buf_add(part, p, k);
+        if (part->n == LOG_LINE || part->p[part->n - 1] == '\n') {
+            log_line(g, dir, stream, part->p, part->n);
+            part->n = 0;
+        }
+        p += k;
+        n -= k;
+    }
+}
+
+static void log_close(struct super_log *g, int dir) {
+    for (int i = 0; i < 2; i++) {
+        if (g->part[i].n) log_line(g, dir, i, g->part[i].p, g->part[i].n);
+        buf_done(&g->part[i]);
+    }
+    fd_closep(&g->fd);
+}
+
+/* ---- 21.2 clients ---- */
+static void super_drop(struct super *s, struct super_client *k) {
+    bool was_input = k->input;
+    fd_closep(&k->fd);
+    buf_done(&k->late);
+    *k = (struct super_client){ .fd = -1 };
+    /* the one whose stdin it was is gone (StdinOnce); on a pty nothing ends */
+    if (was_input && !s->plan.terminal && js_bool(s->c->config, "skiff.stdinOnce")) s->close_in = true;
+}
+
+static void super_send(struct super *s, struct super_client *k, char what, const void *p, size_t n) {
+    AUTO_BUF msg = { 0 };
+    buf_addc(&msg, what);
+    buf_add(&msg, p, n);
+    if (send(k->fd, msg.p, msg.n, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return;
+    if (errno != EAGAIN && errno != ENOBUFS) {
+        super_drop(s, k);
+        return;
+    }
+    k->late = msg;                        /* output pauses until this one is through */
+    msg = (struct buf){ 0 };
+}
+
+static bool super_clogged(const struct super *s) {
+    for (size_t i = 0; i < SUPER_CLIENTS; i++)
+        if (s->client[i].late.n) return true;
+    return false;
+}
+
+static struct super_client *super_client_add(struct super *s, int fd /* consumed */) {
+    for (size_t i = 0; i < SUPER_CLIENTS; i++)
+        if (s->client[i].fd < 0) {
+            s->client[i] = (struct super_client){ .fd = fd };
+            return &s->client[i];
+        }
+    close(fd);
+    return NULL;
+}
+
+static void super_accept(struct super *s) {
+    int fd = accept4(s->listen, NULL, NULL, SOCK_CLOEXEC);
+    struct ucred u;
+    socklen_t n = sizeof u;
+    if (fd < 0) return;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &u, &n) || (u.uid != geteuid() && u.uid)) close(fd);
+    else super_client_add(s, fd);
+}
+
+/* Freezes or thaws by the cgroup, or by a signal to every process where there is none. */
+static int super_freeze(struct super *s, bool freeze, struct err *e) {
+    if (s->l.cgroup.path) return cgroup_set(&s->l.cgroup, "cgroup.freeze", freeze ? "1" : "0", e);
+    pid_t *pids;
+    size_t n = ctr_pids(s->l.pid, &pids);
+    if (!n) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
+    for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
+    free(pids);
+    return 0;
+}
+
+static void super_pause(struct super *s, struct super_client *k, bool freeze) {
+    struct err e = { 0 };
+    bool paused = ctr_is(s->c, "paused");
+    if (paused == freeze) err_set(&e, 0, "Container %s is %s", s->c->id, freeze ? "already paused" : "not paused");
+    else if (!super_freeze(s, freeze, &e)) {
+        struct err ignored;
+        js_sets(s->c->state, "status", freeze ? "paused" : "running");
+        ctr_save_state(s->c, &ignored);
+        ctr_event(s->c, freeze ? "pause" : "unpause", NULL);
+    }
+    super_send(s, k, 'k', e.msg, strlen(e.msg));
+}
+
+static void super_signal(struct super *s, int sig, bool stop) {
+    if (stop) s->stopped = true;
+    if (s->l.pidfd >= 0 && !s->exited) sys_pidfd_kill(s->l.pidfd, sig);
+}
+
+static void super_client_read(struct super *s, struct super_client *k) {
+    char msg[SUPER_CHUNK + 64];
+    ssize_t n = recv(k->fd, msg, sizeof msg, MSG_DONTWAIT);
+    i64 arg = 0;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n <= 0) {
+        super_drop(s, k);
+        return;
+    }
+    if (n >= 5) {
+        int32_t v;
+        memcpy(&v, msg + 1, 4);
+        arg = v;
+    }
+    switch (msg[0]) {
+    case 'A':
+        k->output = n > 1 && (msg[1] & 1);
+        k->input = n > 1 && (msg[1] & 2);
+        k->waits = true;
+        break;
+    case 'I':
+        if (s->in >= 0) buf_add(&s->pending, msg + 1, (size_t)n - 1);
+        break;
+    case 'c':
+        if (!s->plan.terminal) s->close_in = true;
+        k->input = false;
+        break;
+    case 'W':
+        if (n >= 5 && s->l.console >= 0) {
+            struct winsize ws = { 0 };
+            memcpy(&ws.ws_row, msg + 1, 2);
+            memcpy(&ws.ws_col, msg + 3, 2);
+            ioctl(s->l.console, TIOCSWINSZ, &ws);
+        }
+        break;
+    case 'K':
+    case 'S':
+        if (arg >= 0 && arg < 65) super_signal(s, (int)arg, msg[0] == 'S');
+        break;
+    case 'P': super_pause(s, k, true); break;
+    case 'U': super_pause(s, k, false); break;
+    case 'D':
+        if (s->l.pidfd >= 0 && !s->exited) fd_send(k->fd, "D", 1, &s->l.pidfd, 1);
+        else super_drop(s, k);
+        break;
+    case 'w': k->waits = true; break;
+    default: super_drop(s, k);
+    }
+}
+
+/* ---- 21.3 output and input ---- */
+static void super_output(struct super *s, int stream) {
+    char buf[SUPER_CHUNK];
+    ssize_t n = read(s->out[stream], buf, sizeof buf);
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
+    if (n <= 0) {                         /* EIO on a pty: the last slave is closed */
+        if (s->out[stream] != s->l.console) fd_closep(&s->out[stream]);
+        else s->out[stream] = -1;
+        return;
+    }
+    log_add(&s->log, s->c->dir, stream, buf, (size_t)n);
+    for (size_t i = 0; i < SUPER_CLIENTS; i++)
+        if (s->client[i].fd >= 0 && s->client[i].output) super_send(s, &s->client[i], stream ? 'E' : 'O', buf, (size_t)n);
+}
+
+static void super_input(struct super *s) {
+    if (s->in >= 0 && s->pending.n) {
+        ssize_t n = write(s->in, s->pending.p, s->pending.n);
+        if (n > 0) {
+            memmove(s->pending.p, s->pending.p + n, s->pending.n - (size_t)n);
+            s->pending.n -= (size_t)n;
+        } else if (errno != EAGAIN && errno != EINTR) s->pending.n = 0, s->close_in = true;
+    }
+    if (s->close_in && !s->pending.n && s->in >= 0) {
+        if (s->in != s->l.console) close(s->in);
+        s->in = -1;
+    }
+}
+
+/* ---- 21.4 health ---- */
+static void health_init(struct super *s) {
+    const json_t *h = js_path(s->c->config, "skiff.health");
+    struct super_health *x = &s->health;
+    *x = (struct super_health){ .out = -1 };
+    if (!json_array_size(js_get(h, "test"))) return;
+    x->interval_ms = js_int(h, "intervalNs", 30000000000) / 1000000;
+    x->timeout_ms = js_int(h, "timeoutNs", 30000000000) / 1000000;
+    x->start_ms = js_int(h, "startPeriodNs", 0) / 1000000;
+    x->retries = js_int(h, "retries", 3);
+    AUTO_JSON *spec = json_deep_copy(s->c->config);
+    json_t *proc = js_get(spec, "process");
+    json_object_set(proc, "args", js_get(h, "test"));
+    js_setb(proc, "terminal", false);
+    struct err e;
+    x->have = !plan_parse(spec, &x->plan, &e);
+    x->next_ms = time_mono_ms() + x->interval_ms;
+    json_t *st = js_sub(s->c->state, "health");
+    js_sets(st, "status", "starting");
+    js_seti(st, "failingStreak", 0);
+    js_set(st, "log", json_array());
+}
+
+static void health_start(struct super *s) {
+    struct super_health *x = &s->health;
+    int p[2];
+    struct launch l;
+    struct err e;
+    x->next_ms = time_mono_ms() + x->interval_ms;
+    if (ctr_is(s->c, "paused") || pipe2(p, O_CLOEXEC)) return;
+    ctr_launch_init(s->c, &x->plan, &l);
+    l.stdio[1] = l.stdio[2] = p[1];
+    u64 ns = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP |
+             (s->plan.ids.uids ? CLONE_NEWUSER : 0);
+    x->began_ns = time_now_ns();
+    if (!launch_join(&l, s->l.pidfd, ns, &e) && !launch_wait(&l, &e)) {
+        x->pid = l.pid;
+        x->out = p[0];
+        x->deadline_ms = time_mono_ms() + x->timeout_ms;
+    } else close(p[0]);
+    close(p[1]);
+    launch_done(&l);
+}
+
+static void health_result(struct super *s, int code) {
+    struct super_health *x = &s->health;
+    json_t *h = js_sub(s->c->state, "health"), *log = js_suba(h, "log"), *r = json_object();
+    char t[40];
+    struct err e;
+    if (x->out >= 0) fcntl(x->out, F_SETFL, O_NONBLOCK);
+    char more[4096];
+    for (ssize_t k; x->out >= 0 && x->text.n < 4096 && (k = read(x->out, more, sizeof more)) > 0;) buf_add(&x->text, more, (size_t)k);
+    fd_closep(&x->out);
+    js_sets(r, "Start", time_rfc3339(x->began_ns, t));
+    js_sets(r, "End", time_rfc3339(time_now_ns(), t));
+    js_seti(r, "ExitCode", code);
+    js_sets(r, "Output", x->text.p ? x->text.p : "");
+    json_array_append_new(log, r);
+    while (json_array_size(log) > 5) json_array_remove(log, 0);
+    buf_done(&x->text);
+    x->pid = 0;
+    x->deadline_ms = 0;
+    x->next_ms = time_mono_ms() + x->interval_ms;
+    const char *was = js_str_or(h, "status", "starting"), *now = was;
+    i64 streak = code ? js_int(h, "failingStreak", 0) + 1 : 0;
+    bool grace = !strcmp(was, "starting") && time_mono_ms() - s->started_ms < x->start_ms;
+    if (!code) now = "healthy";
+    else if (grace) streak = 0;
+    else if (streak >= x->retries) now = "unhealthy";
+    bool changed = strcmp(was, now) != 0;
+    AUTO_FREE char *action = str_fmt("health_status: %s", now);
+    js_seti(h, "failingStreak", streak);
+    js_sets(h, "status", now);
+    ctr_save_state(s->c, &e);
+    if (changed) ctr_event(s->c, action, NULL);
+}
+
+/* ---- 21.5 life ---- */
+
+/* Starts the container's process. */
+static int super_launch(struct super *s, struct err *e) {
+    struct ctr *c = s->c;
+    int in[2] = { -1, -1 }, out[2] = { -1, -1 }, er[2] = { -1, -1 };
+    bool tty = s->plan.terminal, open_in = js_bool(c->config, "skiff.openStdin");
+    ctr_launch_init(c, &s->plan, &s->l);
+    s->l.die_with_parent = true;
+    s->l.volatile_upper = js_bool(c->config, "skiff.autoRemove");
+    s->exited = false;
+    s->close_in = false;
+    if (!tty) {
+        if ((open_in && pipe2(in, O_CLOEXEC)) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC)) return err_set(e, errno, "pipe");
+        s->l.stdio[0] = in[0];
+        s->l.stdio[1] = out[1];
+        s->l.stdio[2] = er[1];
+    }
+    int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"), &s->l.cgroup, e);
+    if (!rc && (launch_begin(&s->l, e) || launch_wait(&s->l, e))) {
+        launch_abort(&s->l);
+        rc = -1;
+    }
+    fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
+    if (rc) {
+        fd_closep(&in[1]), fd_closep(&out[0]), fd_closep(&er[0]);
+        launch_done(&s->l);
+        return -1;
+    }
+    s->out[0] = tty ? s->l.console : out[0];
+    s->out[1] = tty ? -1 : er[0];
+    s->in = tty ? s->l.console : in[1];
+    if (s->in >= 0) fcntl(s->in, F_SETFL, O_NONBLOCK | (tty ? O_RDWR : O_WRONLY));
+    char now[40];
+    s->started_ms = time_mono_ms();
+    js_sets(c->state, "status", "running");
+    js_seti(c->state, "pid", s->l.pid);
+    js_seti(c->state, "exitCode", 0);
+    js_sets(c->state, "error", "");
+    js_setb(c->state, "oomKilled", false);
+    js_sets(c->state, "startedAt", time_rfc3339(time_now_ns(), now));
+    js_sets(c->state, "finishedAt", "0001-01-01T00:00:00Z");
+    health_init(s);
+    if (ctr_save_state(c, e)) return -1;
+    ctr_event(c, "start", NULL);
+    return 0;
+}
+
+static void super_reap(struct super *s) {
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
+        int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        if (pid == s->l.pid) s->exited = true, s->code = code;
+        else if (pid == s->health.pid) health_result(s, code);
+        else if (pid == s->l.server) s->l.server = 0;
+    }
+}
+
+/* The next timer, as a poll timeout. */
+static int super_timeout(const struct super *s) {
+    i64 now = time_mono_ms(), at = -1;
+    if (!s->health.have) return -1;
+    at = s->health.pid ? s->health.deadline_ms : s->health.next_ms;
+    return at <= now ? 0 : at - now > 60000 ? 60000 : (int)(at - now);
+}
+
+static void super_timers(struct super *s) {
+    struct super_health *x = &s->health;
+    i64 now = time_mono_ms();
+    if (!x->have || s->exited) return;
+    if (x->pid && now >= x->deadline_ms) {
+        static const char LATE[] = "Health check exceeded timeout";
+        kill(x->pid, SIGKILL);
+        waitpid(x->pid, NULL, 0);
+        buf_adds(&x->text, LATE);
+        health_result(s, -1);
+    } else if (!x->pid && now >= x->next_ms) health_start(s);
+}
+
+/* One turn of the loop. */
+static void super_turn(struct super *s, int timeout) {
+    struct pollfd p[SUPER_CLIENTS + 8];
+    size_t n = 0, at_client[SUPER_CLIENTS];
+    bool clogged = super_clogged(s);
+    p[n++] = (struct pollfd){ s->sigfd, POLLIN, 0 };
+    p[n++] = (struct pollfd){ s->listen, POLLIN, 0 };
+    p[n++] = (struct pollfd){ clogged ? -1 : s->out[0], POLLIN, 0 };
+    p[n++] = (struct pollfd){ clogged ? -1 : s->out[1], POLLIN, 0 };
+    p[n++] = (struct pollfd){ s->pending.n || s->close_in ? s->in : -1, POLLOUT, 0 };
+    p[n++] = (struct pollfd){ s->health.text.n < 4096 ? s->health.out : -1, POLLIN, 0 };
+    for (size_t i = 0; i < SUPER_CLIENTS; i++) {
+        at_client[i] = n;
+        if (s->client[i].fd < 0) continue;
+        short want = s->pending.n > SUPER_CHUNK ? 0 : POLLIN;     /* a full stdin stops its feeders */
+        if (s->client[i].late.n) want |= POLLOUT;
+        p[n++] = (struct pollfd){ s->client[i].fd, want, 0 };
+    }
+    if (poll(p, n, timeout) <= 0) return;
+    if (p[0].revents) {
+        struct signalfd_siginfo si;
+        while (read(s->sigfd, &si, sizeof si) == sizeof si)
+            if (si.ssi_signo == SIGTERM || si.ssi_signo == SIGINT || si.ssi_signo == SIGHUP) super_signal(s, SIGTERM, true);
+        super_reap(s);
+    }
+    if (p[2].revents) super_output(s, 0);
+    if (p[3].revents) super_output(s, 1);
+    if (p[5].revents) {
+        char b[1024];
+        ssize_t k = read(s->health.out, b, sizeof b);
+        if (k > 0) buf_add(&s->health.text, b, (size_t)k);
+        else fd_closep(&s->health.out);
+    }
+    for (size_t i = 0; i < SUPER_CLIENTS; i++) {
+        struct super_client *k = &s->client[i];
+        if (k->fd < 0 || at_client[i] >= n || p[at_client[i]].fd != k->fd) continue;
+        short got = p[at_client[i]].revents;
+        if ((got & POLLOUT) && k->late.n && send(k->fd, k->late.p, k->late.n, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) buf_done(&k->late);
+        if (got & (POLLIN | POLLHUP | POLLERR)) super_client_read(s, k);
+    }
+    if (p[1].revents) super_accept(s);
+    super_input(s);
+}
+
+/* The rest of the output, once the process is gone: its namespace is dead, so the pipes end. */
+static void super_drain(struct super *s) {
+    i64 end = time_mono_ms() + 2000;
+    while ((s->out[0] >= 0 || s->out[1] >= 0) && time_mono_ms() < end) super_turn(s, 50);
+    for (int i = 0; i < 2; i++) {
+        if (s->out[i] == s->l.console) s->out[i] = -1;
+        fd_closep(&s->out[i]);
+    }
+    if (s->in != s->l.console) fd_closep(&s->in);
+    s->in = -1;
+    s->pending.n = 0;
+}
+
+/* Docker's restart policies; the delay doubles from 100 ms to a minute. */
+static bool super_restarts(struct super *s, i64 *delay_ms) {
+    const char *policy = js_str_or(s->c->config, "skiff.restart.name", "no");
+    i64 max = js_int(s->c->config, "skiff.restart.max", 0), count = js_int(s->c->state, "restartCount", 0);
+    bool again = !strcmp(policy, "always") || !strcmp(policy, "unless-stopped") ||
+                 (!strcmp(policy, "on-failure") && s->code && (!max || count < max));
+    if (s->stopped || !again) return false;
+    *delay_ms = time_mono_ms() - s->started_ms > 10000 ? 100 : *delay_ms * 2 > 60000 ? 60000 : *delay_ms * 2;
+    js_seti(s->c->state, "restartCount", count + 1);
+    return true;
+}
+
+/* Records the end of one run. */
+static void super_finish(struct super *s) {
+    char now[40];
+    struct err e;
+    struct ctr *c = s->c;
+    bool oom = cgroup_counter(&s->l.cgroup, "memory.events", "oom_kill") > 0;
+    if (s->health.pid) kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
+    fd_closep(&s->health.out);
+    if (s->health.have) plan_done(&s->health.plan);
+    s->health.have = false;
+    cgroup_remove(&s->l.cgroup);
+    launch_done(&s->l);
+    js_sets(c->state, "status", "exited");
+    js_seti(c->state, "pid", 0);
+    js_seti(c->state, "exitCode", s->code);
+    js_setb(c->state, "oomKilled", oom);
+    js_sets(c->state, "finishedAt", time_rfc3339(time_now_ns(), now));
+    json_t *attr = json_object();
+    AUTO_FREE char *code = str_fmt("%d", s->code);
+    js_sets(attr, "exitCode", code);
+    if (oom) ctr_event(c, "oom", NULL);
+    ctr_event(c, "die", attr);
+    ctr_save_state(c, &e);
+}
+
+static void super_tell_exit(struct super *s) {
+    int32_t code = s->code;
+    for (size_t i = 0; i < SUPER_CLIENTS; i++) {
+        struct super_client *k = &s->client[i];
+        if (k->fd < 0 || !k->waits) continue;
+        /* the last word waits for a slow reader, but not for ever */
+        struct timeval tv = { 10, 0 };
+        setsockopt(k->fd, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof tv);
+        if (k->late.n) (void)!send(k->fd, k->late.p, k->late.n, MSG_NOSIGNAL);
+        char msg[5] = { 'X' };
+        memcpy(msg + 1, &code, 4);
+        (void)!send(k->fd, msg, sizeof msg, MSG_NOSIGNAL);
+    }
+}
+
+static int super_listen(struct super *s, struct err *e) {
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    unlinkat(s->c->dir, "sock", 0);
+    s->listen = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/sock", s->c->dir);
+    mode_t old = umask(077);
+    int bad = s->listen < 0 || bind(s->listen, (struct sockaddr *)&a, sizeof a) || listen(s->listen, 64);
+    umask(old);
+    return bad ? err_set(e, errno, "make the supervisor's socket") : 0;
+}
+
+/* Everything after the fork. ready: struct err is written there (msg empty: started). */
+__attribute__((noreturn))
+static void super_main(struct ctr *c, int lock, int client, int ready) {
+    struct super *s = mem_new(sizeof *s);
+    struct err e = { 0 };
+    sigset_t set;
+    *s = (struct super){ .c = c, .lock = lock, .listen = -1, .out = { -1, -1 }, .in = -1 };
+    for (size_t i = 0; i < SUPER_CLIENTS; i++) s->client[i].fd = -1;
+    launch_init(&s->l);
+    prctl(PR_SET_NAME, "skiff-super");
+    g_log.quiet = true;
+    sigfillset(&set);
+    sigdelset(&set, SIGSEGV), sigdelset(&set, SIGABRT), sigdelset(&set, SIGBUS);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    s->sigfd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (client >= 0) {
+        struct super_client *k = super_client_add(s, client);
+        if (k) k->output = k->waits = true, k->input = js_bool(c->config, "skiff.openStdin");
+    }
+    AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0; i < 3; i++) dup2(null, i);
+    log_open(&s->log, c);
+    if (plan_parse(c->config, &s->plan, &e) || super_listen(s, &e) || super_launch(s, &e)) {
+        char now[40];
+        struct err ignored;
+        js_sets(c->state, "status", str_eq(js_str(c->state, "startedAt"), "0001-01-01T00:00:00Z") ? "created" : "exited");
+        js_seti(c->state, "exitCode", e.status ? e.status : 128);
+        js_sets(c->state, "error", e.msg);
+        js_sets(c->state, "finishedAt", time_rfc3339(time_now_ns(), now));
+        ctr_save_state(c, &ignored);
+        unlinkat(c->dir, "sock", 0);
+        (void)!write(ready, &e, sizeof e);
+        _exit(EXIT_ENGINE);
+    }
+    (void)!write(ready, &e, sizeof e);
+    close(ready);
+    i64 delay = 50;
+    for (;;) {
+        while (!s->exited) {
+            super_turn(s, super_timeout(s));
+            super_timers(s);
+        }
+        super_drain(s);
+        super_finish(s);
+        if (!super_restarts(s, &delay)) break;
+        js_sets(c->state, "status", "restarting");
+        ctr_save_state(c, &e);
+        for (i64 end = time_mono_ms() + delay, left; !s->stopped && (left = end - time_mono_ms()) > 0;) super_turn(s, (int)left);
+        if (s->stopped) {
+            js_sets(c->state, "status", "exited");
+            ctr_save_state(c, &e);
+            break;
+        }
+        if (super_launch(s, &e)) {
+            js_sets(c->state, "error", e.msg);
+            s->exited = true;
+            s->code = e.status ? e.status : 128;
+            ctr_save_state(c, &e);
+        }
+    }
+    log_close(&s->log, c->dir);
+    unlinkat(c->dir, "sock", 0);
+    if (js_bool(c->config, "skiff.autoRemove")) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        ctr_remove(c, true, &e);
+    }
+    close(s->lock);
+    super_tell_exit(s);
+    _exit(0);
+}
+
+/* Starts a created or stopped container under a new supervisor. *ret_client (may be NULL): a socket
+ * that is attached from the first byte on. */
+static int super_start(struct ctr *c, int *ret_client, struct err *e) {
+    int pair[2] = { -1, -1 }, ready[2];
+    AUTO_FD lock = lock_take(c->dir, "lock", LOCK_EX | LOCK_NB);
+    if (lock < 0) return err_set(e, 0, errno == EWOULDBLOCK ? "container %s is already running" : "cannot lock container %s", ctr_name(c));
+    if (pipe2(ready, O_CLOEXEC) || (ret_client && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)))
+        return err_set(e, errno, "pipe");
+    fflush(NULL);
+    pid_t pid = fork();
+    if (!pid) {
+        setsid();
+        close(ready[0]);
+        fd_closep(&pair[0]);
+        super_main(c, fd_steal(&lock), pair[1], ready[1]);
+    }
+    close(ready[1]);
+    fd_closep(&pair[1]);
+    struct err got;
+    ssize_t k = pid < 0 ? -1 : fd_read_all(ready[0], &got, sizeof got);
+    close(ready[0]);
+    if (k == (ssize_t)sizeof got && !got.msg[0]) {
+        if (ret_client) *ret_client = pair[0];
+        return 0;
+    }
+    fd_closep(&pair[0]);
+    if (k != (ssize_t)sizeof got) return err_set(e, 0, "the supervisor of container %.12s died while starting", c->id);
+    waitpid(pid, NULL, 0);
+    *e = got;
+    return -1;
+}
+/* }==== 21 super */
+
+/* {==== 22 tmpl: Go templates and tables for --format ====
+ * The part of text/template that users of docker write: fields, variables, if, range, with, pipes and
+ * Docker's functions (json, join, split, upper, lower, title, println, pad, truncate, index, len …),
+ * over JSON values. Interpreted while it is read; a range reads its body again.
+ * Uses: 1-5. Source: Go's text/template, Docker's "Format command and log output". */
+enum { TMPL_DEPTH = 32, TMPL_VARS = 32, TMPL_ARGS = 16, TMPL_STEPS = 1000000 };
+
+struct tmpl {
+    const char *p;                /* next character */
+    struct buf *out;
+    json_t *dot;                  /* borrowed */
+    struct { char name[32]; json_t *value; } var[TMPL_VARS];   /* values owned */
+    unsigned vars;
+    int depth, steps;
+    bool skip, trim;              /* nothing is written; the next text loses its leading space */
+    struct err *e;
+};
+
+/* A value as Go prints it. */
+static void tmpl_print(struct buf *out, const json_t *v) {
+    const char *key;
+    json_t *m;
+    size_t i;
+    if (json_is_string(v)) buf_add(out, json_string_value(v), json_string_length(v));
+    else if (json_is_integer(v)) buf_addf(out, "%" PRId64, (i64)json_integer_value(v));
+    else if (json_is_real(v)) buf_addf(out, "%g", json_real_value(v));
+    else if (json_is_boolean(v)) buf_adds(out, json_is_true(v) ? "true" : "false");
+    else if (json_is_array(v)) {
+        buf_addc(out, '[');
+        json_array_foreach(v, i, m) {
+            if (i) buf_addc(out, ' ');
+            tmpl_print(out, m);
+        }
+        buf_addc(out, ']');
+    } else if (json_is_object(v)) {
+        bool first = true;
+        buf_adds(out, "map[");
+        json_object_foreach((json_t *)(uintptr_t)v, key, m) {
+            buf_addf(out, "%s%s:", first ? "" : " ", key);
+            tmpl_print(out, m);
+            first = false;
+        }
+        buf_addc(out, ']');
+    } else buf_adds(out, v ? "<nil>" : "<no value>");
+}
+
+static bool tmpl_true(const json_t *v) {
+    if (json_is_string(v)) return json_string_length(v) > 0;
+    if (json_is_integer(v)) return json_integer_value(v) != 0;
+    if (json_is_real(v)) return json_real_value(v) != 0;
+    if (json_is_array(v)) return json_array_size(v) > 0;
+    if (json_is_object(v)) return json_object_size(v) > 0;
+    return json_is_true(v);
+}
+
+static json_t *tmpl_fail(struct tmpl *t, const char *what, const char *which) {
+    if (!t->e->msg[0]) {
+        AUTO_FREE char *shown = str_printable(which);
+        err_set(t->e, 0, "template parsing error: %s%.200s", what, shown);
+    }
+    return json_null();
+}
+
+static void tmpl_space(struct tmpl *t) { while (*t->p == ' ' || *t->p == '\t' || *t->p == '\n') t->p++; }
+
+/* True at the end of an action or a parenthesis or before a pipe. */
+static bool tmpl_at_end(const struct tmpl *t) {
+    return !*t->p || *t->p == ')' || *t->p == '|' || str_prefix(t->p, "}}") || str_prefix(t->p, "-}}");
+}
+
+static json_t *tmpl_field(struct tmpl *t, json_t *v /* consumed */, const char *name) {
+    json_t *f = js_get(v, name);
+    if (!f && json_is_object(v) && !t->skip) {
+        json_decref(v);
+        return tmpl_fail(t, "can't evaluate field ", name);
+    }
+    json_incref(f);
+    json_decref(v);
+    return f ? f : json_null();
+}
+
+/* .a.b.c after a value that has been read. */
+static json_t *tmpl_chain(struct tmpl *t, json_t *v /* consumed */) {
+    char name[128];
+    while (*t->p == '.' && (isalnum((u8)t->p[1]) || t->p[1] == '_')) {
+        size_t n = 0;
+        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++) name[n++] = *t->p;
+        name[n] = 0;
+        v = tmpl_field(t, v, name);
+    }
+    return v;
+}
+
+/* Mutual recursion: a parenthesis holds a pipeline. */
+static json_t *tmpl_pipeline(struct tmpl *t);
+
+static json_t *tmpl_string(struct tmpl *t) {
+    AUTO_BUF b = { 0 };
+    char q = *t->p++;
+    for (; *t->p && *t->p != q; t->p++) {
+        if (q == '"' && *t->p == '\\' && t->p[1]) {
+            t->p++;
+            buf_addc(&b, *t->p == 'n' ? '\n' : *t->p == 't' ? '\t' : *t->p);
+        } else buf_addc(&b, *t->p);
+    }
+    if (!*t->p) return tmpl_fail(t, "unterminated quoted string", "");
+    t->p++;
+    return js_text(b.p ? b.p : "");
+}
+
+static json_t *tmpl_operand(struct tmpl *t) {
+    tmpl_space(t);
+    if (*t->p == '"' || *t->p == '`') return tmpl_string(t);
+    if (*t->p == '(') {
+        t->p++;
+        json_t *v = tmpl_pipeline(t);
+        tmpl_space(t);
+        if (*t->p == ')') t->p++;
+        else tmpl_fail(t, "unclosed left paren", "");
+        return tmpl_chain(t, v);
+    }
+    if (*t->p == '$') {
+        char name[32];
+        size_t n = 0;
+        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++) name[n++] = *t->p;
+        name[n] = 0;
+        for (unsigned i = t->vars; i-- > 0;)
+            if (!strcmp(t->var[i].name, name)) return tmpl_chain(t, json_incref(t->var[i].value));
+        return tmpl_fail(t, "undefined variable $", name);
+    }
+    if (*t->p == '.') {
+        json_t *v = json_incref(t->dot);
+        if (!isalnum((u8)t->p[1]) && t->p[1] != '_') {
+            t->p++;
+            return v;
+        }
+        return tmpl_chain(t, v);
+    }
+    if (isdigit((u8)*t->p) || (*t->p == '-' && isdigit((u8)t->p[1]))) {
+        char *end;
+        long long v = strtoll(t->p, &end, 10);
+        t->p = end;
+        return json_integer(v);
+    }
+    return tmpl_fail(t, "unexpected ", t->p);
+}
+
+static int tmpl_compare(const json_t *a, const json_t *b) {
+    if (json_is_number(a) && json_is_number(b)) {
+        double x = json_number_value(a), y = json_number_value(b);
+        return (x > y) - (x < y);
+    }
+    if (json_is_string(a) && json_is_string(b)) return strcmp(json_string_value(a), json_string_value(b));
+    return json_equal(a, b) ? 0 : 1;
+}
+
+static json_t *tmpl_case(const char *s, int how) {
+    AUTO_FREE char *c = str_dup(s);
+    for (char *p = c; *p; p++)
+        *p = (char)(how == 'u' || (how == 't' && (p == c || p[-1] == ' ')) ? toupper((u8)*p) : how == 'l' ? tolower((u8)*p) : *p);
+    return js_text(c);
+}
+
+static json_t *tmpl_printf(json_t **a, unsigned n) {
+    AUTO_BUF b = { 0 };
+    const char *f = n ? json_string_value(a[0]) : NULL;
+    unsigned at = 1;
+    for (; f && *f; f++) {
+        if (*f != '%' || !f[1]) {
+            buf_addc(&b, *f);
+            continue;
+        }
+        char spec[16] = "%";
+        size_t k = 1;
+        for (f++; *f && strchr("-0123456789.", *f) && k < sizeof spec - 3; f++) spec[k++] = *f;
+        if (*f == '%') { buf_addc(&b, '%'); continue; }
+        AUTO_BUF one = { 0 };
+        tmpl_print(&one, at < n ? a[at] : NULL);
+        spec[k] = 's';
+        spec[k + 1] = 0;
+        if (*f == 'q') buf_addf(&b, "\"%s\"", one.p);
+        else {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+            buf_addf(&b, spec, one.p);
+#pragma GCC diagnostic pop
+        }
+        at++;
+    }
+    return js_text(b.p ? b.p : "");
+}
+
+/* json, as Go's encoder writes it: keys in order, no escaping of <, > here. */
+static json_t *tmpl_json(const json_t *v, bool pretty) {
+    AUTO_FREE char *s = js_dump(v ? v : json_null(), pretty ? JSON_INDENT(4) : JSON_COMPACT);
+    return js_text(s);
+}
+
+/* Calls a function by name; NULL: there is none of that name. */
+static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) {
+    const json_t *x = n ? a[0] : NULL, *y = n > 1 ? a[1] : NULL;
+    const char *s = json_string_value(x);
+    if (!strcmp(f, "json")) return tmpl_json(x, false);
+    if (!strcmp(f, "prettyjson")) return tmpl_json(x, true);
+    if (!strcmp(f, "len"))
+        return json_integer((json_int_t)(json_is_array(x) ? json_array_size(x) : json_is_object(x) ? json_object_size(x) : json_string_length(x)));
+    if (!strcmp(f, "not")) return json_boolean(!tmpl_true(x));
+    if (!strcmp(f, "and") || !strcmp(f, "or")) {
+        for (unsigned i = 0; i < n; i++)
+            if (tmpl_true(a[i]) == (*f == 'o') || i + 1 == n) return json_incref(a[i]);
+    }
+    if (!strcmp(f, "eq")) {
+        for (unsigned i = 1; i < n; i++) if (!tmpl_compare(x, a[i])) return json_true();
+        return json_false();
+    }
+    if (!strcmp(f, "ne")) return json_boolean(tmpl_compare(x, y) != 0);
+    if (!strcmp(f, "lt")) return json_boolean(tmpl_compare(x, y) < 0);
+    if (!strcmp(f, "le")) return json_boolean(tmpl_compare(x, y) <= 0);
+    if (!strcmp(f, "gt")) return json_boolean(tmpl_compare(x, y) > 0);
+    if (!strcmp(f, "ge")) return json_boolean(tmpl_compare(x, y) >= 0);
+    if (!strcmp(f, "index")) {
+        const json_t *v = x;
+        for (unsigned i = 1; i < n; i++)
+            v = json_is_string(a[i]) ? js_get(v, json_string_value(a[i])) : json_array_get(v, (size_t)json_integer_value(a[i]));
+        return v ? json_incref((json_t *)(uintptr_t)v) : js_text("");
+    }
+    if (!strcmp(f, "upper")) return tmpl_case(s ? s : "", 'u');
+    if (!strcmp(f, "lower")) return tmpl_case(s ? s : "", 'l');
+    if (!strcmp(f, "title")) return tmpl_case(s ? s : "", 't');
+    if (!strcmp(f, "truncate")) {
+        AUTO_FREE char *c = str_dupn(s ? s : "", json_is_integer(y) && json_integer_value(y) >= 0 ? (size_t)json_integer_value(y) : 0);
+        return js_text(c);
+    }
+    if (!strcmp(f, "pad")) {
+        AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)json_integer_value(y), "", s ? s : "", (int)(n > 2 ? json_integer_value(a[2]) : 0), "");
+        return js_text(c);
+    }
+    if (!strcmp(f, "join")) {
+        AUTO_STRV l = { 0 };
+        js_to_strv(x, &l);
+        AUTO_FREE char *c = str_join(&l, json_string_value(y) ? json_string_value(y) : "");
+        return js_text(c);
+    }
+    if (!strcmp(f, "split")) {
+        AUTO_STRV l = { 0 };
+        const char *sep = json_string_value(y), *p = s;
+        for (const char *q; p && sep && *sep && (q = strstr(p, sep)); p = q + strlen(sep)) strv_take(&l, str_dupn(p, (size_t)(q - p)));
+        if (p) strv_add(&l, p);
+        return js_strv(&l);
+    }
+    if (!strcmp(f, "println") || !strcmp(f, "print")) {
+        AUTO_BUF b = { 0 };
+        for (unsigned i = 0; i < n; i++) {
+            if (i && f[5]) buf_addc(&b, ' ');
+            tmpl_print(&b, a[i]);
+        }
+        if (f[5]) buf_addc(&b, '\n');
+        return js_text(b.p ? b.p : "");
+    }
+    if (!strcmp(f, "printf")) return tmpl_printf(a, n);
+    if (!strcmp(f, "true") || !strcmp(f, "false")) return json_boolean(*f == 't');
+    if (!strcmp(f, "nil")) return json_null();
+    return tmpl_fail(t, "function not defined: ", f);
+}
+
+/* One command of a pipeline; `piped` (consumed, may be NULL) becomes its last argument. */
+static json_t *tmpl_command(struct tmpl *t, json_t *piped) {
+    json_t *arg[TMPL_ARGS];
+    unsigned n = 0;
+    char name[64] = "";
+    tmpl_space(t);
+    const char *start = t->p;
+    if (isalpha((u8)*t->p)) {
+        size_t k = 0;
+        while (isalnum((u8)*t->p) && k < sizeof name - 1) name[k++] = *t->p++;
+        name[k] = 0;
+    }
+    for (tmpl_space(t); !tmpl_at_end(t) && n < TMPL_ARGS - 1; tmpl_space(t)) {
+        if (isalpha((u8)*t->p)) {         /* a word as an argument: true, false, nil */
+            char word[64];
+            size_t k = 0;
+            while (isalnum((u8)*t->p) && k < sizeof word - 1) word[k++] = *t->p++;
+            word[k] = 0;
+            arg[n++] = tmpl_call(t, word, NULL, 0);
+        } else if (!*name && !n && str_prefix(t->p, ".Label ") ) {   /* Docker's one method */
+            t->p += 7;
+            json_t *key = tmpl_operand(t);
+            AUTO_FREE char *all = str_dup(js_str_or(t->dot, "Labels", ""));
+            char *save = NULL;
+            arg[n] = js_text("");
+            for (char *l = strtok_r(all, ",", &save); l; l = strtok_r(NULL, ",", &save)) {
+                char *eq = strchr(l, '=');
+                if (eq) *eq++ = 0;
+                if (str_eq(l, json_string_value(key)) && eq) json_decref(arg[n]), arg[n] = js_text(eq);
+            }
+            json_decref(key);
+            n++;
+        } else {
+            arg[n++] = tmpl_operand(t);
+            if (t->e->msg[0]) break;
+        }
+    }
+    if (piped) arg[n++] = piped;
+    json_t *v;
+    if (*name) v = t->skip ? json_null() : tmpl_call(t, name, arg, n);
+    else if (n == 1) v = json_incref(arg[0]);
+    else v = tmpl_fail(t, n ? "can't give argument to non-function " : "missing value for command ", start);
+    while (n) json_decref(arg[--n]);
+    return v;
+}
+
+static json_t *tmpl_pipeline(struct tmpl *t) {
+    if (++t->depth > TMPL_DEPTH) return tmpl_fail(t, "nested too deep", "");
+    json_t *v = tmpl_command(t, NULL);
+    for (tmpl_space(t); *t->p == '|' && !t->e->msg[0]; tmpl_space(t)) {
+        t->p++;
+        v = tmpl_command(t, v);
+    }
+    t->depth--;
+    return v;
+}
+
+static void tmpl_var(struct tmpl *t, const char *name, json_t *value /* consumed */) {
+    if (t->vars == TMPL_VARS) {
+        json_decref(value);
+        tmpl_fail(t, "too many variables", "");
+        return;
+    }
+    snprintf(t->var[t->vars].name, sizeof t->var[t->vars].name, "%s", name);
+    t->var[t->vars++].value = value;
+}
+
+static void tmpl_vars_to(struct tmpl *t, unsigned n) {
+    while (t->vars > n) json_decref(t->var[--t->vars].value);
+}
+
+/* The end of an action; eats "-}}" with the space that follows. */
+static void tmpl_close(struct tmpl *t) {
+    tmpl_space(t);
+    t->trim = str_prefix(t->p, "-}}");
+    if (t->trim) t->p++;
+    if (str_prefix(t->p, "}}")) t->p += 2;
+    else tmpl_fail(t, "unclosed action near ", t->p);
+}
+
+static bool tmpl_word(struct tmpl *t, const char *w) {
+    size_t n = strlen(w);
+    if (strncmp(t->p, w, n) || isalnum((u8)t->p[n])) return false;
+    t->p += n;
+    return true;
+}
+
+/* Optional "$a := " or "$i, $v := " of an action. */
+static unsigned tmpl_assign(struct tmpl *t, char name[2][32]) {
+    const char *back = t->p;
+    unsigned n = 0;
+    while (*t->p == '$' && n < 2) {
+        size_t k = 0;
+        for (t->p++; isalnum((u8)*t->p) && k < 31; t->p++) name[n][k++] = *t->p;
+        name[n++][k] = 0;
+        tmpl_space(t);
+        if (*t->p == ',') t->p++;
+        tmpl_space(t);
+    }
+    if (n && str_prefix(t->p, ":=")) {
+        t->p += 2;
+        return n;
+    }
+    t->p = back;
+    return 0;
+}
+
+/* Mutual recursion: a block holds blocks. Returns what ended it: 'e' end, 'l' else, 0 end of text. */
+static int tmpl_block(struct tmpl *t);
+
+/* if and with, after the keyword. */
+static void tmpl_if(struct tmpl *t, bool with) {
+    char name[2][32];
+    unsigned vars = t->vars;
+    bool outer = t->skip, done = false;
+    tmpl_space(t);
+    unsigned n = tmpl_assign(t, name);
+    json_t *v = tmpl_pipeline(t), *dot = t->dot;
+    if (n) tmpl_var(t, name[0], json_incref(v));
+    tmpl_close(t);
+    bool yes = tmpl_true(v);
+    t->skip = outer || !yes;
+    done = yes;
+    if (with) t->dot = v;
+    int end = tmpl_block(t);
+    t->dot = dot;
+    while (end == 'l' && !t->e->msg[0]) {
+        tmpl_space(t);
+        bool take = !done;
+        if (tmpl_word(t, "if")) {
+            json_t *c = tmpl_pipeline(t);
+            take = take && tmpl_true(c);
+            json_decref(c);
+        }
+        tmpl_close(t);
+        t->skip = outer || !take;
+        done |= take;
+        end = tmpl_block(t);
+    }
+    t->skip = outer;
+    json_decref(v);
+    tmpl_vars_to(t, vars);
+}
+
+static void tmpl_range_one(struct tmpl *t, const char *body, unsigned n, char name[2][32], json_t *key /* consumed */, json_t *v) {
+    unsigned vars = t->vars;
+    if (n == 2) tmpl_var(t, name[0], json_incref(key));
+    if (n) tmpl_var(t, name[n - 1], json_incref(v));
+    json_decref(key);
+    t->p = body;
+    t->dot = v;
+    tmpl_block(t);
+    tmpl_vars_to(t, vars);
+}
+
+static void tmpl_range(struct tmpl *t) {
+    char name[2][32];
+    bool outer = t->skip;
+    tmpl_space(t);
+    unsigned n = tmpl_assign(t, name);
+    json_t *list = tmpl_pipeline(t), *dot = t->dot, *v;
+    tmpl_close(t);
+    const char *body = t->p, *key;
+    size_t i;
+    bool trim = t->trim, some = false;
+    if (!outer && json_is_array(list))
+        json_array_foreach(list, i, v) {
+            t->trim = trim, some = true;
+            tmpl_range_one(t, body, n, name, json_integer((json_int_t)i), v);
+        }
+    else if (!outer && json_is_object(list))
+        json_object_foreach(list, key, v) {
+            t->trim = trim, some = true;
+            tmpl_range_one(t, body, n, name, js_text(key), v);
+        }
+    t->dot = dot;
+    if (!some) {
+        t->skip = true;
+        t->p = body;
+        tmpl_range_one(t, body, n, name, json_null(), json_null());
+    }
+    t->dot = dot;
+    t->skip = outer;
+    json_decref(list);
+    /* what ended the body was "end", or "else" with the branch for an empty list */
+    const char *last = t->p;
+    while (last > body && strncmp(last, "{{", 2)) last--;
+    if (strstr(last, "else") && strstr(last, "else") < t->p) {
+        t->skip = outer || some;
+        tmpl_block(t);
+        t->skip = outer;
+    }
+}
+
+static void tmpl_text(struct tmpl *t, const char *end) {
+    const char *s = t->p, *to = end;
+    if (t->trim) while (s < to && isspace((u8)*s)) s++;
+    t->trim = false;
+    if (str_prefix(end, "{{- ") || str_prefix(end, "{{-\t")) while (to > s && isspace((u8)to[-1])) to--;
+    if (!t->skip && to > s) buf_add(t->out, s, (size_t)(to - s));
+    t->p = end;
+}
+
+static int tmpl_block(struct tmpl *t) {
+    if (++t->depth > TMPL_DEPTH) tmpl_fail(t, "nested too deep", "");
+    while (!t->e->msg[0] && ++t->steps < TMPL_STEPS) {
+        const char *open = strstr(t->p, "{{");
+        tmpl_text(t, open ? open : t->p + strlen(t->p));
+        if (!open) break;
+        t->p += 2;
+        if (*t->p == '-') t->p++;
+        tmpl_space(t);
+        if (str_prefix(t->p, "/*")) {
+            const char *end = strstr(t->p, "*/");
+            t->p = end ? end + 2 : t->p + strlen(t->p);
+            tmpl_close(t);
+        } else if (tmpl_word(t, "end")) {
+            tmpl_close(t);
+            t->depth--;
+            return 'e';
+        } else if (tmpl_word(t, "else")) {
+            t->depth--;
+            const char *look = t->p;
+            while (*look == ' ') look++;
+            if (!tmpl_word(t, "") || str_prefix(look, "}}") || str_prefix(look, "-}}")) return 'l';
+            return 'l';
+        } else if (tmpl_word(t, "if")) tmpl_if(t, false);
+        else if (tmpl_word(t, "with")) tmpl_if(t, true);
+        else if (tmpl_word(t, "range")) tmpl_range(t);
+        else {
+            char name[2][32];
+            unsigned n = tmpl_assign(t, name);
+            json_t *v = tmpl_pipeline(t);
+            if (n) tmpl_var(t, name[0], json_incref(v));
+            else if (!t->skip && !t->e->msg[0]) tmpl_print(t->out, v);
+            json_decref(v);
+            tmpl_close(t);
+        }
+    }
+    t->depth--;
+    return 0;
+}
+
+/* Executes a template over a value and appends the result. */
+static int tmpl_run(const char *text, json_t *value, struct buf *out, struct err *e) {
+    struct tmpl t = { .p = text, .out = out, .dot = value, .e = e };
+    e->msg[0] = 0;
+    tmpl_var(&t, "", json_incref(value));
+    int end = tmpl_block(&t);
+    if (end && !e->msg[0]) tmpl_fail(&t, "unexpected {{end}} or {{else}}", "");
+    tmpl_vars_to(&t, 0);
+    return e->msg[0] ? -1 : 0;
+}
+
+/* Lines of tab-separated cells as aligned columns, three spaces between. Counts UTF-8 as one each. */
+static void table_print(const char *text) {
+    size_t width[64] = { 0 };
+    for (int pass = 0; pass < 2; pass++) {
+        size_t col = 0, n = 0;
+        const char *cell = text;
+        for (const char *p = text;; p++) {
+            if (*p && *p != '\t' && *p != '\n') {
+                n += ((u8)*p & 0xc0) != 0x80;
+                continue;
+            }
+            if (!pass && *p == '\t' && col < 64 && n > width[col]) width[col] = n;
+            if (pass) {
+                fwrite(cell, 1, (size_t)(p - cell), stdout);
+                if (*p == '\t') printf("%*s", (int)(col < 64 ? width[col] - n + 3 : 3), "");
+                else if (*p) putchar('\n');
+            }
+            if (!*p) break;
+            if (*p == '\n') col = 0;
+            else col++;
+            n = 0;
+            cell = p + 1;
+        }
+    }
+}
+
+/* Prints rows: `format` is the user's (NULL: `table`, the command's own). heads maps fields to column
+ * headings. Rows are objects of strings. */
+static int rows_print(const char *format, const char *table, const json_t *heads, const json_t *rows, struct err *e) {
+    AUTO_BUF out = { 0 };
+    AUTO_FREE char *unescaped = NULL;
+    const char *f = str_empty(format) || !strcmp(format, "table") ? table : format;
+    if (str_eq(format, "json")) f = "{{json .}}";
+    struct buf u = { 0 };                 /* shells pass \t and \n as two characters */
+    for (const char *p = f; *p; p++)
+        if (*p == '\\' && (p[1] == 't' || p[1] == 'n')) buf_addc(&u, *++p == 't' ? '\t' : '\n');
+        else buf_addc(&u, *p);
+    f = unescaped = buf_steal(&u);
+    bool tabular = str_prefix(f, "table ");
+    if (tabular) {
+        f += 6;
+        if (tmpl_run(f, (json_t *)(uintptr_t)heads, &out, e)) return -1;
+        buf_addc(&out, '\n');
+    }
+    size_t i;
+    json_t *r;
+    json_array_foreach(rows, i, r) {
+        if (tmpl_run(f, r, &out, e)) return -1;
+        buf_addc(&out, '\n');
+    }
+    if (tabular) table_print(out.p ? out.p : "");
+    else if (out.p) fwrite(out.p, 1, out.n, stdout);
+    return 0;
+}
+/* }==== 22 tmpl */
+
+/* {==== 23 flag: one table describes each command ====
+ * Dispatch, parsing, help and completion all come from struct cmd and struct opt. Parsed values are a
+ * JSON object keyed by the long name: true/false, a string, or an array of strings.
+ * Uses: 1-5. Source: Docker's CLI reference; pflag's rules for short and long forms. */
+enum opt_kind { OPT_BOOL, OPT_TEXT, OPT_LIST, OPT_INT, OPT_BYTES, OPT_DURATION,
+                OPT_LATER_BOOL, OPT_LATER_TEXT };      /* known to Docker, refused here with a word */
+
+struct opt {
+    const char *name;             /* NULL ends a list */
+    char letter;                  /* 0: none */
+    enum opt_kind kind;
+    const char *help;
+};
+
+struct cli {
+    struct store *store;          /* opened on first use by cli_store */
+    json_t *opts;                 /* owned */
+    char **args;                  /* what is left after the options */
+    int nargs;
+    const struct cmd *cmd;
+};
+
+struct cmd {
+    const char *path;             /* "container run" */
+    const char *alias;            /* "run"; NULL: none */
+    const char *usage;            /* "[OPTIONS] IMAGE [COMMAND] [ARG...]" */
+    const char *summary;
+    int (*run)(struct cli *c, struct err *e);     /* exit status, -1: the error is printed */
+    const struct opt *opts[4];
+    int min, max;                 /* arguments; max -1: any */
+    bool words;                   /* options end at the first argument */
+    int fail;                     /* exit status of an error: 1, or 125 where the command's own is passed */
+};
+
+static bool opt_takes_value(enum opt_kind k) { return k != OPT_BOOL && k != OPT_LATER_BOOL; }
+
+static const struct opt *opt_find(const struct cmd *c, const char *name, size_t n, char letter) {
+    for (size_t g = 0; g < ARRAY_LEN(c->opts) && c->opts[g]; g++)
+        for (const struct opt *o = c->opts[g]; o->name; o++)
+            if (letter ? o->letter == letter : strlen(o->name) == n && !strncmp(o->name, name, n)) return o;
+    return NULL;
+}
+
+static int opt_store(json_t *into, const struct opt *o, const char *value, struct err *e) {
+    i64 n;
+    switch (o->kind) {
+    case OPT_BOOL:
+    case OPT_LATER_BOOL: {
+        static const char *const YES[] = { "1", "t", "T", "true", "TRUE", "True" }, *const NO[] = { "0", "f", "F", "false", "FALSE", "False" };
+        bool yes = !value, no = false;
+        for (size_t i = 0; value && i < 6; i++) yes |= !strcmp(value, YES[i]), no |= !strcmp(value, NO[i]);
+        if (!yes && !no) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a boolean", value, o->name);
+        if (o->kind == OPT_LATER_BOOL && yes) return err_set(e, 0, "--%s is not supported yet by skiff", o->name);
+        js_setb(into, o->name, yes);
+        return 0;
+    }
+    case OPT_LATER_TEXT: return err_set(e, 0, "--%s is not supported yet by skiff", o->name);
+    case OPT_LIST: js_push(js_suba(into, o->name), value); return 0;
+    case OPT_INT:
+        if (!str_int(value, INT32_MIN, INT64_MAX, &n)) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a number", value, o->name);
+        break;
+    case OPT_BYTES:
+        if (strcmp(value, "-1") && str_bytes(value) < 0) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: invalid size", value, o->name);
+        break;
+    case OPT_DURATION:
+        if (time_duration(value) < 0) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: time: invalid duration", value, o->name);
+        break;
+    case OPT_TEXT: break;
+    }
+    js_sets(into, o->name, value);
+    return 0;
+}
+
+/* Parses argv after the command's words. ret_help: --help was given. */
+static int opt_parse(const struct cmd *c, int argc, char **argv, struct cli *ret, bool *ret_help, struct err *e) {
+    int n = 0;
+    ret->opts = json_object();
+    ret->args = mem_new(((size_t)argc + 1) * sizeof *ret->args);
+    *ret_help = false;
+    for (int i = 0; i < argc; i++) {
+        const char *a = argv[i];
+        if (!strcmp(a, "--")) {
+            while (++i < argc) ret->args[n++] = argv[i];
+            break;
+        }
+        if (*a != '-' || !a[1]) {
+            if (c->words) {
+                while (i < argc) ret->args[n++] = argv[i++];
+                break;
+            }
+            ret->args[n++] = argv[i];
+            continue;
+        }
+        if (a[1] == '-') {
+            const char *eq = strchr(a, '=');
+            size_t len = eq ? (size_t)(eq - a - 2) : strlen(a + 2);
+            const struct opt *o = opt_find(c, a + 2, len, 0);
+            if (!o && len == 4 && str_prefix(a, "--help")) return *ret_help = true, 0;
+            if (!o) return err_set(e, 0, "unknown flag: %.*s", (int)len + 2, a);
+            const char *v = eq ? eq + 1 : NULL;
+            if (!v && opt_takes_value(o->kind)) {
+                if (++i == argc) return err_set(e, 0, "flag needs an argument: --%s", o->name);
+                v = argv[i];
+            }
+            if (opt_store(ret->opts, o, v, e)) return -1;
+            continue;
+        }
+        for (const char *s = a + 1; *s; s++) {        /* -itv x, -p80:80, -e=x */
+            const struct opt *o = opt_find(c, NULL, 0, *s);
+            if (!o && *s == 'h') return *ret_help = true, 0;
+            if (!o) return err_set(e, 0, "unknown shorthand flag: '%c' in %s", *s, a);
+            if (!opt_takes_value(o->kind)) {
+                const char *v = s[1] == '=' ? s + 2 : NULL;
+                if (opt_store(ret->opts, o, v, e)) return -1;
+                if (v) break;
+                continue;
+            }
+            const char *v = s[1] ? s + 1 + (s[1] == '=') : ++i < argc ? argv[i] : NULL;
+            if (!v) return err_set(e, 0, "flag needs an argument: '%c' in %s", *s, a);
+            if (opt_store(ret->opts, o, v, e)) return -1;
+            break;
+        }
+    }
+    ret->nargs = n;
+    ret->args[n] = NULL;
+    return 0;
+}
+
+static void cmd_help(const struct cmd *c) {
+    static const char *const KIND[] = { "", "string", "list", "int", "bytes", "duration", "", "string" };
+    printf("Usage:  skiff %s %s\n\n%s\n", c->alias ? c->alias : c->path, c->usage, c->summary);
+    if (c->alias && strcmp(c->alias, c->path)) printf("\nAliases:\n  skiff %s, skiff %s\n", c->path, c->alias);
+    if (!c->opts[0]) return;
+    printf("\nOptions:\n");
+    for (size_t g = 0; g < ARRAY_LEN(c->opts) && c->opts[g]; g++)
+        for (const struct opt *o = c->opts[g]; o->name; o++) {
+            if (o->kind >= OPT_LATER_BOOL) continue;
+            char left[64], letter[8] = "    ";
+            if (o->letter) snprintf(letter, sizeof letter, "-%c, ", o->letter);
+            snprintf(left, sizeof left, "%s--%s %s", letter, o->name, KIND[o->kind]);
+            printf("  %-34s %s\n", left, o->help);
+        }
+}
+
+static bool cli_flag(const struct cli *c, const char *name) { return js_bool(c->opts, name); }
+static const char *cli_text(const struct cli *c, const char *name) { return json_string_value(js_get(c->opts, name)); }
+static bool cli_has(const struct cli *c, const char *name) { return js_get(c->opts, name) != NULL; }
+static i64 cli_int(const struct cli *c, const char *name, i64 fallback) {
+    i64 v = fallback;
+    const char *s = cli_text(c, name);
+    if (s) str_int(s, INT64_MIN, INT64_MAX, &v);
+    return v;
+}
+static void cli_list(const struct cli *c, const char *name, struct strv *ret) { js_to_strv(js_get(c->opts, name), ret); }
+/* }==== 23 flag */
+
+/* {==== 24 make: from words to a plan ====
+ * `run`, `create`, build's RUN: words and an image's configuration become an OCI runtime spec and a
+ * container's directory. Nothing is started here.
+ * Uses: 1-23. Sources: Docker's run reference; moby's daemon/oci_linux.go for defaults. */
+
+/* ---- 24.1 files of the image, read before anything is mounted ---- */
+enum { ACCOUNTS_MAX_BYTES = 4 << 20 };
+
+/* Finds a path in an index, following symbolic links inside it; NULL: not there. */
+static const struct idx_inode *idx_resolve(const struct idx *x, const char *path) {
+    AUTO_FREE char *rest = str_dup(path);
+    u32 stack[256], depth = 0;
+    int links = 0;
+    stack[0] = 0;
+    for (char *p = rest;;) {
+        while (*p == '/') p++;
+        size_t n = strcspn(p, "/");
+        if (!n) return idx_inode(x, stack[depth]);
+        if (n == 2 && p[0] == '.' && p[1] == '.') { depth -= depth > 0; p += n; continue; }
+        if (n == 1 && *p == '.') { p += n; continue; }
+        const struct idx_inode *dir = idx_inode(x, stack[depth]);
+        const struct idx_dirent *d = dir ? idx_lookup(x, dir, p, n) : NULL;
+        const struct idx_inode *i = d ? idx_inode(x, d->inode) : NULL;
+        if (!i) return NULL;
+        if (S_ISLNK(i->mode)) {
+            const char *text = idx_name(x, i->data, i->count);
+            if (!text || ++links > 40) return NULL;
+            char *joined = str_fmt("%.*s/%s", (int)i->count, text, p + n);
+            if (*joined == '/') depth = 0;
+            free(rest);
+            p = rest = joined;
+            continue;
+        }
+        if (depth + 1 >= ARRAY_LEN(stack)) return NULL;
+        stack[++depth] = d->inode;
+        p += n;
+    }
+}
+
+/* Where account files come from: an image's index or a directory. */
+struct rootfs_view {
+    const struct idx *x;          /* NULL: dir */
+    int layers, dir;
+};
+
+/* A whole regular file of the root file system; absent is empty. Bounded, nothing is executed. */
+static int view_read(const struct rootfs_view *v, const char *path, struct buf *ret, struct err *e) {
+    if (v->x) {
+        const struct idx_inode *i = idx_resolve(v->x, path);
+        if (!i || !S_ISREG(i->mode)) return 0;
+        if (i->size > ACCOUNTS_MAX_BYTES) return err_set(e, 0, "%s of the image is larger than %d bytes", path, ACCOUNTS_MAX_BYTES);
+        struct packs packs;
+        packs_init(&packs, v->x, v->layers);
+        buf_reserve(ret, i->size);
+        ssize_t k = packs_read(&packs, i, ret->p, i->size, 0);
+        packs_done(&packs);
+        if (k < 0) return err_set(e, EIO, "read %s of the image", path);
+        ret->n = (size_t)k;
+        ret->p[ret->n] = 0;
+        return 0;
+    }
+    AUTO_FD fd = sys_openat2(v->dir, path + (*path == '/'), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return 0;
+    if (fd_slurp(fd, ACCOUNTS_MAX_BYTES, ret)) return err_set(e, errno, "read %s of the container", path);
+    return 0;
+}
+
+/* ---- 24.2 users ---- */
+struct user {
+    u32 uid, gid;
+    u32 *groups;                  /* owned; supplementary */
+    size_t ngroups;
+    char home[256];               /* "" unknown */
+};
+
+static void user_done(struct user *u) { mem_freep(&u->groups); }
+
+static void user_group_add(struct user *u, u32 gid) {
+    for (size_t i = 0; i < u->ngroups; i++) if (u->groups[i] == gid) return;
+    u->groups = mem_grow(u->groups, u->ngroups + 1, sizeof *u->groups);
+    u->groups[u->ngroups++] = gid;
+}
+
+/* Fields of the next line of passwd(5) or group(5); false at the end. */
+static bool account_next(char **save, char **text, char *f[7]) {
+    char *l = strtok_r(*text, "\n", save);
+    *text = NULL;
+    if (!l) return false;
+    for (int i = 0; i < 7; i++) {
+        f[i] = l ? l : (char *)(uintptr_t)"";
+        if (l && (l = strchr(l, ':'))) *l++ = 0;
+    }
+    return true;
+}
+
+/* Only digits are a number; Docker's range. */
+static int account_id(const char *s, i64 *ret, struct err *e) {
+    if (strspn(s, "0123456789") != strlen(s)) return 0;
+    if (!str_int(s, 0, INT32_MAX, ret)) return err_set(e, 0, "uids and gids must be in range 0-2147483647: '%.40s'", s);
+    return 1;
+}
+
+/* Resolves "user[:group]" as Docker does: names by the image's passwd and group, numbers as they are. */
+static int user_resolve(const struct rootfs_view *v, const char *spec, struct user *ret, struct err *e) {
+    struct user u = { 0 };
+    AUTO_BUF pw = { 0 }, gr = { 0 };
+    AUTO_FREE char *user = str_dupn(spec, strcspn(spec, ":"));
+    const char *colon = strchr(spec, ':'), *group = colon ? colon + 1 : NULL;
+    AUTO_FREE char *shown = str_printable(spec);
+    char *f[7], *save = NULL, name[64] = "";
+    i64 uid = 0, gid = 0;
+    if (*spec && (!*user || (colon && !*group) || strchr(group ? group : "", ':')))
+        return err_set(e, 0, "invalid user '%s': expected user[:group]", shown);
+    if (view_read(v, "/etc/passwd", &pw, e) || view_read(v, "/etc/group", &gr, e)) return -1;
+    int numeric = *user ? account_id(user, &uid, e) : 1;
+    if (numeric < 0) return -1;
+    u.uid = (u32)uid;
+    bool found = false;
+    for (char *t = pw.p ? pw.p : (char *)(uintptr_t)""; account_next(&save, &t, f);) {
+        i64 id, g;
+        if (!str_int(f[2], 0, INT32_MAX, &id) || !str_int(f[3], 0, INT32_MAX, &g)) continue;
+        if (numeric ? id != uid : strcmp(f[0], user) != 0) continue;
+        u.uid = (u32)id;
+        u.gid = (u32)g;
+        snprintf(name, sizeof name, "%s", f[0]);
+        snprintf(u.home, sizeof u.home, "%s", f[5]);
+        found = true;
+        break;
+    }
+    if (!found && !numeric) return err_set(e, 0, "unable to find user %.*s: no matching entries in passwd file", (int)strcspn(shown, ":"), shown);
+    int gnum = group ? account_id(group, &gid, e) : 1;
+    if (gnum < 0) return -1;
+    if (group && gnum) u.gid = (u32)gid;
+    bool gfound = !group || gnum;
+    save = NULL;
+    for (char *t = gr.p ? gr.p : (char *)(uintptr_t)""; account_next(&save, &t, f);) {
+        i64 id;
+        if (!str_int(f[2], 0, INT32_MAX, &id)) continue;
+        if (group && !gnum && !strcmp(f[0], group)) u.gid = (u32)id, gfound = true;
+        char *msave = NULL;
+        for (char *m = strtok_r(f[3], ",", &msave); m && !group && *name; m = strtok_r(NULL, ",", &msave))
+            if (!strcmp(m, name)) user_group_add(&u, (u32)id);
+    }
+    if (!gfound) {
+        user_done(&u);
+        return err_set(e, 0, "unable to find group %.60s: no matching entries in group file", group);
+    }
+    *ret = u;
+    return 0;
+}
+
+/* --group-add: names or numbers. */
+static int user_groups(const struct rootfs_view *v, const struct strv *add, struct user *u, struct err *e) {
+    for (size_t i = 0; i < add->n; i++) {
+        AUTO_FREE char *spec = str_fmt("0:%s", add->v[i]);
+        struct user one;
+        if (!strcmp(add->v[i], "keep-groups")) continue;
+        if (user_resolve(v, spec, &one, e)) return -1;
+        user_group_add(u, one.gid);
+        user_done(&one);
+    }
+    return 0;
+}
+
+/* ---- 24.3 environment ---- */
+
+/* Sets NAME=VALUE, in place where the name is there. */
+static void env_set(struct strv *env, const char *pair) {
+    size_t n = strcspn(pair, "=") + 1;
+    for (size_t i = 0; i < env->n; i++)
+        if (!strncmp(env->v[i], pair, n)) {
+            free(env->v[i]);
+            env->v[i] = str_dup(pair);
+            return;
+        }
+    strv_add(env, pair);
+}
+
+static const char *env_get(const struct strv *env, const char *name) {
+    size_t n = strlen(name);
+    for (size_t i = 0; i < env->n; i++)
+        if (!strncmp(env->v[i], name, n) && env->v[i][n] == '=') return env->v[i] + n + 1;
+    return NULL;
+}
+
+/* -e: "K=V", or "K" taken from the caller's environment. */
+static void env_option(struct strv *env, const char *s) {
+    if (strchr(s, '=')) env_set(env, s);
+    else if (getenv(s)) {
+        AUTO_FREE char *pair = str_fmt("%s=%s", s, getenv(s));
+        env_set(env, pair);
+    }
+}
+
+static int env_file(struct strv *env, const char *path, struct err *e) {
+    AUTO_BUF b = { 0 };
+    char *save = NULL;
+    if (file_read(AT_FDCWD, path, 4 << 20, &b, e)) return -1;
+    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        while (*l == ' ' || *l == '\t') l++;
+        size_t n = strlen(l);
+        if (n && l[n - 1] == '\r') l[n - 1] = 0;
+        if (!*l || *l == '#') continue;
+        if (*l == '=' || strcspn(l, " \t") < strcspn(l, "=")) return err_set(e, 0, "env file %s: variable '%.100s' contains whitespaces", path, l);
+        env_option(env, l);
+    }
+    return 0;
+}
+
+/* ---- 24.4 the container to be ---- */
+struct make {
+    const struct cli *cli;        /* options of run or create */
+    struct store *s;
+    struct image image;           /* owned; manifest NULL: --rootfs */
+    char *image_name;             /* owned: as the user spelled it */
+    struct idx x;                 /* owned: the merged index */
+    int layers, rootdir;          /* owned descriptors */
+    struct ctr c;                 /* owned */
+    char *name;                   /* owned */
+    json_t *run;                  /* borrowed: the image's "config" */
+    json_t *sk;                   /* borrowed: /skiff of the spec */
+    struct user user;
+    struct idmap ids;
+    struct strv env, args;
+    const char *driver;
+    bool tty, interactive, privileged;
+};
+
+static void make_done(struct make *m) {
+    image_done(&m->image);
+    idx_close(&m->x);
+    fd_closep(&m->layers), fd_closep(&m->rootdir);
+    ctr_done(&m->c);
+    free(m->name), free(m->image_name);
+    user_done(&m->user);
+    strv_done(&m->env), strv_done(&m->args);
+}
+
+static void mount_add(json_t *mounts, const char *dest, const char *type, const char *source, const char *opts, bool optional) {
+    json_t *m = json_object();
+    AUTO_STRV o = { 0 };
+    js_sets(m, "destination", dest);
+    js_sets(m, "type", type);
+    js_sets(m, "source", source);
+    strv_split(&o, opts, ',');
+    js_set(m, "options", js_strv(&o));
+    if (optional) js_setb(m, "skiffOptional", true);
+    json_array_append_new(mounts, m);
+}
+
+/* Docker's default mounts, as far as a user namespace allows. */
+static void make_default_mounts(struct make *m, json_t *spec, bool host_net, bool host_pid, bool host_ipc) {
+    json_t *a = js_suba(spec, "mounts");
+    bool tty_group = !m->ids.uids || idmap_has(m->ids.gid, m->ids.gids, 5);
+    i64 shm = str_bytes(cli_text(m->cli, "shm-size") ? cli_text(m->cli, "shm-size") : "64m");
+    AUTO_FREE char *shm_opts = str_fmt("nosuid,noexec,nodev,mode=1777,size=%" PRId64, shm);
+    if (host_pid) mount_add(a, "/proc", "bind", "/proc", "rbind,nosuid,noexec,nodev", false);
+    else mount_add(a, "/proc", "proc", "proc", "nosuid,noexec,nodev", false);
+    mount_add(a, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k", false);
+    mount_add(a, "/dev/pts", "devpts", "devpts", tty_group ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"
+                                                           : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620", false);
+    if (host_net) mount_add(a, "/sys", "bind", "/sys", "rbind,nosuid,noexec,nodev,ro,rro", false);
+    else mount_add(a, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
+    if (!host_net) mount_add(a, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
+    if (host_ipc) mount_add(a, "/dev/mqueue", "bind", "/dev/mqueue", "rbind,nosuid,noexec,nodev", true);
+    else mount_add(a, "/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev", true);
+    if (host_ipc) mount_add(a, "/dev/shm", "bind", "/dev/shm", "rbind,nosuid,noexec,nodev", false);
+    else mount_add(a, "/dev/shm", "tmpfs", "shm", shm_opts, false);
+}
+
+/* ---- 24.5 volumes ---- */
+static bool volume_name_ok(const char *n) { return ctr_name_ok(n); }
+
+static int volume_create(const struct store *s, const char *name, const json_t *labels, bool anonymous, struct err *e) {
+    char now[40];
+    AUTO_FREE char *dir = str_fmt("volumes/%s/_data", name), *meta = str_fmt("volumes/%s", name);
+    if (!volume_name_ok(name))
+        return err_set(e, 0, "\"%.100s\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" "
+                             "are allowed. If you intended to pass a host directory, use absolute path", name);
+    if (!faccessat(s->dir, dir, F_OK, 0)) return 0;
+    if (dir_make(s->dir, dir, e)) return -1;
+    AUTO_FD d = dir_open(s->dir, meta, e);
+    AUTO_JSON *j = json_object();
+    js_sets(j, "Name", name);
+    js_sets(j, "Driver", "local");
+    js_sets(j, "Scope", "local");
+    js_sets(j, "CreatedAt", time_rfc3339(time_now_ns(), now));
+    js_set(j, "Labels", labels ? json_deep_copy(labels) : json_object());
+    js_set(j, "Options", json_object());
+    js_setb(j, "anonymous", anonymous);
+    if (d < 0 || js_save(d, "meta.json", j, 0, e)) return -1;
+    store_event(s, "volume", "create", name, NULL);
+    return 0;
+}
+
+struct volume_fill { struct make *m; const struct idx_inode *from; const char *name; };
+
+/* A new volume starts with what the image has at its mount point. */
+static int volume_fill_run(void *arg) {
+    struct volume_fill *f = arg;
+    struct err e = { 0 };
+    AUTO_FREE char *path = str_fmt("volumes/%s/_data", f->name);
+    AUTO_FD root = dir_open(f->m->s->dir, path, &e);
+    struct unpack u = { .x = &f->m->x, .root = root, .chown = !f->m->ids.uids || !idmap_single(&f->m->ids) };
+    if (root < 0) return 1;
+    packs_init(&u.packs, u.x, f->m->layers);
+    u.first = mem_new(u.x->head->inodes * sizeof *u.first);
+    buf_add(&u.path, "", 0);
+    int rc = unpack_dir(&u, root, (u32)(f->from - u.x->inodes), 0, &e);
+    if (rc) fprintf(stderr, "skiff: fill volume %s: %s\n", f->name, e.msg);
+    return rc ? 1 : 0;
+}
+
+static int volume_use(struct make *m, const char *name, const char *dest, bool anonymous, bool nocopy, char **ret_path, struct err *e) {
+    AUTO_FREE char *dir = str_fmt("volumes/%s/_data", name);
+    bool fresh = faccessat(m->s->dir, dir, F_OK, 0) != 0;
+    if (volume_create(m->s, name, NULL, anonymous, e)) return -1;
+    if (!fresh) {                         /* an empty one is filled too, as Docker does */
+        AUTO_DIR *d = dir_stream(m->s->dir, dir);
+        fresh = d && !dir_next(d);
+    }
+    const struct idx_inode *from = fresh && !nocopy && m->x.map ? idx_resolve(&m->x, dest) : NULL;
+    if (from && S_ISDIR(from->mode)) {
+        struct volume_fill f = { m, from, name };
+        int rc = launch_as_owner(&m->ids, volume_fill_run, &f, e);
+        if (rc) return rc < 0 ? -1 : err_set(e, 0, "copying the image's %s into volume %s failed", dest, name);
+    }
+    *ret_path = str_fmt("%s/%s", m->s->path, dir);
+    return 0;
+}
+
+/* Records a mount in the spec, and in Docker's words for inspect. */
+static int volume_mount(struct make *m, json_t *spec, const char *type, const char *source, const char *dest,
+                        const char *opts, const char *name, struct err *e) {
+    json_t *all = js_suba(m->sk, "mounts"), *old;
+    AUTO_FREE char *clean = path_clean(dest), *at = str_fmt("/%s", clean);
+    size_t i;
+    if (*dest != '/') return err_set(e, 0, "invalid mount path: '%.200s' mount path must be absolute", dest);
+    if (!*clean) return err_set(e, 0, "invalid specification: destination can't be '/'");
+    json_array_foreach(all, i, old)
+        if (str_eq(js_str(old, "Destination"), at)) return err_set(e, 0, "Duplicate mount point: %s", at);
+    bool ro = strstr(opts, "ro,") || str_suffix(opts, "ro");
+    mount_add(js_suba(spec, "mounts"), at, strcmp(type, "tmpfs") ? "bind" : "tmpfs", source, opts, false);
+    json_t *j = json_object();
+    js_sets(j, "Type", type);
+    if (name) js_sets(j, "Name", name);
+    js_sets(j, "Source", strcmp(type, "tmpfs") ? source : "");
+    js_sets(j, "Destination", at);
+    if (name) js_sets(j, "Driver", "local");
+    js_sets(j, "Mode", ro ? "ro" : "");
+    js_setb(j, "RW", !ro);
+    js_sets(j, "Propagation", name ? "" : "rprivate");
+    json_array_append_new(all, j);
+    return 0;
+}
+
+/* -v [source:]destination[:options] */
+static int volume_option(struct make *m, json_t *spec, const char *text, struct err *e) {
+    AUTO_STRV p = { 0 };
+    AUTO_FREE char *made = NULL;
+    char random[HEX_LEN + 1];
+    strv_split(&p, text, ':');
+    if (p.n > 3 || !*p.v[0]) return err_set(e, 0, "invalid volume specification: '%.200s'", text);
+    const char *source = p.n > 1 ? p.v[0] : NULL, *dest = p.n > 1 ? p.v[1] : p.v[0];
+    AUTO_BUF opts = { 0 };
+    bool ro = false, nocopy = false;
+    buf_adds(&opts, "rbind");
+    AUTO_STRV words = { 0 };
+    if (p.n == 3) strv_split(&words, p.v[2], ',');
+    for (size_t i = 0; i < words.n; i++) {
+        const char *w = words.v[i];
+        if (!strcmp(w, "ro") || !strcmp(w, "readonly")) ro = true;
+        else if (!strcmp(w, "rw") || !*w) continue;
+        else if (!strcmp(w, "z") || !strcmp(w, "Z")) log_warn("volume option '%s': there is no SELinux labelling here; ignored", w);
+        else if (!strcmp(w, "nocopy")) nocopy = true;
+        else if (!strcmp(w, "rprivate") || !strcmp(w, "private") || !strcmp(w, "rslave") || !strcmp(w, "slave") || !strcmp(w, "rshared") || !strcmp(w, "shared"))
+            buf_addf(&opts, ",%s", w);
+        else return err_set(e, 0, "invalid mode: '%.60s' in volume '%.200s'", w, text);
+    }
+    if (ro) buf_adds(&opts, ",ro,rro");
+    if (*dest != '/') return err_set(e, 0, "invalid volume specification: '%.200s': invalid mount config for type \"bind\": invalid mount path: '%.100s' mount path must be absolute", text, dest);
+    if (source && *source == '/') {
+        struct stat st;
+        if (stat(source, &st)) {          /* Docker makes a missing bind source a directory */
+            if (errno != ENOENT || dir_make(AT_FDCWD, source, e)) return err_set(e, errno, "bind source path %s", source);
+        }
+        return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
+    }
+    if (source && (*source == '.' || *source == '~')) return err_set(e, 0, "\"%.100s\" includes invalid characters for a local volume name. If you intended to pass a host directory, use absolute path", source);
+    if (!source) {
+        id_random(random);
+        source = random;
+        js_push(js_suba(m->sk, "anonymousVolumes"), random);
+    }
+    if (volume_use(m, source, dest, p.n == 1, nocopy, &made, e)) return -1;
+    return volume_mount(m, spec, "volume", made, dest, opts.p, source, e);
+}
+
+/* --mount type=…,source=…,target=…,readonly,… */
+static int mount_option(struct make *m, json_t *spec, const char *text, struct err *e) {
+    AUTO_STRV kv = { 0 };
+    AUTO_BUF opts = { 0 };
+    const char *type = "volume", *source = NULL, *dest = NULL;
+    AUTO_FREE char *made = NULL;
+    char random[HEX_LEN + 1];
+    bool ro = false, nocopy = false;
+    strv_split(&kv, text, ',');
+    for (size_t i = 0; i < kv.n; i++) {
+        char *v = strchr(kv.v[i], '='), *k = kv.v[i];
+        if (v) *v++ = 0;
+        if (!strcmp(k, "type") && v) type = v;
+        else if ((!strcmp(k, "source") || !strcmp(k, "src")) && v) source = v;
+        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v) dest = v;
+        else if (!strcmp(k, "readonly") || !strcmp(k, "ro")) ro = !v || !strcmp(v, "true") || !strcmp(v, "1");
+        else if (!strcmp(k, "bind-propagation") && v) buf_addf(&opts, ",%s", v);
+        else if (!strcmp(k, "volume-nocopy")) nocopy = !v || !strcmp(v, "true") || !strcmp(v, "1");
+        else if (!strcmp(k, "tmpfs-size") && v && str_bytes(v) >= 0) buf_addf(&opts, ",size=%" PRId64, str_bytes(v));
+        else if (!strcmp(k, "tmpfs-mode") && v) buf_addf(&opts, ",mode=%s", v);
+        else if (!strcmp(k, "consistency") || !strcmp(k, "bind-recursive")) continue;
+        else return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: unexpected key '%.60s'", text, k);
+    }
+    if (!dest) return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: target is required", text);
+    if (!strcmp(type, "tmpfs")) {
+        AUTO_FREE char *o = str_fmt("nosuid,nodev,noexec%s%s", ro ? ",ro" : "", opts.p ? opts.p : "");
+        return volume_mount(m, spec, "tmpfs", "tmpfs", dest, o, NULL, e);
+    }
+    AUTO_FREE char *o = str_fmt("rbind%s%s", ro ? ",ro,rro" : "", opts.p ? opts.p : "");
+    if (!strcmp(type, "bind")) {
+        struct stat st;
+        if (!source || *source != '/') return err_set(e, 0, "invalid mount config for type \"bind\": source must be an absolute path");
+        if (stat(source, &st)) return err_set(e, 0, "invalid mount config for type \"bind\": bind source path does not exist: %.300s", source);
+        return volume_mount(m, spec, "bind", source, dest, o, NULL, e);
+    }
+    if (strcmp(type, "volume")) return err_set(e, 0, "mount type '%.40s' is not one of bind, volume, tmpfs", type);
+    if (!source) {
+        id_random(random);
+        source = random;
+        js_push(js_suba(m->sk, "anonymousVolumes"), random);
+    }
+    if (volume_use(m, source, dest, source == random, nocopy, &made, e)) return -1;
+    return volume_mount(m, spec, "volume", made, dest, o, source, e);
+}
+
+/* --tmpfs /path[:options] */
+static int tmpfs_option(struct make *m, json_t *spec, const char *text, struct err *e) {
+    AUTO_FREE char *dest = str_dupn(text, strcspn(text, ":"));
+    const char *colon = strchr(text, ':');
+    AUTO_FREE char *o = str_fmt("nosuid,nodev,noexec%s%s", colon && colon[1] ? "," : "", colon ? colon + 1 : "");
+    return volume_mount(m, spec, "tmpfs", "tmpfs", dest, o, NULL, e);
+}
+
+static int make_volumes(struct make *m, json_t *spec, struct err *e) {
+    AUTO_STRV v = { 0 }, mo = { 0 }, t = { 0 };
+    const char *key;
+    json_t *val;
+    cli_list(m->cli, "volume", &v);
+    cli_list(m->cli, "mount", &mo);
+    cli_list(m->cli, "tmpfs", &t);
+    for (size_t i = 0; i < v.n; i++) if (volume_option(m, spec, v.v[i], e)) return -1;
+    for (size_t i = 0; i < mo.n; i++) if (mount_option(m, spec, mo.v[i], e)) return -1;
+    for (size_t i = 0; i < t.n; i++) if (tmpfs_option(m, spec, t.v[i], e)) return -1;
+    json_object_foreach(js_get(m->run, "Volumes"), key, val) {     /* the image's own */
+        AUTO_FREE char *clean = path_clean(key), *at = str_fmt("/%s", clean);
+        bool taken = false;
+        size_t i;
+        json_t *old;
+        json_array_foreach(js_get(m->sk, "mounts"), i, old) taken |= str_eq(js_str(old, "Destination"), at);
+        if (!taken && *clean && !strchr(key, ':') && volume_option(m, spec, at, e)) return -1;
+    }
+    return 0;
+}
+
+/* ---- 24.6 /etc files ---- */
+static int make_etc_file(struct make *m, json_t *spec, const char *name, const char *text, struct err *e) {
+    AUTO_FD etc = dir_open(m->c.dir, "etc", e);
+    if (etc < 0 || file_replace(etc, name, text, strlen(text), 0644, 0, e)) return -1;
+    AUTO_FREE char *from = str_fmt("%s/containers/%s/etc/%s", m->s->path, m->c.id, name), *to = str_fmt("/etc/%s", name);
+    json_t *old;
+    size_t i;
+    json_array_foreach(js_get(m->sk, "mounts"), i, old)
+        if (str_eq(js_str(old, "Destination"), to) || str_eq(js_str(old, "Destination"), "/etc")) return 0;
+    mount_add(js_suba(spec, "mounts"), to, "bind", from, "bind,rprivate", false);
+    return 0;
+}
+
+static int make_etc(struct make *m, json_t *spec, const char *hostname, struct err *e) {
+    AUTO_STRV add = { 0 }, dns = { 0 }, search = { 0 }, opt = { 0 };
+    AUTO_BUF hosts = { 0 }, resolv = { 0 };
+    cli_list(m->cli, "add-host", &add);
+    cli_list(m->cli, "dns", &dns);
+    cli_list(m->cli, "dns-search", &search);
+    cli_list(m->cli, "dns-option", &opt);
+    buf_adds(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
+                     "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
+    for (size_t i = 0; i < add.n; i++) {
+        char *c = strpbrk(add.v[i], ":=");
+        if (!c || c == add.v[i] || !c[1] || strpbrk(add.v[i], "\n\t ")) return err_set(e, 0, "invalid argument \"%.100s\" for \"--add-host\" flag: bad format for add-host", add.v[i]);
+        *c = 0;
+        buf_addf(&hosts, "%s\t%s\n", strcmp(c + 1, "host-gateway") ? c + 1 : "127.0.0.1", add.v[i]);
+    }
+    buf_addf(&hosts, "127.0.1.1\t%s\n", hostname);
+    AUTO_FREE char *name_line = str_fmt("%s\n", hostname);
+    struct err ignored;
+    if (!dns.n && !search.n && !opt.n) file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &resolv, &ignored);
+    for (size_t i = 0; i < dns.n; i++) buf_addf(&resolv, "nameserver %s\n", dns.v[i]);
+    if (!dns.n && (search.n || opt.n)) {      /* the host's servers stay */
+        AUTO_BUF host = { 0 };
+        char *save = NULL;
+        file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &host, &ignored);
+        for (char *l = host.p ? strtok_r(host.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save))
+            if (str_prefix(l, "nameserver")) buf_addf(&resolv, "%s\n", l);
+    }
+    if (search.n) {
+        AUTO_FREE char *j = str_join(&search, " ");
+        buf_addf(&resolv, "search %s\n", j);
+    }
+    if (opt.n) {
+        AUTO_FREE char *j = str_join(&opt, " ");
+        buf_addf(&resolv, "options %s\n", j);
+    }
+    return make_etc_file(m, spec, "hosts", hosts.p, e) || make_etc_file(m, spec, "hostname", name_line, e) ||
+                   make_etc_file(m, spec, "resolv.conf", resolv.p ? resolv.p : "", e) ? -1 : 0;
+}
+
+/* ---- 24.7 the root file system's rung ---- */
+
+/* Does the kernel mount overlay here, over this store? Tried once a boot; remembered in cache/. */
+static int probe_overlay_child(void *arg) {
+    const char *dir = arg;
+    struct err e;
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || chdir(dir)) return 1;
+    if (mount("probe", "m", "overlay", 0, "lowerdir=l,upperdir=u,workdir=w,userxattr")) return 1;
+    /* a real modification: some file systems mount and then refuse to copy up */
+    if (file_replace(AT_FDCWD, "m/new", "x", 1, 0600, 0, &e) || chmod("m/f", 0640) || unlink("m/f")) return 1;
+    return 0;
+}
+
+static bool probe_overlay(const struct store *s, const struct idmap *ids) {
+    char boot[64] = "", key[160], answer[8] = "", id[HEX_LEN + 1];
+    struct statfs fs;
+    struct err e;
+    if (host_disabled("overlay") || fstatfs(s->dir, &fs)) return false;
+    if ((u32)fs.f_type == 0x47504653) return false;      /* GPFS: probing can hang the node */
+    file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
+    snprintf(key, sizeof key, "cache/overlay-%.40s-%" PRIx64 "-%u", boot, (u64)fs.f_type, ids->uids);
+    if (!file_line(s->dir, key, answer, sizeof answer)) return !strcmp(answer, "yes");
+    id_random(id);
+    AUTO_FREE char *dir = str_fmt("tmp/probe-%.16s", id), *full = str_fmt("%s/%s", s->path, dir);
+    static const char *const SUB[] = { "l", "u", "w", "m" };
+    for (size_t i = 0; i < 4; i++) {
+        AUTO_FREE char *sub = str_fmt("%s/%s", dir, SUB[i]);
+        if (dir_make(s->dir, sub, &e)) return false;
+    }
+    AUTO_FREE char *lower = str_fmt("%s/l", dir);
+    AUTO_FD l = dir_open(s->dir, lower, &e);
+    file_replace(l, "f", "x", 1, 0600, 0, &e);
+    struct idmap none = { 0 };
+    pid_t pid = fork();
+    if (!pid) _exit(launch_as_owner(geteuid() ? ids : &none, probe_overlay_child, full, &e) == 0 ? 0 : 1);
+    int status = 1;
+    if (pid > 0) waitpid(pid, &status, 0);
+    bool ok = WIFEXITED(status) && !WEXITSTATUS(status);
+    tree_remove(s->dir, dir);
+    AUTO_FD cache = dir_open(s->dir, "cache", &e);
+    file_replace(cache, key + 6, ok ? "yes" : "no", ok ? 3 : 2, 0600, 0, &e);
+    return ok;
+}
+
+static const char *g_storage_driver;      /* --storage-driver; NULL: the ladder */
+
+/* Chooses the rung: overlay-fuse, overlay, copy. */
+static const char *choose_driver(const struct store *s, const struct idmap *ids, struct err *e) {
+    const char *force = g_storage_driver ? g_storage_driver : getenv("SKIFF_STORAGE_DRIVER");
+    bool overlay = probe_overlay(s, ids), fuse = host_fuse();
+    if (str_empty(force)) return overlay && fuse ? "overlay-fuse" : overlay ? "overlay" : "copy";
+    if (!strcmp(force, "overlay-fuse") && overlay && fuse) return "overlay-fuse";
+    if (!strcmp(force, "overlay") && overlay) return "overlay";
+    if (!strcmp(force, "copy") || !strcmp(force, "vfs")) return "copy";
+    if (strcmp(force, "overlay-fuse") && strcmp(force, "overlay")) err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", force);
+    else err_set(e, 0, "storage driver %s does not work here: %s", force,
+                 !overlay ? "the kernel refuses overlay in a user namespace over the store's file system" : "/dev/fuse cannot be opened");
+    return NULL;
+}
+
+struct copy_want { struct make *m; };
+static int make_copy_run(void *arg) {
+    struct make *m = ((struct copy_want *)arg)->m;
+    struct err e = { 0 };
+    AUTO_FD root = dir_open(m->c.dir, "rootfs", &e);
+    if (root >= 0 && !idx_unpack(&m->x, m->layers, root, !m->ids.uids || !idmap_single(&m->ids), &e)) return 0;
+    fprintf(stderr, "skiff: %s\n", e.msg);
+    return 1;
+}
+
+/* Makes the directories of the container's tree for its rung. */
+static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
+    static const char *const DIRS[] = { "upper", "work", "lower", "rootfs", "etc", "l" };
+    json_t *r = js_sub(m->sk, "rootfs");
+    for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
+        if (mkdirat(m->c.dir, DIRS[i], strcmp(DIRS[i], "upper") && strcmp(DIRS[i], "rootfs") ? 0700 : 0755))
+            return err_set(e, errno, "make the container's directory %s", DIRS[i]);
+    js_sets(r, "driver", m->driver);
+    if (!m->image.manifest) {             /* --rootfs DIR, as it is */
+        js_sets(js_sub(spec, "root"), "path", cli_text(m->cli, "rootfs"));
+        return 0;
+    }
+    char chain[HEX_LEN + 1];
+    layer_chain(&m->image.diff_ids, chain);
+    js_sets(r, "chain", chain);
+    if (!strcmp(m->driver, "overlay")) {
+        size_t n = m->image.diff_ids.n;
+        bool merged = n > 200 || !n;      /* overlay's limits: 500 lowers, one page of options */
+        for (size_t i = 0; i < (merged ? 1 : n); i++) {
+            char tree[128], link[32];
+            const char *kind = merged ? "merged" : "layers", *hex = merged ? chain : digest_hex(m->image.diff_ids.v[i]);
+            if (image_tree(m->s, kind, hex, &m->ids, tree, e)) return -1;
+            AUTO_FREE char *to = str_fmt("../../../%s", tree);
+            snprintf(link, sizeof link, "l/%zu", i);
+            if (symlinkat(to, m->c.dir, link)) return err_set(e, errno, "link a layer");
+            js_push(js_suba(r, "layers"), tree);
+        }
+    } else if (!strcmp(m->driver, "copy")) {
+        struct copy_want w = { m };
+        int rc = launch_as_owner(&m->ids, make_copy_run, &w, e);
+        if (rc) return rc < 0 ? -1 : err_set(e, 0, "copying the image failed");
+        AUTO_FREE char *path = str_fmt("%s/containers/%s/rootfs", m->s->path, m->c.id);
+        js_sets(js_sub(spec, "root"), "path", path);
+    }
+    return 0;
+}
+
+/* ---- 24.8 process, capabilities, namespaces ---- */
+static int make_caps(struct make *m, json_t *proc, u64 *ret, struct err *e) {
+    AUTO_STRV add = { 0 }, drop = { 0 };
+    u64 caps = m->privileged ? CAP_ALL : CAP_DOCKER, last = 0;
+    char line[16];
+    cli_list(m->cli, "cap-add", &add);
+    cli_list(m->cli, "cap-drop", &drop);
+    for (int pass = 0; pass < 2; pass++) {
+        const struct strv *l = pass ? &add : &drop;
+        bool all = false;
+        for (size_t i = 0; i < l->n; i++) {
+            int c = cap_number(l->v[i]);
+            if (!strcasecmp(l->v[i], "ALL")) all = true;
+            else if (c < 0) return err_set(e, 0, "invalid capability: \"%.60s\"", l->v[i]);
+        }
+        if (all) caps = pass ? CAP_ALL : 0;
+    }
+    for (size_t i = 0; i < drop.n; i++) if (strcasecmp(drop.v[i], "ALL")) caps &= ~CAP_BIT(cap_number(drop.v[i]));
+    for (size_t i = 0; i < add.n; i++) if (strcasecmp(add.v[i], "ALL")) caps |= CAP_BIT(cap_number(add.v[i]));
+    i64 n = 0;
+    if (!file_line(AT_FDCWD, "/proc/sys/kernel/cap_last_cap", line, sizeof line) && str_int(line, 0, 63, &n))
+        last = n == 63 ? ~0ull : (1ull << (n + 1)) - 1;
+    if (last) caps &= last;
+    json_t *c = js_sub(proc, "capabilities");
+    js_set(c, "bounding", cap_json(caps));
+    js_set(c, "effective", cap_json(m->user.uid ? 0 : caps));
+    js_set(c, "permitted", cap_json(m->user.uid ? 0 : caps));
+    js_set(c, "inheritable", json_array());
+    *ret = caps;
+    return 0;
+}
+
+static int make_rlimits(struct make *m, json_t *proc, struct err *e) {
+    AUTO_STRV l = { 0 };
+    cli_list(m->cli, "ulimit", &l);
+    for (size_t i = 0; i < l.n; i++) {
+        char *eq = strchr(l.v[i], '=');
+        i64 soft, hard;
+        if (eq) *eq++ = 0;
+        char *colon = eq ? strchr(eq, ':') : NULL;
+        if (colon) *colon++ = 0;
+        if (!eq || rlimit_number(l.v[i]) < 0) return err_set(e, 0, "invalid ulimit argument: %.60s", l.v[i]);
+        if (!str_int(eq, -1, INT64_MAX, &soft) || (colon && !str_int(colon, -1, INT64_MAX, &hard))) return err_set(e, 0, "invalid ulimit value: %.60s", eq);
+        if (!colon) hard = soft;
+        if (hard >= 0 && (soft > hard || soft < 0)) return err_set(e, 0, "ulimit soft limit must be less than or equal to hard limit: %" PRId64 " > %" PRId64, soft, hard);
+        json_t *j = json_object();
+        AUTO_FREE char *type = str_fmt("RLIMIT_%s", l.v[i]);
+        for (char *s = type; *s; s++) *s = (char)toupper((u8)*s);
+        js_sets(j, "type", type);
+        js_seti(j, "soft", soft);
+        js_seti(j, "hard", hard);
+        json_array_append_new(js_suba(proc, "rlimits"), j);
+    }
+    return 0;
+}
+
+/* --security-opt */
+static int make_security(struct make *m, json_t *spec, struct err *e) {
+    AUTO_STRV l = { 0 };
+    cli_list(m->cli, "security-opt", &l);
+    js_sets(m->sk, "seccomp", m->privileged ? "unconfined" : "default");
+    for (size_t i = 0; i < l.n; i++) {
+        const char *o = l.v[i], *v = strpbrk(o, "=:");
+        if (v) v++;
+        if (str_prefix(o, "no-new-privileges")) js_setb(js_get(spec, "process"), "noNewPrivileges", !v || str_eq(v, "true"));
+        else if (str_prefix(o, "seccomp") && str_eq(v, "unconfined")) js_sets(m->sk, "seccomp", "unconfined");
+        else if (str_prefix(o, "seccomp") && v) {
+            json_t *p = js_load(AT_FDCWD, v, e);
+            if (!p) return err_wrap(e, "opening seccomp profile (%s) failed", v);
+            js_set(js_sub(spec, "linux"), "seccomp", p);
+            js_sets(m->sk, "seccomp", "profile");
+        } else if (str_prefix(o, "label")) log_warn("--security-opt %s: there is no SELinux labelling here; ignored", o);
+        else if (str_prefix(o, "apparmor") && str_eq(v, "unconfined")) continue;
+        else if (str_prefix(o, "systempaths") && str_eq(v, "unconfined")) json_object_del(js_get(spec, "linux"), "maskedPaths"), json_object_del(js_get(spec, "linux"), "readonlyPaths");
+        else return err_set(e, 0, "invalid --security-opt: \"%.100s\"", o);
+    }
+    return 0;
+}
+
+static void make_paths(json_t *lin) {
+    static const char *const MASKED[] = { "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+        "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+        "/sys/devices/virtual/powercap", "/sys/firmware" };
+    static const char *const READONLY[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" };
+    for (size_t i = 0; i < ARRAY_LEN(MASKED); i++) js_push(js_suba(lin, "maskedPaths"), MASKED[i]);
+    for (size_t i = 0; i < ARRAY_LEN(READONLY); i++) js_push(js_suba(lin, "readonlyPaths"), READONLY[i]);
+}
+
+static void make_idmap(json_t *lin, const struct idmap *ids) {
+    for (int g = 0; g < 2; g++)
+        for (unsigned i = 0; i < (g ? ids->gids : ids->uids); i++) {
+            const struct idmap_range *r = g ? &ids->gid[i] : &ids->uid[i];
+            json_t *j = json_object();
+            js_seti(j, "containerID", r->inside);
+            js_seti(j, "hostID", r->outside);
+            js_seti(j, "size", r->count);
+            json_array_append_new(js_suba(lin, g ? "gidMappings" : "uidMappings"), j);
+        }
+}
+
+/* A namespace's mode: private or host; anything else is an error that says so. */
+static int make_ns_mode(const struct cli *c, const char *flag, bool *ret_host, struct err *e) {
+    const char *v = cli_text(c, flag);
+    if (str_empty(v) || !strcmp(v, "private") || !strcmp(v, "shareable")) return *ret_host = false, 0;
+    if (!strcmp(v, "host")) return *ret_host = true, 0;
+    return err_set(e, 0, "--%s=%.60s is not supported yet by skiff: use private or host", flag, v);
+}
+
+static int make_namespaces(struct make *m, json_t *spec, struct err *e) {
+    json_t *lin = js_sub(spec, "linux"), *ns = js_suba(lin, "namespaces");
+    const char *net = cli_text(m->cli, "network");
+    bool pid, ipc, uts, cgroup;
+    if (make_ns_mode(m->cli, "pid", &pid, e) || make_ns_mode(m->cli, "ipc", &ipc, e) || make_ns_mode(m->cli, "uts", &uts, e) ||
+        make_ns_mode(m->cli, "cgroupns", &cgroup, e))
+        return -1;
+    if (str_empty(net) || !strcmp(net, "default")) net = "host";
+    if (strcmp(net, "host") && strcmp(net, "none"))
+        return err_set(e, 0, "--network=%.60s is not supported yet by skiff: use host (the default without root) or none", net);
+    AUTO_STRV ports = { 0 };
+    cli_list(m->cli, "publish", &ports);
+    if (ports.n) log_warn("Published ports are discarded when using %s network mode", net);
+    const struct { const char *type; bool on; } NS[] = {
+        { "user", m->ids.uids > 0 }, { "mount", true }, { "pid", !pid }, { "ipc", !ipc }, { "uts", !uts },
+        { "network", strcmp(net, "host") != 0 }, { "cgroup", !cgroup },
+    };
+    for (size_t i = 0; i < ARRAY_LEN(NS); i++)
+        if (NS[i].on) {
+            json_t *j = json_object();
+            js_sets(j, "type", NS[i].type);
+            json_array_append_new(ns, j);
+        }
+    js_sets(m->sk, "network", net);
+    make_idmap(lin, &m->ids);
+    make_default_mounts(m, spec, !strcmp(net, "host"), pid, ipc);
+    if (!m->privileged) make_paths(lin);
+    if (uts && cli_has(m->cli, "hostname")) return err_set(e, 0, "conflicting options: hostname and the UTS mode");
+    if (!uts) {
+        AUTO_FREE char *short_id = str_dupn(m->c.id, 12);
+        const char *h = cli_text(m->cli, "hostname");
+        if (h && (strlen(h) > 64 || strpbrk(h, " \n\t/"))) return err_set(e, 0, "invalid hostname: %.80s", h);
+        js_sets(spec, "hostname", h ? h : short_id);
+        js_sets(spec, "domainname", cli_text(m->cli, "domainname"));
+    }
+    return 0;
+}
+
+/* Entrypoint and command: Docker's rules. */
+static int make_args(struct make *m, char *const *argv, struct err *e) {
+    const char *ep = cli_text(m->cli, "entrypoint");
+    if (ep && *ep) strv_add(&m->args, ep);
+    else if (!ep) js_to_strv(js_get(m->run, "Entrypoint"), &m->args);
+    size_t fixed = m->args.n;
+    for (; *argv; argv++) strv_add(&m->args, *argv);
+    if (m->args.n == fixed && !ep) js_to_strv(js_get(m->run, "Cmd"), &m->args);
+    if (!m->args.n || (m->args.n == 1 && !*m->args.v[0])) return err_set(e, 0, "no command specified");
+    return 0;
+}
+
+static int make_env(struct make *m, const char *hostname, struct err *e) {
+    AUTO_STRV img = { 0 }, files = { 0 }, vars = { 0 };
+    js_to_strv(js_get(m->run, "Env"), &img);
+    cli_list(m->cli, "env-file", &files);
+    cli_list(m->cli, "env", &vars);
+    strv_add(&m->env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    strv_take(&m->env, str_fmt("HOSTNAME=%s", hostname));
+    if (m->tty) strv_add(&m->env, "TERM=xterm");
+    for (size_t i = 0; i < img.n; i++) env_set(&m->env, img.v[i]);
+    for (size_t i = 0; i < files.n; i++) if (env_file(&m->env, files.v[i], e)) return -1;
+    for (size_t i = 0; i < vars.n; i++) {
+        if (!*vars.v[i] || *vars.v[i] == '=') return err_set(e, 0, "invalid environment variable: %.60s", vars.v[i]);
+        env_option(&m->env, vars.v[i]);
+    }
+    if (!env_get(&m->env, "HOME")) strv_take(&m->env, str_fmt("HOME=%s", *m->user.home ? m->user.home : "/"));
+    return 0;
+}
+
+/* ---- 24.9 the whole spec ---- */
+static int make_process(struct make *m, json_t *spec, u64 *ret_caps, struct err *e) {
+    json_t *proc = js_sub(spec, "process"), *u = js_sub(proc, "user");
+    const char *cwd = cli_text(m->cli, "workdir");
+    if (str_empty(cwd)) cwd = js_str_or(m->run, "WorkingDir", "/");
+    if (str_empty(cwd)) cwd = "/";
+    if (*cwd != '/') return err_set(e, 0, "the working directory '%.200s' is invalid, it needs to be an absolute path", cwd);
+    AUTO_FREE char *clean = path_clean(cwd), *abs = str_fmt("/%s", clean);
+    js_setb(proc, "terminal", m->tty);
+    js_seti(u, "uid", m->user.uid);
+    js_seti(u, "gid", m->user.gid);
+    for (size_t i = 0; i < m->user.ngroups; i++) json_array_append_new(js_suba(u, "additionalGids"), json_integer(m->user.groups[i]));
+    js_set(proc, "args", js_strv(&m->args));
+    js_set(proc, "env", js_strv(&m->env));
+    js_sets(proc, "cwd", abs);
+    if (cli_has(m->cli, "oom-score-adj")) js_seti(proc, "oomScoreAdj", cli_int(m->cli, "oom-score-adj", 0));
+    struct winsize ws;
+    if (m->tty && !ioctl(0, TIOCGWINSZ, &ws)) {
+        js_seti(js_sub(proc, "consoleSize"), "height", ws.ws_row);
+        js_seti(js_sub(proc, "consoleSize"), "width", ws.ws_col);
+    }
+    return make_caps(m, proc, ret_caps, e) || make_rlimits(m, proc, e) ? -1 : 0;
+}
+
+static int make_resources(struct make *m, json_t *spec, struct err *e) {
+    const struct cli *c = m->cli;
+    json_t *res = json_object();
+    i64 n;
+    if (cli_has(c, "memory")) {
+        if ((n = str_bytes(cli_text(c, "memory"))) < 6 << 20 && n) return json_decref(res), err_set(e, 0, "Minimum memory limit allowed is 6MB");
+        if (n) js_seti(js_sub(res, "memory"), "limit", n);
+    }
+    if (cli_has(c, "memory-swap")) js_seti(js_sub(res, "memory"), "swap", strcmp(cli_text(c, "memory-swap"), "-1") ? str_bytes(cli_text(c, "memory-swap")) : -1);
+    if (cli_has(c, "memory-reservation")) js_seti(js_sub(res, "memory"), "reservation", str_bytes(cli_text(c, "memory-reservation")));
+    if (cli_has(c, "cpus")) {
+        char *end;
+        double v = strtod(cli_text(c, "cpus"), &end);
+        if (*end || v <= 0 || v > 4096) return json_decref(res), err_set(e, 0, "invalid argument \"%.40s\" for \"--cpus\" flag", cli_text(c, "cpus"));
+        js_seti(js_sub(res, "cpu"), "quota", (i64)(v * 100000));
+        js_seti(js_sub(res, "cpu"), "period", 100000);
+    }
+    if (cli_has(c, "cpu-shares")) js_seti(js_sub(res, "cpu"), "shares", cli_int(c, "cpu-shares", 0));
+    if (cli_has(c, "cpu-quota")) js_seti(js_sub(res, "cpu"), "quota", cli_int(c, "cpu-quota", 0));
+    if (cli_has(c, "cpu-period")) js_seti(js_sub(res, "cpu"), "period", cli_int(c, "cpu-period", 100000));
+    if (cli_has(c, "cpuset-cpus")) js_sets(js_sub(res, "cpu"), "cpus", cli_text(c, "cpuset-cpus"));
+    if (cli_has(c, "cpuset-mems")) js_sets(js_sub(res, "cpu"), "mems", cli_text(c, "cpuset-mems"));
+    if (cli_has(c, "pids-limit")) js_seti(js_sub(res, "pids"), "limit", cli_int(c, "pids-limit", 0));
+    if (json_object_size(res)) js_set(js_sub(spec, "linux"), "resources", res);
+    else json_decref(res);
+    return 0;
+}
+
+static int make_sysctls(struct make *m, json_t *spec, struct err *e) {
+    AUTO_STRV l = { 0 };
+    cli_list(m->cli, "sysctl", &l);
+    for (size_t i = 0; i < l.n; i++) {
+        char *eq = strchr(l.v[i], '=');
+        if (!eq || eq == l.v[i]) return err_set(e, 0, "sysctl '%.60s' is not allowed: expected key=value", l.v[i]);
+        *eq++ = 0;
+        bool net = str_prefix(l.v[i], "net."), ipc = str_prefix(l.v[i], "kernel.msg") || str_prefix(l.v[i], "kernel.sem") ||
+                   str_prefix(l.v[i], "kernel.shm") || str_prefix(l.v[i], "fs.mqueue.");
+        if ((!net && !ipc) || strstr(l.v[i], "..") || strchr(l.v[i], '/')) return err_set(e, 0, "sysctl '%.60s' is not allowed: it is not of a namespace", l.v[i]);
+        if (net && str_eq(js_str(m->sk, "network"), "host")) return err_set(e, 0, "sysctl '%.60s' is not allowed with the host's network: add --network none", l.v[i]);
+        js_sets(js_sub(js_sub(spec, "linux"), "sysctl"), l.v[i], eq);
+    }
+    return 0;
+}
+
+static int make_devices(struct make *m, json_t *spec, struct err *e) {
+    AUTO_STRV l = { 0 };
+    cli_list(m->cli, "device", &l);
+    for (size_t i = 0; i < l.n; i++) {
+        AUTO_STRV p = { 0 };
+        struct stat st;
+        strv_split(&p, l.v[i], ':');
+        if (stat(p.v[0], &st) || !(S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)))
+            return err_set(e, 0, "error gathering device information while adding custom device \"%.100s\": not a device node", p.v[0]);
+        json_t *j = json_object();
+        js_sets(j, "hostPath", p.v[0]);
+        js_sets(j, "path", p.n > 1 && *p.v[1] == '/' ? p.v[1] : p.v[0]);
+        js_sets(j, "type", S_ISCHR(st.st_mode) ? "c" : "b");
+        js_seti(j, "major", major(st.st_rdev));
+        js_seti(j, "minor", minor(st.st_rdev));
+        json_array_append_new(js_suba(js_sub(spec, "linux"), "devices"), j);
+    }
+    return 0;
+}
+
+/* --health-*, over the image's HEALTHCHECK. */
+static int make_health(struct make *m, struct err *e) {
+    const struct cli *c = m->cli;
+    const json_t *img = js_get(m->run, "Healthcheck");
+    AUTO_STRV test = { 0 }, run = { 0 };
+    js_to_strv(js_get(img, "Test"), &test);
+    if (cli_has(c, "health-cmd")) {
+        strv_done(&test);
+        strv_add(&test, "CMD-SHELL");
+        strv_add(&test, cli_text(c, "health-cmd"));
+    }
+    if (cli_flag(c, "no-healthcheck") || !test.n || !strcmp(test.v[0], "NONE")) return 0;
+    if (!strcmp(test.v[0], "CMD-SHELL") && test.n == 2) {
+        strv_add(&run, "/bin/sh");
+        strv_add(&run, "-c");
+        strv_add(&run, test.v[1]);
+    } else if (!strcmp(test.v[0], "CMD")) for (size_t i = 1; i < test.n; i++) strv_add(&run, test.v[i]);
+    else return err_set(e, 0, "Unknown healthcheck type '%.40s' in the image", test.v[0]);
+    static const struct { const char *flag, *image, *key; i64 dflt; } T[] = {
+        { "health-interval", "Interval", "intervalNs", 30000000000 }, { "health-timeout", "Timeout", "timeoutNs", 30000000000 },
+        { "health-start-period", "StartPeriod", "startPeriodNs", 0 },
+    };
+    json_t *h = js_sub(m->sk, "health");
+    js_set(h, "test", js_strv(&run));
+    js_set(h, "declared", js_strv(&test));
+    for (size_t i = 0; i < ARRAY_LEN(T); i++) {
+        i64 v = js_int(img, T[i].image, 0);
+        if (cli_has(c, T[i].flag)) v = time_duration(cli_text(c, T[i].flag));
+        js_seti(h, T[i].key, v > 0 ? v : T[i].dflt);
+    }
+    i64 r = cli_int(c, "health-retries", js_int(img, "Retries", 3));
+    js_seti(h, "retries", r > 0 ? r : 3);
+    return 0;
+}
+
+/* --log-driver, --log-opt */
+static int make_log(struct make *m, struct err *e) {
+    AUTO_STRV o = { 0 };
+    const char *driver = cli_text(m->cli, "log-driver");
+    json_t *l = js_sub(m->sk, "log");
+    cli_list(m->cli, "log-opt", &o);
+    if (!str_empty(driver) && strcmp(driver, "json-file") && strcmp(driver, "none") && strcmp(driver, "local"))
+        return err_set(e, 0, "--log-driver=%.40s is not supported yet by skiff: use json-file or none", driver);
+    js_sets(l, "driver", str_empty(driver) ? "json-file" : driver);
+    js_seti(l, "maxFile", 1);
+    for (size_t i = 0; i < o.n; i++) {
+        char *eq = strchr(o.v[i], '=');
+        i64 n = -1;
+        if (eq) *eq++ = 0;
+        js_sets(js_sub(l, "options"), o.v[i], eq ? eq : "");
+        if (eq && !strcmp(o.v[i], "max-size") && (n = str_bytes(eq)) > 0) js_seti(l, "maxSize", n);
+        else if (eq && !strcmp(o.v[i], "max-file") && str_int(eq, 1, 1000, &n)) js_seti(l, "maxFile", n);
+        else return err_set(e, 0, "unknown or invalid log opt '%.60s%s%.60s' for json-file log driver", o.v[i], eq ? "=" : "", eq ? eq : "");
+    }
+    return 0;
+}
+
+static int make_restart(struct make *m, struct err *e) {
+    const char *r = cli_text(m->cli, "restart");
+    json_t *j = js_sub(m->sk, "restart");
+    AUTO_FREE char *name = str_dupn(r ? r : "no", strcspn(r ? r : "no", ":"));
+    const char *colon = r ? strchr(r, ':') : NULL;
+    i64 max = 0;
+    if (strcmp(name, "no") && strcmp(name, "always") && strcmp(name, "unless-stopped") && strcmp(name, "on-failure") && *name)
+        return err_set(e, 0, "invalid restart policy: unknown policy '%.40s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", name);
+    if (colon && (strcmp(name, "on-failure") || !str_int(colon + 1, 0, INT32_MAX, &max)))
+        return err_set(e, 0, "invalid restart policy format: maximum retry count must be an integer, and only for on-failure");
+    if (cli_flag(m->cli, "rm") && strcmp(name, "no") && *name) return err_set(e, 0, "conflicting options: cannot specify both --restart and --rm");
+    js_sets(j, "name", *name ? name : "no");
+    js_seti(j, "max", max);
+    return 0;
+}
+
+static int signal_number(const char *s) {
+    static const struct { const char *name; int n; } SIG[] = {
+        { "HUP", 1 }, { "INT", 2 }, { "QUIT", 3 }, { "ILL", 4 }, { "TRAP", 5 }, { "ABRT", 6 }, { "BUS", 7 }, { "FPE", 8 },
+        { "KILL", 9 }, { "USR1", 10 }, { "SEGV", 11 }, { "USR2", 12 }, { "PIPE", 13 }, { "ALRM", 14 }, { "TERM", 15 },
+        { "STKFLT", 16 }, { "CHLD", 17 }, { "CONT", 18 }, { "STOP", 19 }, { "TSTP", 20 }, { "TTIN", 21 }, { "TTOU", 22 },
+        { "URG", 23 }, { "XCPU", 24 }, { "XFSZ", 25 }, { "VTALRM", 26 }, { "PROF", 27 }, { "WINCH", 28 }, { "IO", 29 },
+        { "PWR", 30 }, { "SYS", 31 }, { "RTMIN", 34 }, { "RTMAX", 64 },
+    };
+    i64 n;
+    if (str_int(s, 1, 64, &n)) return (int)n;
+    if (!strncasecmp(s, "SIG", 3)) s += 3;
+    for (size_t i = 0; i < ARRAY_LEN(SIG); i++)
+        if (!strcasecmp(s, SIG[i].name)) return SIG[i].n;
+    if (!strncasecmp(s, "RTMIN+", 6) && str_int(s + 6, 0, 30, &n)) return 34 + (int)n;
+    if (!strncasecmp(s, "RTMAX-", 6) && str_int(s + 6, 0, 30, &n)) return 64 - (int)n;
+    return -1;
+}
+
+static int make_labels(struct make *m, struct err *e) {
+    AUTO_STRV l = { 0 }, files = { 0 };
+    json_t *labels = json_deep_copy(js_get(m->run, "Labels"));
+    if (!json_is_object(labels)) labels = json_object();
+    js_set(m->sk, "labels", labels);
+    cli_list(m->cli, "label-file", &files);
+    for (size_t i = 0; i < files.n; i++) {
+        AUTO_BUF b = { 0 };
+        char *save = NULL;
+        if (file_read(AT_FDCWD, files.v[i], 1 << 20, &b, e)) return -1;
+        for (char *s = b.p ? strtok_r(b.p, "\n", &save) : NULL; s; s = strtok_r(NULL, "\n", &save)) if (*s && *s != '#') strv_add(&l, s);
+    }
+    cli_list(m->cli, "label", &l);
+    for (size_t i = 0; i < l.n; i++) {
+        char *eq = strchr(l.v[i], '=');
+        if (eq) *eq++ = 0;
+        if (!*l.v[i]) return err_set(e, 0, "invalid label: empty name");
+        js_sets(labels, l.v[i], eq ? eq : "");
+    }
+    return 0;
+}
+
+/* What inspect shows beyond the plan. */
+static int make_record(struct make *m, struct err *e) {
+    const struct cli *c = m->cli;
+    json_t *sk = m->sk;
+    const char *sig = cli_text(c, "stop-signal");
+    if (!sig) sig = js_str_or(m->run, "StopSignal", "SIGTERM");
+    if (signal_number(sig) < 0) return err_set(e, 0, "invalid signal: %.40s", sig);
+    js_sets(sk, "stopSignal", sig);
+    js_seti(sk, "stopTimeout", cli_int(c, "stop-timeout", 10));
+    js_setb(sk, "autoRemove", cli_flag(c, "rm"));
+    js_setb(sk, "openStdin", m->interactive);
+    js_setb(sk, "stdinOnce", m->interactive && !cli_flag(c, "detach"));
+    js_setb(sk, "init", cli_flag(c, "init"));
+    js_setb(sk, "privileged", m->privileged);
+    js_sets(sk, "userSpec", cli_text(c, "user") ? cli_text(c, "user") : js_str_or(m->run, "User", ""));
+    js_set(sk, "entrypoint", cli_text(c, "entrypoint") ? json_pack("[s]", cli_text(c, "entrypoint")) : json_deep_copy(js_get(m->run, "Entrypoint")));
+    if (js_get(m->run, "ExposedPorts")) json_object_set(sk, "exposedPorts", js_get(m->run, "ExposedPorts"));
+    if (js_get(m->run, "Volumes")) json_object_set(sk, "imageVolumes", js_get(m->run, "Volumes"));
+    return make_labels(m, e) || make_health(m, e) || make_log(m, e) || make_restart(m, e) ? -1 : 0;
+}
+
+static int make_open_image(struct make *m, struct err *e) {
+    struct rootfs_view v = { NULL, -1, -1 };
+    if (m->image.manifest) {
+        char chain[HEX_LEN + 1], path[96];
+        if (layer_merge(m->s, &m->image.diff_ids, chain, e)) return -1;
+        snprintf(path, sizeof path, "merged/%s.idx", chain);
+        if (idx_open(m->s->dir, path, false, &m->x, e)) return -1;
+        m->layers = dir_open(m->s->dir, "layers", e);
+        v.x = &m->x;
+        v.layers = m->layers;
+        m->run = js_get(m->image.config, "config");
+    } else {
+        m->rootdir = open(cli_text(m->cli, "rootfs"), O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (m->rootdir < 0) return err_set(e, errno, "root file system %s", cli_text(m->cli, "rootfs"));
+        v.dir = m->rootdir;
+    }
+    const char *user = cli_text(m->cli, "user"), *mode = cli_text(m->cli, "userns");
+    if (!user) user = js_str_or(m->run, "User", "");
+    AUTO_STRV add = { 0 };
+    cli_list(m->cli, "group-add", &add);
+    if (user_resolve(&v, user, &m->user, e) || user_groups(&v, &add, &m->user, e)) return -1;
+    if (str_eq(mode, "keep-id") && !cli_text(m->cli, "user")) m->user.uid = geteuid(), m->user.gid = getegid();
+    if (idmap_choose(m->s->dir, mode ? mode : "", m->user.uid, m->user.gid, &m->ids, e)) return -1;
+    if (!m->image.manifest) return m->driver = "dir", 0;
+    return (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
+}
+
+/* Builds the whole plan in m->c.config. */
+static int make_spec(struct make *m, char *const *argv, struct err *e) {
+    json_t *spec = m->c.config = json_object();
+    u64 caps;
+    js_sets(spec, "ociVersion", "1.2.0");
+    m->sk = js_sub(spec, "skiff");
+    m->tty = cli_flag(m->cli, "tty");
+    m->interactive = cli_flag(m->cli, "interactive");
+    m->privileged = cli_flag(m->cli, "privileged");
+    js_sub(spec, "process");
+    if (make_open_image(m, e) || make_args(m, argv, e) || make_namespaces(m, spec, e)) return -1;
+    const char *hostname = js_str(spec, "hostname");
+    char own[65] = "";
+    gethostname(own, sizeof own - 1);
+    if (!hostname) hostname = own;
+    js_setb(js_sub(spec, "root"), "readonly", cli_flag(m->cli, "read-only"));
+    if (make_env(m, hostname, e) || make_process(m, spec, &caps, e)) return -1;
+    /* with one id root's identity calls must pretend; a user that is mapped itself needs nothing */
+    bool fake = m->ids.uids && idmap_single(&m->ids) && !m->user.uid && !m->privileged;
+    js_setb(m->sk, "fakeRoot", fake);
+    if (fake) js_push(js_get(js_get(spec, "process"), "env"), "APT_CONFIG=/dev/.apt.conf");
+    return make_security(m, spec, e) || make_resources(m, spec, e) || make_sysctls(m, spec, e) || make_devices(m, spec, e) ||
+                   make_record(m, e) || make_rootfs(m, spec, e) || make_volumes(m, spec, e) || make_etc(m, spec, hostname, e) ? -1 : 0;
+}
+
+/* Creates the container on disk. On failure nothing of it is left. m->image and image_name are set. */
+static int make_container(struct make *m, const char *name, char *const *argv, struct err *e) {
+    AUTO_FD gc = lock_take(m->s->dir, "locks/gc", LOCK_SH);
+    char now[40];
+    id_random(m->c.id);
+    m->c.s = m->s;
+    AUTO_FREE char *dir = str_fmt("containers/%s", m->c.id);
+    if (name && !ctr_name_ok(name))
+        return err_set(e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name);
+    if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0) return err_set(e, errno, "make %s", dir);
+    int rc = -1;
+    for (int i = 0; rc && i < (name ? 1 : 20); i++) {
+        free(m->name);
+        m->name = name ? str_dup(name) : ctr_name_random();
+        rc = ctr_claim_name(m->s, m->name, m->c.id, e);
+    }
+    bool claimed = !rc;
+    if (!rc) rc = make_spec(m, argv, e);
+    if (!rc) {
+        json_t *sk = m->sk, *st = m->c.state = json_object();
+        js_sets(sk, "id", m->c.id);
+        js_sets(sk, "name", m->name);
+        js_sets(sk, "image", m->image_name ? m->image_name : "");
+        js_sets(sk, "imageId", m->image.id);
+        js_sets(sk, "manifest", m->image.desc ? js_str(m->image.desc, "digest") : NULL);
+        js_sets(sk, "created", time_rfc3339(time_now_ns(), now));
+        js_sets(st, "status", "created");
+        js_seti(st, "pid", 0);
+        js_seti(st, "exitCode", 0);
+        js_sets(st, "error", "");
+        js_sets(st, "startedAt", "0001-01-01T00:00:00Z");
+        js_sets(st, "finishedAt", "0001-01-01T00:00:00Z");
+        rc = ctr_save_state(&m->c, e) || js_save(m->c.dir, "config.json", m->c.config, 0, e) ? -1 : 0;
+    }
+    if (!rc) {
+        ctr_event(&m->c, "create", NULL);
+        return 0;
+    }
+    struct err ignored;
+    json_t *v;
+    size_t i;
+    json_array_foreach(js_path(m->c.config, "skiff.anonymousVolumes"), i, v) {
+        AUTO_FREE char *vol = str_fmt("volumes/%s", json_string_value(v));
+        tree_remove(m->s->dir, vol);
+    }
+    if (m->ids.uids && !idmap_single(&m->ids)) launch_as_owner(&m->ids, ctr_remove_dir, &m->c, &ignored);
+    tree_remove(m->s->dir, dir);
+    AUTO_FREE char *link = str_fmt("names/%s", m->name ? m->name : "");
+    if (claimed) unlinkat(m->s->dir, link, 0);
+    return -1;
+}
+/* }==== 24 make */
+
+/* {==== 26 cmd: the commands ====
+ * Faces: they make plans, ask the parts above, print what Docker prints. Exit statuses are Docker's.
+ * Uses: 1-25. */
+
+/* ---- 26.1 common ---- */
+static struct store *cli_store(struct cli *c, struct err *e) {
+    static struct store s = { .dir = -1 };
+    if (s.dir < 0 && store_open(NULL, &s, e)) return NULL;
+    return c->store = &s;
+}
+
+/* Prints an error the way docker does. */
+static void cli_error(const struct cli *c, const struct err *e) {
+    AUTO_FREE char *shown = str_printable(e->msg);
+    fprintf(stderr, "skiff: %s\n", shown);
+    if (c->cmd && str_prefix(e->msg, "unknown ") && strstr(e->msg, "flag")) fprintf(stderr, "See 'skiff %s --help'.\n", c->cmd->alias ? c->cmd->alias : c->cmd->path);
+}
+
+/* Runs fn for every argument, going on after errors; prints what it handled. */
+static int cli_each(struct cli *c, int (*fn)(struct cli *c, const char *arg, struct err *e), bool print, struct err *e) {
+    int failed = 0;
+    for (int i = 0; i < c->nargs; i++) {
+        e->msg[0] = 0;
+        if (fn(c, c->args[i], e)) {
+            AUTO_FREE char *shown = str_printable(e->msg);
+            fprintf(stderr, "Error response from skiff: %s\n", shown);
+            failed = 1;
+        } else if (print) puts(c->args[i]);
+    }
+    return failed;
+}
+
+static bool ask(const char *question) {
+    char line[16] = "";
+    printf("%s Are you sure you want to continue? [y/N] ", question);
+    fflush(stdout);
+    return fgets(line, sizeof line, stdin) && tolower((u8)*line) == 'y';
+}
+
+/* ---- 26.2 a terminal in front of a container ---- */
+struct terminal {
+    struct termios saved;
+    bool raw;
+};
+
+static void terminal_raw(struct terminal *t) {
+    if (tcgetattr(0, &t->saved)) return;
+    struct termios raw = t->saved;
+    cfmakeraw(&raw);
+    t->raw = !tcsetattr(0, TCSANOW, &raw);
+}
+
+static void terminal_restore(struct terminal *t) {
+    if (t->raw) tcsetattr(0, TCSADRAIN, &t->saved);
+    t->raw = false;
+}
+
+/* "ctrl-p,ctrl-q" as bytes; the length, -1: not such keys. */
+static int detach_keys(const char *text, char *out, size_t n) {
+    AUTO_STRV k = { 0 };
+    size_t len = 0;
+    if (!text) text = "ctrl-p,ctrl-q";
+    if (!*text) return 0;
+    strv_split(&k, text, ',');
+    for (size_t i = 0; i < k.n && len < n; i++) {
+        const char *s = k.v[i];
+        if (str_prefix(s, "ctrl-") && strlen(s) == 6 && (isalpha((u8)s[5]) || strchr("@[\\]^_", s[5]))) out[len++] = (char)(toupper((u8)s[5]) & 0x1f);
+        else if (strlen(s) == 1) out[len++] = *s;
+        else return -1;
+    }
+    return (int)len;
+}
+
+struct attach {
+    int sock;                     /* to the supervisor */
+    bool tty, input, output, proxy;
+    char keys[16];
+    int nkeys, matched;           /* how many of the keys have been seen */
+};
+
+static void attach_resize(const struct attach *a) {
+    struct winsize ws;
+    char msg[5] = { 'W' };
+    if (ioctl(0, TIOCGWINSZ, &ws)) return;
+    memcpy(msg + 1, &ws.ws_row, 2);
+    memcpy(msg + 3, &ws.ws_col, 2);
+    (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
+}
+
+/* Passes stdin on; true when the detach keys came. */
+static bool attach_input(struct attach *a) {
+    char msg[SUPER_CHUNK / 2 + 32] = { 'I' };
+    ssize_t n = read(0, msg + 1 + sizeof a->keys, SUPER_CHUNK / 2);
+    if (n <= 0) {
+        a->input = false;
+        (void)!send(a->sock, "c", 1, MSG_NOSIGNAL);
+        return false;
+    }
+    const char *in = msg + 1 + sizeof a->keys;
+    size_t out = 1;
+    char copy[SUPER_CHUNK / 2 + 32];
+    copy[0] = 'I';
+    for (ssize_t i = 0; i < n; i++) {
+        if (a->tty && a->nkeys && in[i] == a->keys[a->matched]) {
+            if (++a->matched == a->nkeys) return true;
+            continue;
+        }
+        memcpy(copy + out, a->keys, (size_t)a->matched);      /* what looked like the keys was not */
+        out += (size_t)a->matched;
+        a->matched = 0;
+        copy[out++] = in[i];
+    }
+    if (out > 1) (void)!send(a->sock, copy, out, MSG_NOSIGNAL);
+    return false;
+}
+
+enum { ATTACH_LOST = -1, ATTACH_DETACHED = -2 };
+
+/* Signals that the client passes on, and how it hears of them. */
+static int attach_signals(sigset_t *set) {
+    sigemptyset(set);
+    static const int WANT[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGALRM, SIGCONT };
+    for (size_t i = 0; i < ARRAY_LEN(WANT); i++) sigaddset(set, WANT[i]);
+    sigprocmask(SIG_BLOCK, set, NULL);
+    return signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+/* Stands between the terminal and the supervisor until the container ends; its exit code, or ATTACH_*. */
+static int attach_loop(struct attach *a) {
+    struct terminal term = { .raw = false };
+    sigset_t set;
+    AUTO_FD sig = attach_signals(&set);
+    int rc = ATTACH_LOST;
+    signal(SIGPIPE, SIG_IGN);
+    if (a->tty && a->input && isatty(0)) terminal_raw(&term);
+    if (a->tty) attach_resize(a);
+    for (bool on = true; on;) {
+        struct pollfd p[] = { { a->sock, POLLIN, 0 }, { sig, POLLIN, 0 }, { a->input ? 0 : -1, POLLIN, 0 } };
+        if (poll(p, 3, -1) < 0) continue;
+        if (p[1].revents) {
+            struct signalfd_siginfo si;
+            while (read(sig, &si, sizeof si) == sizeof si) {
+                if (si.ssi_signo == SIGWINCH) { if (a->tty) attach_resize(a); continue; }
+                if (si.ssi_signo == SIGCONT || !a->proxy) continue;
+                char msg[5] = { 'K' };
+                int32_t n = (int32_t)si.ssi_signo;
+                memcpy(msg + 1, &n, 4);
+                (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
+            }
+        }
+        if (p[0].revents) {
+            char msg[SUPER_CHUNK + 64];
+            ssize_t n = recv(a->sock, msg, sizeof msg, 0);
+            if (n <= 0) break;
+            if (msg[0] == 'O' || msg[0] == 'E') {
+                if (a->output) (void)!fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1);
+            } else if (msg[0] == 'X' && n == 5) {
+                int32_t code;
+                memcpy(&code, msg + 1, 4);
+                rc = code;
+                on = false;
+            }
+        }
+        if (on && p[2].revents && attach_input(a)) rc = ATTACH_DETACHED, on = false;
+    }
+    terminal_restore(&term);
+    if (rc == ATTACH_DETACHED) fputs("\n", stderr);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    return rc;
+}
+
+/* Attaches this process to a running container. */
+static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input, bool told, struct err *e) {
+    struct attach a = { .sock = sock, .tty = js_bool(ctr->config, "process.terminal"), .input = input, .output = true,
+                        .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy") };
+    a.nkeys = detach_keys(cli_text(c, "detach-keys"), a.keys, sizeof a.keys);
+    if (a.nkeys < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
+    char hello[2] = { 'A', (char)(1 | (input ? 2 : 0)) };
+    if (!told && send(sock, hello, 2, MSG_NOSIGNAL) < 0) return err_set(e, errno, "speak to the supervisor");
+    int rc = attach_loop(&a);
+    if (rc == ATTACH_DETACHED) return 0;
+    if (rc != ATTACH_LOST) return rc;
+    struct ctr again = { .dir = -1 };
+    struct err gone;
+    if (ctr_open(ctr->s, ctr->id, &again, &gone)) return err_set(e, 0, "the supervisor of container %.12s was lost", ctr->id);
+    rc = (int)js_int(again.state, "exitCode", 137);
+    ctr_done(&again);
+    return rc;
+}
+
+/* ---- 26.3 run, create, start ---- */
+static const struct opt OPT_RUN[] = {
+    { "add-host", 0, OPT_LIST, "Add a custom host-to-IP mapping (host:ip)" },
+    { "annotation", 0, OPT_LIST, "Add an annotation" },
+    { "attach", 'a', OPT_LIST, "Attach to STDIN, STDOUT or STDERR" },
+    { "cap-add", 0, OPT_LIST, "Add Linux capabilities" },
+    { "cap-drop", 0, OPT_LIST, "Drop Linux capabilities" },
+    { "cgroupns", 0, OPT_TEXT, "Cgroup namespace to use (host|private)" },
+    { "cidfile", 0, OPT_TEXT, "Write the container ID to the file" },
+    { "cpu-period", 0, OPT_INT, "Limit CPU CFS period" },
+    { "cpu-quota", 0, OPT_INT, "Limit CPU CFS quota" },
+    { "cpu-shares", 'c', OPT_INT, "CPU shares (relative weight)" },
+    { "cpus", 0, OPT_TEXT, "Number of CPUs" },
+    { "cpuset-cpus", 0, OPT_TEXT, "CPUs in which to allow execution (0-3, 0,1)" },
+    { "cpuset-mems", 0, OPT_TEXT, "Memory nodes in which to allow execution" },
+    { "detach", 'd', OPT_BOOL, "Run container in background and print container ID" },
+    { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching (ctrl-p,ctrl-q)" },
+    { "device", 0, OPT_LIST, "Add a host device to the container" },
+    { "dns", 0, OPT_LIST, "Set custom DNS servers" },
+    { "dns-option", 0, OPT_LIST, "Set DNS options" },
+    { "dns-search", 0, OPT_LIST, "Set custom DNS search domains" },
+    { "domainname", 0, OPT_TEXT, "Container NIS domain name" },
+    { "entrypoint", 0, OPT_TEXT, "Overwrite the default ENTRYPOINT of the image" },
+    { "env", 'e', OPT_LIST, "Set environment variables" },
+    { "env-file", 0, OPT_LIST, "Read in a file of environment variables" },
+    { "expose", 0, OPT_LIST, "Expose a port or a range of ports" },
+    { "group-add", 0, OPT_LIST, "Add additional groups to join" },
+    { "health-cmd", 0, OPT_TEXT, "Command to run to check health" },
+    { "health-interval", 0, OPT_DURATION, "Time between running the check" },
+    { "health-retries", 0, OPT_INT, "Consecutive failures needed to report unhealthy" },
+    { "health-start-period", 0, OPT_DURATION, "Start period for the container to initialize" },
+    { "health-timeout", 0, OPT_DURATION, "Maximum time to allow one check to run" },
+    { "hostname", 'h', OPT_TEXT, "Container host name" },
+    { "init", 0, OPT_BOOL, "Run an init inside the container that forwards signals and reaps processes" },
+    { "interactive", 'i', OPT_BOOL, "Keep STDIN open even if not attached" },
+    { "ipc", 0, OPT_TEXT, "IPC mode to use (private|host)" },
+    { "label", 'l', OPT_LIST, "Set meta data on a container" },
+    { "label-file", 0, OPT_LIST, "Read in a line delimited file of labels" },
+    { "log-driver", 0, OPT_TEXT, "Logging driver (json-file|none)" },
+    { "log-opt", 0, OPT_LIST, "Log driver options (max-size, max-file)" },
+    { "memory", 'm', OPT_BYTES, "Memory limit" },
+    { "memory-reservation", 0, OPT_BYTES, "Memory soft limit" },
+    { "memory-swap", 0, OPT_BYTES, "Swap limit equal to memory plus swap" },
+    { "mount", 0, OPT_LIST, "Attach a filesystem mount to the container" },
+    { "name", 0, OPT_TEXT, "Assign a name to the container" },
+    { "network", 0, OPT_TEXT, "Connect a container to a network (host|none)" },
+    { "net", 0, OPT_TEXT, "The same as --network" },
+    { "no-healthcheck", 0, OPT_BOOL, "Disable any container-specified HEALTHCHECK" },
+    { "oom-score-adj", 0, OPT_INT, "Tune host's OOM preferences (-1000 to 1000)" },
+    { "pid", 0, OPT_TEXT, "PID namespace to use (private|host)" },
+    { "pids-limit", 0, OPT_INT, "Tune container pids limit (-1 for unlimited)" },
+    { "platform", 0, OPT_TEXT, "Set platform (os/arch[/variant])" },
+    { "privileged", 0, OPT_BOOL, "Give all capabilities of the user namespace, no seccomp filter, nothing masked" },
+    { "publish", 'p', OPT_LIST, "Publish a container's port(s) to the host" },
+    { "publish-all", 'P', OPT_BOOL, "Publish all exposed ports" },
+    { "pull", 0, OPT_TEXT, "Pull image before running (always|missing|never)" },
+    { "quiet", 'q', OPT_BOOL, "Suppress the pull output" },
+    { "read-only", 0, OPT_BOOL, "Mount the container's root filesystem as read only" },
+    { "restart", 0, OPT_TEXT, "Restart policy when a container exits" },
+    { "rm", 0, OPT_BOOL, "Remove the container when it exits" },
+    { "rootfs", 0, OPT_TEXT, "Run in this directory instead of an image" },
+    { "security-opt", 0, OPT_LIST, "Security options (seccomp=FILE|unconfined, no-new-privileges)" },
+    { "shm-size", 0, OPT_BYTES, "Size of /dev/shm" },
+    { "sig-proxy", 0, OPT_BOOL, "Proxy received signals to the process (true)" },
+    { "stop-signal", 0, OPT_TEXT, "Signal to stop the container" },
+    { "stop-timeout", 0, OPT_INT, "Timeout (in seconds) to stop a container" },
+    { "sysctl", 0, OPT_LIST, "Sysctl options" },
+    { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates when pulling (true)" },
+    { "tmpfs", 0, OPT_LIST, "Mount a tmpfs directory" },
+    { "tty", 't', OPT_BOOL, "Allocate a pseudo-TTY" },
+    { "ulimit", 0, OPT_LIST, "Ulimit options" },
+    { "user", 'u', OPT_TEXT, "Username or UID (format: <name|uid>[:<group|gid>])" },
+    { "userns", 0, OPT_TEXT, "User namespace to use (auto|keep-id|single|host)" },
+    { "uts", 0, OPT_TEXT, "UTS namespace to use (private|host)" },
+    { "volume", 'v', OPT_LIST, "Bind mount a volume" },
+    { "workdir", 'w', OPT_TEXT, "Working directory inside the container" },
+    { "blkio-weight", 0, OPT_LATER_TEXT, "" }, { "blkio-weight-device", 0, OPT_LATER_TEXT, "" },
+    { "cgroup-parent", 0, OPT_LATER_TEXT, "" }, { "cpu-rt-period", 0, OPT_LATER_TEXT, "" },
+    { "cpu-rt-runtime", 0, OPT_LATER_TEXT, "" }, { "cpu-count", 0, OPT_LATER_TEXT, "" }, { "cpu-percent", 0, OPT_LATER_TEXT, "" },
+    { "device-cgroup-rule", 0, OPT_LATER_TEXT, "" }, { "device-read-bps", 0, OPT_LATER_TEXT, "" },
+    { "device-read-iops", 0, OPT_LATER_TEXT, "" }, { "device-write-bps", 0, OPT_LATER_TEXT, "" },
+    { "device-write-iops", 0, OPT_LATER_TEXT, "" }, { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
+    { "gpus", 0, OPT_LATER_TEXT, "" }, { "health-start-interval", 0, OPT_LATER_TEXT, "" }, { "io-maxbandwidth", 0, OPT_LATER_TEXT, "" },
+    { "io-maxiops", 0, OPT_LATER_TEXT, "" }, { "ip", 0, OPT_LATER_TEXT, "" }, { "ip6", 0, OPT_LATER_TEXT, "" },
+    { "isolation", 0, OPT_LATER_TEXT, "" }, { "kernel-memory", 0, OPT_LATER_TEXT, "" }, { "link", 0, OPT_LATER_TEXT, "" },
+    { "link-local-ip", 0, OPT_LATER_TEXT, "" }, { "mac-address", 0, OPT_LATER_TEXT, "" }, { "memory-swappiness", 0, OPT_LATER_TEXT, "" },
+    { "network-alias", 0, OPT_LATER_TEXT, "" }, { "net-alias", 0, OPT_LATER_TEXT, "" }, { "oom-kill-disable", 0, OPT_LATER_BOOL, "" },
+    { "runtime", 0, OPT_LATER_TEXT, "" }, { "storage-opt", 0, OPT_LATER_TEXT, "" }, { "use-api-socket", 0, OPT_LATER_BOOL, "" },
+    { "volume-driver", 0, OPT_LATER_TEXT, "" }, { "volumes-from", 0, OPT_LATER_TEXT, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int tls_verify(const struct cli *c) { return cli_has(c, "tls-verify") ? cli_flag(c, "tls-verify") : -1; }
+
+/* The embedded image: the program itself as its one file. */
+static int hello_image(const struct store *s, struct err *e) {
+    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH), exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    AUTO_FD tmp = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    struct stat st;
+    struct tarring t = { .clamp = 0 };
+    if (exe < 0 || tmp < 0 || fstat(exe, &st)) return err_set(e, errno, "make the embedded image");
+    if (tar_begin(&t, tmp, e)) return -1;
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_set_pathname(en, "hello");
+    archive_entry_set_filetype(en, AE_IFREG);
+    archive_entry_set_perm(en, 0755);
+    archive_entry_set_size(en, st.st_size);
+    archive_entry_set_mtime(en, 0, 0);
+    archive_write_header(t.a, en);
+    archive_entry_free(en);
+    char buf[65536];
+    for (ssize_t k; (k = read(exe, buf, sizeof buf)) > 0;) archive_write_data(t.a, buf, (size_t)k);
+    if (tar_end(&t, e) || lseek(tmp, 0, SEEK_SET)) return -1;
+    struct src_fd f = { { src_fd_read }, tmp };
+    json_t *desc = NULL;
+    char diff[DIGEST_LEN + 1];
+    if (layer_add(s, &f.src, NULL, &desc, diff, e)) return -1;
+    AUTO_JSON *layers = json_pack("[o]", desc);
+    AUTO_JSON *config = json_pack("{s:s,s:s,s:s,s:{s:[s],s:[s],s:s},s:{s:s,s:[s]},s:[{s:s,s:s}]}", "architecture", host_arch(), "os", "linux",
+        "created", "1970-01-01T00:00:00Z", "config", "Cmd", "/hello", "Env", "PATH=/", "WorkingDir", "/", "rootfs", "type", "layers",
+        "diff_ids", diff, "history", "created", "1970-01-01T00:00:00Z", "comment", "embedded in skiff " SKIFF_VERSION);
+    return image_put(s, config, layers, "docker.io/library/hello:latest", NULL, NULL, NULL, e);
+}
+
+/* Finds the image of run or create, pulling as --pull says. */
+static int run_image(struct cli *c, struct make *m, const char *what, struct err *e) {
+    const char *policy = cli_text(c, "pull");
+    struct platform p;
+    if (str_empty(policy)) policy = "missing";
+    if (strcmp(policy, "missing") && strcmp(policy, "always") && strcmp(policy, "never"))
+        return err_set(e, 0, "invalid pull option: '%.40s': must be one of \"always\", \"missing\" or \"never\"", policy);
+    if (platform_parse(cli_text(c, "platform"), &p, e)) return -1;
+    m->image_name = str_dup(what);
+    bool always = !strcmp(policy, "always"), hello = !strcmp(what, "hello");
+    if (!always && !image_find(m->s, what, &m->image, NULL, e)) {
+        const char *arch = host_arch_word(js_str_or(m->image.config, "architecture", p.arch));
+        if (!cli_has(c, "platform") || !strcmp(arch, p.arch)) return 0;
+        image_done(&m->image);
+        err_set(e, 0, "image %s was found, but for %s, not %s", what, arch, p.arch);
+    } else if (!always && strncmp(e->msg, "No such image", 13)) return -1;
+    if (hello && !always) return hello_image(m->s, e) || image_find(m->s, what, &m->image, NULL, e) ? -1 : 0;
+    struct ref r;
+    struct err bad;
+    if (!strcmp(policy, "never") || ref_parse(what, &r, &bad) ) {
+        if (strcmp(policy, "never")) *e = bad;
+        return -1;
+    }
+    if (strlen(what) == HEX_LEN && strspn(what, "0123456789abcdef") == HEX_LEN) return -1;
+    bool quiet = cli_flag(c, "quiet");
+    AUTO_FREE char *familiar = ref_familiar(&r);
+    if (!quiet && !always) fprintf(stderr, "Unable to find image '%s' locally\n", familiar);
+    struct pull_opts o = { cli_text(c, "platform"), quiet, tls_verify(c) };
+    int out = -1;
+    if (!quiet) {                         /* the container's stdout is not the place for progress */
+        fflush(stdout);
+        out = fcntl(1, F_DUPFD_CLOEXEC, 3);
+        dup2(2, 1);
+    }
+    int rc = image_pull(m->s, &r, &o, e);
+    fflush(stdout);
+    if (out >= 0) dup2(out, 1), close(out);
+    return rc || image_find(m->s, what, &m->image, NULL, e) ? -1 : 0;
+}
+
+static int run_prepare(struct cli *c, struct make *m, struct err *e) {
+    const char *cidfile = cli_text(c, "cidfile");
+    *m = (struct make){ .cli = c, .layers = -1, .rootdir = -1, .c = { .dir = -1 } };
+    if (!(m->s = cli_store(c, e))) return -1;
+    if (cli_has(c, "net") && !cli_has(c, "network")) js_sets(c->opts, "network", cli_text(c, "net"));
+    bool rootfs = cli_has(c, "rootfs");
+    if (!c->nargs && !rootfs) return err_set(e, 0, "\"skiff %s\" requires at least 1 argument: an image. Try: skiff run hello", c->cmd->alias);
+    if (cidfile && !access(cidfile, F_OK)) return err_set(e, 0, "container ID file found, make sure the other container isn't running or delete %s", cidfile);
+    char keys[16];
+    if (detach_keys(cli_text(c, "detach-keys"), keys, sizeof keys) < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
+    if (!rootfs && run_image(c, m, c->args[0], e)) return -1;
+    if (make_container(m, cli_text(c, "name"), c->args + (rootfs ? 0 : 1), e)) return -1;
+    if (cidfile && file_replace(AT_FDCWD, cidfile, m->c.id, HEX_LEN, 0644, 0, e)) {
+        struct err ignored;
+        ctr_remove(&m->c, true, &ignored);
+        return -1;
+    }
+    return 0;
+}
+
+static int cmd_create(struct cli *c, struct err *e) {
+    struct make m;
+    int rc = run_prepare(c, &m, e);
+    if (!rc) puts(m.c.id);
+    make_done(&m);
+    return rc;
+}
+
+static int cmd_run(struct cli *c, struct err *e) {
+    struct make m;
+    int client = -1, rc = -1;
+    if (cli_flag(c, "interactive") && cli_flag(c, "tty") && !cli_flag(c, "detach") && !isatty(0))
+        return err_set(e, 0, "the input device is not a TTY");
+    if (run_prepare(c, &m, e)) goto out;
+    bool detach = cli_flag(c, "detach");
+    if (super_start(&m.c, detach ? NULL : &client, e)) {
+        struct err why = *e, ignored;
+        if (cli_flag(c, "rm")) ctr_remove(&m.c, true, &ignored);
+        *e = why;
+        rc = e->status ? e->status : EXIT_ENGINE;
+        cli_error(c, e);
+        goto out;
+    }
+    if (detach) puts(m.c.id), rc = 0;
+    else rc = attach_run(c, &m.c, client, cli_flag(c, "interactive"), true, e);
+out:
+    fd_closep(&client);
+    make_done(&m);
+    return rc;
+}
+
+static int start_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (ctr_find(cli_store(c, e), what, &k, e)) return -1;
+    if (ctr_is(&k, "paused")) return err_set(e, 0, "cannot start a paused container, try unpause instead");
+    if (ctr_alive(&k)) return 0;
+    js_seti(k.state, "restartCount", 0);
+    return super_start(&k, NULL, e);
+}
+
+static int cmd_start(struct cli *c, struct err *e) {
+    bool attach = cli_flag(c, "attach") || cli_flag(c, "interactive");
+    if (!cli_store(c, e)) return -1;
+    if (!attach) return cli_each(c, start_one, true, e);
+    AUTO_CTR k = { .dir = -1 };
+    int client = -1;
+    if (c->nargs > 1) return err_set(e, 0, "you cannot start and attach multiple containers at once");
+    if (ctr_find(c->store, c->args[0], &k, e)) return -1;
+    bool input = cli_flag(c, "interactive") && js_bool(k.config, "skiff.openStdin");
+    if (ctr_alive(&k)) {
+        if ((client = ctr_connect(k.dir)) < 0) return err_set(e, 0, "Container %s is not running", k.id);
+        return attach_run(c, &k, client, input, false, e);
+    }
+    if (super_start(&k, &client, e)) return cli_error(c, e), e->status ? e->status : 1;
+    return attach_run(c, &k, client, input, true, e);
+}
+
+static int cmd_attach(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (ctr_is(&k, "paused")) return err_set(e, 0, "You cannot attach to a paused container, unpause it first");
+    AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
+    if (s < 0) return err_set(e, 0, "You cannot attach to a stopped container, start it first");
+    return attach_run(c, &k, s, js_bool(k.config, "skiff.openStdin") && !cli_flag(c, "no-stdin"), false, e);
+}
+
+/* ---- 26.4 stop, kill, pause, wait, rm ---- */
+static int ctr_signal(const struct ctr *k, char how, int sig, int *ret_sock, struct err *e) {
+    AUTO_FD s = ctr_alive(k) ? ctr_connect(k->dir) : -1;
+    char msg[5] = { how };
+    int32_t n = sig;
+    memcpy(msg + 1, &n, 4);
+    if (s < 0 || (ret_sock && send(s, "w", 1, MSG_NOSIGNAL) < 0) || send(s, msg, sizeof msg, MSG_NOSIGNAL) < 0)
+        return err_set(e, 0, "Container %s is not running", k->id);
+    if (ret_sock) *ret_sock = fd_steal(&s);
+    return 0;
+}
+
+/* Signals pid 1 from outside reach it only if it has a handler, or as SIGKILL: the wait ends it. */
+static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struct err *e) {
+    int sock = -1;
+    if (!ctr_alive(k)) return 0;
+    int sig = signal_number(signal_name ? signal_name : js_str_or(k->config, "skiff.stopSignal", "SIGTERM"));
+    if (sig < 0) return err_set(e, 0, "invalid signal: %.40s", signal_name);
+    if (timeout_s == INT64_MIN) timeout_s = js_int(k->config, "skiff.stopTimeout", 10);
+    if (ctr_is(k, "paused")) {
+        AUTO_FD s = ctr_connect(k->dir);
+        char answer[256];
+        if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
+    }
+    if (ctr_signal(k, 'S', sig, &sock, e)) return ctr_alive(k) ? 0 : 0;
+    int rc = ctr_await_exit(sock, timeout_s < 0 ? -1 : timeout_s > 1000000 ? -1 : (int)timeout_s * 1000);
+    if (rc == -2) {
+        char msg[5] = { 'S' };
+        int32_t n = SIGKILL;
+        memcpy(msg + 1, &n, 4);
+        (void)!send(sock, msg, sizeof msg, MSG_NOSIGNAL);
+        ctr_await_exit(sock, 30000);
+    }
+    close(sock);
+    ctr_event(k, "stop", NULL);
+    return 0;
+}
+
+static i64 stop_timeout(const struct cli *c) {
+    return cli_has(c, "time") ? cli_int(c, "time", 10) : cli_has(c, "timeout") ? cli_int(c, "timeout", 10) : INT64_MIN;
+}
+
+static int stop_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    return ctr_find(c->store, what, &k, e) || ctr_stop(&k, cli_text(c, "signal"), stop_timeout(c), e) ? -1 : 0;
+}
+static int cmd_stop(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, stop_one, true, e) : -1; }
+
+static int restart_one(struct cli *c, const char *what, struct err *e) {
+    return stop_one(c, what, e) || start_one(c, what, e) ? -1 : 0;
+}
+static int cmd_restart(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, restart_one, true, e) : -1; }
+
+static int kill_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    const char *name = cli_text(c, "signal");
+    int sig = signal_number(name ? name : "KILL");
+    if (sig < 0) return err_set(e, 0, "Invalid signal: %.40s", name);
+    if (ctr_find(c->store, what, &k, e)) return -1;
+    if (!ctr_alive(&k)) return err_set(e, 0, "Cannot kill container: %s: Container %s is not running", what, k.id);
+    bool ends = sig == SIGKILL || sig == signal_number(js_str_or(k.config, "skiff.stopSignal", "SIGTERM"));
+    int sock = -1;
+    if (ctr_signal(&k, ends ? 'S' : 'K', sig, sig == SIGKILL ? &sock : NULL, e)) return -1;
+    ctr_event(&k, "kill", NULL);
+    if (sock >= 0) ctr_await_exit(sock, 10000);
+    fd_closep(&sock);
+    return 0;
+}
+static int cmd_kill(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, kill_one, true, e) : -1; }
+
+static int freeze_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (ctr_find(c->store, what, &k, e)) return -1;
+    AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
+    char answer[1100];
+    ssize_t n = -1;
+    if (s >= 0 && send(s, str_suffix(c->cmd->path, "unpause") ? "U" : "P", 1, MSG_NOSIGNAL) > 0) n = recv(s, answer, sizeof answer - 1, 0);
+    if (n < 1) return err_set(e, 0, "Container %s is not running", k.id);
+    answer[n] = 0;
+    return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
+}
+static int cmd_pause(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, freeze_one, true, e) : -1; }
+
+static int wait_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (ctr_find(c->store, what, &k, e)) return -1;
+    AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
+    int code = s >= 0 && send(s, "w", 1, MSG_NOSIGNAL) > 0 ? ctr_await_exit(s, -1) : -1;
+    if (code < 0) {
+        AUTO_CTR again = { .dir = -1 };
+        if (ctr_open(c->store, k.id, &again, e)) return -1;
+        code = (int)js_int(again.state, "exitCode", 0);
+    }
+    printf("%d\n", code);
+    return 0;
+}
+static int cmd_wait(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, wait_one, false, e) : -1; }
+
+static int rm_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (ctr_find(c->store, what, &k, e)) {
+        size_t n = strlen(what);
+        AUTO_STRV ids = { 0 };            /* a damaged one can still be removed by its full or short id */
+        if (!cli_flag(c, "force")) return -1;
+        ctr_ids(c->store, &ids);
+        for (size_t i = 0; i < ids.n; i++)
+            if (n >= 12 && !strncmp(ids.v[i], what, n)) {
+                AUTO_FREE char *dir = str_fmt("containers/%s", ids.v[i]);
+                return tree_remove(c->store->dir, dir) ? err_set(e, errno, "remove %s", dir) : 0;
+            }
+        return strstr(e->msg, "No such container") ? 0 : -1;
+    }
+    if (ctr_alive(&k)) {
+        if (!cli_flag(c, "force"))
+            return err_set(e, 0, "cannot remove container \"/%s\": container is %s: stop the container before removing or force remove", ctr_name(&k), ctr_status(&k));
+        int sock = -1;
+        if (!ctr_signal(&k, 'S', SIGKILL, &sock, e)) ctr_await_exit(sock, 30000);
+        fd_closep(&sock);
+        if (js_bool(k.config, "skiff.autoRemove")) return 0;
+    }
+    /* a supervisor that has told the exit is on its way out: wait for its lock */
+    AUTO_FD lock = -1;
+    for (int i = 0; i < 200 && lock < 0; i++) if ((lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB)) < 0) usleep(10000);
+    if (lock < 0) return err_set(e, 0, "container %.12s is in use", k.id);
+    return ctr_remove(&k, cli_flag(c, "volumes"), e);
+}
+static int cmd_rm(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, rm_one, true, e) : -1; }
+
+static int cmd_rename(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    const char *to = c->args[1] + (*c->args[1] == '/');
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (!ctr_name_ok(to)) return err_set(e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", to);
+    if (!strcmp(to, ctr_name(&k))) return err_set(e, 0, "Renaming a container with the same name as its current name");
+    if (ctr_claim_name(c->store, to, k.id, e)) return -1;
+    AUTO_FREE char *old = str_fmt("names/%s", ctr_name(&k));
+    js_sets(js_get(k.config, "skiff"), "name", to);
+    if (js_save(k.dir, "config.json", k.config, 0, e)) return -1;
+    unlinkat(c->store->dir, old, 0);
+    ctr_event(&k, "rename", NULL);
+    return 0;
+}
+
+/* ---- 26.5 exec ---- */
+static const struct opt OPT_EXEC[] = {
+    { "detach", 'd', OPT_BOOL, "Detached mode: run command in the background" },
+    { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching" },
+    { "env", 'e', OPT_LIST, "Set environment variables" },
+    { "env-file", 0, OPT_LIST, "Read in a file of environment variables" },
+    { "interactive", 'i', OPT_BOOL, "Keep STDIN open even if not attached" },
+    { "privileged", 0, OPT_BOOL, "Give extended privileges to the command" },
+    { "tty", 't', OPT_BOOL, "Allocate a pseudo-TTY" },
+    { "user", 'u', OPT_TEXT, "Username or UID (format: <name|uid>[:<group|gid>])" },
+    { "workdir", 'w', OPT_TEXT, "Working directory inside the container" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* In the joined child: names are looked up in the container's own account files. */
+static int exec_user(struct launch *l, int root, struct err *e) {
+    struct { struct plan *p; const char *spec; } *x = l->in_root_arg;
+    struct rootfs_view v = { NULL, -1, root };
+    struct user u;
+    if (user_resolve(&v, x->spec, &u, e)) return -1;
+    x->p->uid = u.uid;
+    x->p->gid = u.gid;
+    free(x->p->groups);
+    x->p->groups = u.groups ? u.groups : mem_new(4);
+    x->p->ngroups = u.ngroups;
+    if (u.uid) x->p->cap_effective = x->p->cap_permitted = x->p->cap_ambient = 0;
+    else x->p->cap_effective = x->p->cap_permitted = x->p->cap_bounding;
+    for (size_t i = 0; i < x->p->env.n; i++)
+        if (str_prefix(x->p->env.v[i], "HOME=") && *u.home) free(x->p->env.v[i]), x->p->env.v[i] = str_fmt("HOME=%s", u.home);
+    return 0;
+}
+
+/* Copies between our terminal and a pty of our own until the process is gone. */
+static int exec_tty(int master, pid_t pid, bool input) {
+    struct terminal term = { .raw = false };
+    sigset_t set;
+    AUTO_FD sig = attach_signals(&set);
+    AUTO_FD pidfd = sys_pidfd_open(pid);
+    struct winsize ws;
+    if (input && isatty(0)) terminal_raw(&term);
+    if (!ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
+    for (bool gone = false;;) {
+        struct pollfd p[] = { { master, POLLIN, 0 }, { sig, POLLIN, 0 }, { input ? 0 : -1, POLLIN, 0 }, { gone ? -1 : pidfd, POLLIN, 0 } };
+        char buf[16384];
+        int n = poll(p, 4, gone ? 0 : -1);
+        if (gone && n <= 0) break;
+        if (p[0].revents) {
+            ssize_t k = read(master, buf, sizeof buf);
+            if (k > 0) (void)!fd_write_all(1, buf, (size_t)k);
+            else if (k == 0 || errno != EINTR) break;
+        }
+        if (p[1].revents) {
+            struct signalfd_siginfo si;
+            while (read(sig, &si, sizeof si) == sizeof si)
+                if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
+        }
+        if (p[2].revents) {
+            ssize_t k = read(0, buf, sizeof buf);
+            if (k > 0) (void)!fd_write_all(master, buf, (size_t)k);
+            else input = false;
+        }
+        if (p[3].revents) gone = true;
+    }
+    terminal_restore(&term);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+    return 0;
+}
+
+/* The plan of a process in a running container: its own, with another /process. */
+static json_t *exec_spec(struct cli *c, const struct ctr *k, struct err *e) {
+    json_t *spec = json_deep_copy(k->config), *proc = js_get(spec, "process");
+    AUTO_STRV env = { 0 }, files = { 0 }, vars = { 0 };
+    json_t *args = json_array();
+    for (int i = 1; i < c->nargs; i++) js_push(args, c->args[i]);
+    js_set(proc, "args", args);
+    js_setb(proc, "terminal", cli_flag(c, "tty"));
+    js_to_strv(js_get(proc, "env"), &env);
+    cli_list(c, "env-file", &files);
+    cli_list(c, "env", &vars);
+    for (size_t i = 0; i < files.n; i++) if (env_file(&env, files.v[i], e)) return json_decref(spec), NULL;
+    for (size_t i = 0; i < vars.n; i++) env_option(&env, vars.v[i]);
+    if (cli_flag(c, "tty") && !env_get(&env, "TERM")) strv_add(&env, "TERM=xterm");
+    js_set(proc, "env", js_strv(&env));
+    const char *cwd = cli_text(c, "workdir");
+    if (cwd && *cwd != '/') return json_decref(spec), err_set(e, 0, "working directory '%.200s' is not an absolute path", cwd), NULL;
+    if (cwd) js_sets(proc, "cwd", cwd);
+    if (cli_flag(c, "privileged")) {
+        json_t *caps = js_sub(proc, "capabilities");
+        js_set(caps, "bounding", cap_json(CAP_ALL));
+        js_set(caps, "effective", cap_json(CAP_ALL));
+        js_set(caps, "permitted", cap_json(CAP_ALL));
+        js_sets(js_get(spec, "skiff"), "seccomp", "unconfined");
+    }
+    return spec;
+}
+
+static u64 ctr_namespaces(const struct plan *p) { return p->ns_new & ~(u64)0x80; }
+
+static int cmd_exec(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    struct plan p = { 0 };
+    struct launch l;
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (!ctr_alive(&k)) return err_set(e, 0, "Container %s is not running", k.id);
+    if (ctr_is(&k, "paused")) return err_set(e, 0, "Container %s is paused, unpause the container before exec", ctr_name(&k));
+    bool tty = cli_flag(c, "tty"), input = cli_flag(c, "interactive"), detach = cli_flag(c, "detach");
+    if (tty && input && !detach && !isatty(0)) return err_set(e, 0, "the input device is not a TTY");
+    AUTO_FD pidfd = ctr_pidfd(&k, e);
+    AUTO_JSON *spec = pidfd < 0 ? NULL : exec_spec(c, &k, e);
+    if (!spec || plan_parse(spec, &p, e)) return -1;
+    p.init = false;
+    struct { struct plan *p; const char *spec; } user = { &p, cli_text(c, "user") };
+    ctr_launch_init(&k, &p, &l);
+    if (user.spec) l.in_root = exec_user, l.in_root_arg = &user;
+    if (!detach) l.stdio[0] = input ? 0 : -1, l.stdio[1] = 1, l.stdio[2] = 2;
+    fflush(NULL);
+    int rc = launch_join(&l, pidfd, ctr_namespaces(&p), e);
+    if (!rc) rc = launch_wait(&l, e);
+    if (rc) {
+        cli_error(c, e);
+        rc = e->status ? e->status : 126;
+        while (waitpid(-1, NULL, 0) > 0) continue;
+    } else if (!detach) {
+        if (l.console >= 0) exec_tty(l.console, l.pid, input);
+        int status = 0;
+        while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
+        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+/* ---- 26.6 logs ---- */
+struct logs { bool stamps, details; i64 since, until; };
+
+/* Prints the lines of one log file from `from` on; returns how many bytes are behind it. */
+static u64 logs_print(const struct logs *g, int fd, u64 from, i64 skip_lines) {
+    AUTO_BUF b = { 0 };
+    if (lseek(fd, (off_t)from, SEEK_SET) < 0 || fd_slurp(fd, 1u << 31, &b) || !b.p) return from;
+    char *end;
+    size_t done = 0;
+    for (char *l = b.p; (end = memchr(l, '\n', b.n - (size_t)(l - b.p))); l = end + 1) {
+        done = (size_t)(end + 1 - b.p);
+        if (skip_lines-- > 0) continue;
+        AUTO_JSON *j = json_loadb(l, (size_t)(end - l), JSON_ALLOW_NUL, NULL);
+        const json_t *text = js_get(j, "log");
+        const char *t = js_str(j, "time");
+        i64 at = g->since >= 0 || g->until >= 0 ? time_parse(t) : 0;
+        if (!text || (g->since >= 0 && at < g->since) || (g->until >= 0 && at > g->until)) continue;
+        FILE *to = str_eq(js_str(j, "stream"), "stderr") ? stderr : stdout;
+        if (g->stamps) fprintf(to, "%s ", t);
+        fwrite(json_string_value(text), 1, json_string_length(text), to);
+    }
+    fflush(stdout);
+    return from + done;
+}
+
+/* "2h", a time, or seconds since 1970, as Docker's --since takes them; -2: none of them. */
+static i64 time_option(const char *s) {
+    if (!s) return -1;
+    i64 ns = time_duration(s), unix_s;
+    if (str_int(s, 0, INT64_MAX / 1000000000, &unix_s)) return unix_s * 1000000000;
+    if (ns >= 0) return time_now_ns() - ns;
+    ns = time_parse(s);
+    return ns >= 0 ? ns : -2;
+}
+
+static u64 logs_count(int fd) {
+    AUTO_BUF b = { 0 };
+    u64 n = 0;
+    lseek(fd, 0, SEEK_SET);
+    if (fd_slurp(fd, 1u << 31, &b) || !b.p) return 0;
+    for (char *p = b.p; (p = strchr(p, '\n')); p++) n++;
+    return n;
+}
+
+static int cmd_logs(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    struct logs g = { cli_flag(c, "timestamps"), cli_flag(c, "details"), time_option(cli_text(c, "since")), time_option(cli_text(c, "until")) };
+    i64 tail = -1;
+    const char *t = cli_text(c, "tail");
+    if (g.since == -2 || g.until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
+    if (t && strcmp(t, "all") && !str_int(t, 0, INT32_MAX, &tail)) tail = -1;
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (str_eq(js_str(k.config, "skiff.log.driver"), "none")) return err_set(e, 0, "configured logging driver does not support reading");
+    int fds[1001], n = 0;
+    for (i64 i = js_int(k.config, "skiff.log.maxFile", 1) - 1; i >= 0 && n < 1000; i--) {   /* oldest first */
+        char name[32] = "log.json";
+        if (i) snprintf(name, sizeof name, "log.json.%d", (int)i);
+        int fd = openat(k.dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd >= 0) fds[n++] = fd;
+    }
+    u64 total = 0, at = 0;
+    if (tail >= 0) for (int i = 0; i < n; i++) total += logs_count(fds[i]);
+    i64 skip = tail >= 0 && total > (u64)tail ? (i64)total - tail : 0;
+    for (int i = 0; i < n; i++) {
+        u64 lines = skip > 0 ? logs_count(fds[i]) : 0;
+        at = logs_print(&g, fds[i], 0, skip);
+        skip = skip > (i64)lines ? skip - (i64)lines : 0;
+    }
+    AUTO_FD live = n ? fds[n - 1] : -1;
+    while (cli_flag(c, "follow") && !ferror(stdout)) {
+        bool alive = lock_held(k.dir, "lock");
+        AUTO_FD now = openat(k.dir, "log.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        struct stat a, b;
+        if (now >= 0 && live >= 0 && !fstat(now, &a) && !fstat(live, &b) && a.st_ino != b.st_ino) {     /* rotated */
+            logs_print(&g, live, at, 0);
+            close(live);
+            live = fd_steal(&now);
+            at = 0;
+        } else if (live < 0) live = fd_steal(&now);
+        if (live >= 0) at = logs_print(&g, live, at, 0);
+        if (!alive) break;
+        usleep(100000);
+    }
+    return 0;
+}
+
+/* ---- 26.19 hello: what the embedded image runs ---- */
+static int hello_main(void) {
+    char uid[128] = "?", root[256] = "?", line[512];
+    file_line(AT_FDCWD, "/proc/self/uid_map", uid, sizeof uid);
+    FILE *f = fopen("/proc/self/mountinfo", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        char *dash = strstr(line, " - ");
+        if (dash && strstr(line, " / / ")) snprintf(root, sizeof root, "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3);
+    }
+    if (f) fclose(f);
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    char seccomp[32] = "?", mem[64] = "none (host's)";
+    AUTO_BUF status = { 0 };
+    struct err e;
+    if (!file_read(AT_FDCWD, "/proc/self/status", 65536, &status, &e)) {
+        char *s = strstr(status.p, "Seccomp:\t");
+        if (s) snprintf(seccomp, sizeof seccomp, "%s", s[9] == '2' ? "filter on" : "off");
+    }
+    file_line(AT_FDCWD, "/sys/fs/cgroup/memory.max", mem, sizeof mem);
+    printf("Hello from a container.\n\n"
+           "  process id         %d\n  user               uid %u, map (inside outside count): %s\n  root file system   %s\n"
+           "  seccomp            %s\n  memory limit       %s\n  open files         %llu\n\n"
+           "No root, no daemon: skiff made the namespaces, mounted the image, and ran this program in it.\n\n"
+           "Next:\n  skiff run -it debian bash\n  skiff ps -a\n  skiff doctor\n",
+           getpid(), getuid(), uid, root, seccomp, mem, (unsigned long long)files.rlim_cur);
+    return 0;
+}
+
+/* ---- 26.20 the table ---- */
+static const struct opt OPT_TIME[] = {
+    { "time", 't', OPT_INT, "Seconds to wait before killing the container" },
+    { "timeout", 0, OPT_INT, "The same" },
+    { "signal", 's', OPT_TEXT, "Signal to send to the container" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+static const struct opt OPT_KILL[] = { { "signal", 's', OPT_TEXT, "Signal to send to the container (KILL)" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_RM[] = {
+    { "force", 'f', OPT_BOOL, "Force the removal of a running container (uses SIGKILL)" },
+    { "volumes", 'v', OPT_BOOL, "Remove anonymous volumes associated with the container" },
+    { "link", 'l', OPT_LATER_BOOL, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+static const struct opt OPT_START[] = {
+    { "attach", 'a', OPT_BOOL, "Attach STDOUT/STDERR and forward signals" },
+    { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching" },
+    { "interactive", 'i', OPT_BOOL, "Attach container's STDIN" },
+    { "checkpoint", 0, OPT_LATER_TEXT, "" }, { "checkpoint-dir", 0, OPT_LATER_TEXT, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+static const struct opt OPT_ATTACH[] = {
+    { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching" },
+    { "no-stdin", 0, OPT_BOOL, "Do not attach STDIN" },
+    { "sig-proxy", 0, OPT_BOOL, "Proxy all received signals to the process (true)" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+static const struct opt OPT_LOGS[] = {
+    { "details", 0, OPT_BOOL, "Show extra details provided to logs" },
+    { "follow", 'f', OPT_BOOL, "Follow log output" },
+    { "since", 0, OPT_TEXT, "Show logs since timestamp or relative (42m)" },
+    { "tail", 'n', OPT_TEXT, "Number of lines to show from the end (all)" },
+    { "timestamps", 't', OPT_BOOL, "Show timestamps" },
+    { "until", 0, OPT_TEXT, "Show logs before timestamp or relative (42m)" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static const struct cmd CMDS[] = {
+    { "container run", "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create and run a new container from an image", cmd_run, { OPT_RUN }, 0, -1, true, 125 },
+    { "container create", "create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create a new container", cmd_create, { OPT_RUN }, 0, -1, true, 125 },
+    { "container start", "start", "[OPTIONS] CONTAINER [CONTAINER...]", "Start one or more stopped containers", cmd_start, { OPT_START }, 1, -1, false, 1 },
+    { "container stop", "stop", "[OPTIONS] CONTAINER [CONTAINER...]", "Stop one or more running containers", cmd_stop, { OPT_TIME }, 1, -1, false, 1 },
+    { "container restart", "restart", "[OPTIONS] CONTAINER [CONTAINER...]", "Restart one or more containers", cmd_restart, { OPT_TIME }, 1, -1, false, 1 },
+    { "container kill", "kill", "[OPTIONS] CONTAINER [CONTAINER...]", "Kill one or more running containers", cmd_kill, { OPT_KILL }, 1, -1, false, 1 },
+    { "container pause", "pause", "CONTAINER [CONTAINER...]", "Pause all processes within one or more containers", cmd_pause, { NULL }, 1, -1, false, 1 },
+    { "container unpause", "unpause", "CONTAINER [CONTAINER...]", "Unpause all processes within one or more containers", cmd_pause, { NULL }, 1, -1, false, 1 },
+    { "container rm", "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove one or more containers", cmd_rm, { OPT_RM }, 1, -1, false, 1 },
+    { "container wait", "wait", "CONTAINER [CONTAINER...]", "Block until one or more containers stop, then print their exit codes", cmd_wait, { NULL }, 1, -1, false, 1 },
+    { "container attach", "attach", "[OPTIONS] CONTAINER", "Attach local standard input, output, and error streams to a running container", cmd_attach, { OPT_ATTACH }, 1, 1, false, 1 },
+    { "container exec", "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", cmd_exec, { OPT_EXEC }, 2, -1, true, 125 },
+    { "container logs", "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", cmd_logs, { OPT_LOGS }, 1, 1, false, 1 },
+    { "container rename", "rename", "CONTAINER NEW_NAME", "Rename a container", cmd_rename, { NULL }, 2, 2, false, 1 },
+};
+/* }==== 26 cmd */
+
+/* {==== 27 main: dispatch ====
+ * Uses: 1-26. */
+
+/* The command of argv[0 …]; *ret_used: how many words named it. NULL: none. */
+static const struct cmd *main_find(int argc, char **argv, int *ret_used) {
+    for (int words = argc < 2 ? argc : 2; words > 0; words--) {
+        char path[96];
+        snprintf(path, sizeof path, words == 2 ? "%s %s" : "%s", argv[0], words == 2 ? argv[1] : "");
+        for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
+            if (!strcmp(CMDS[i].path, path) || (CMDS[i].alias && !strcmp(CMDS[i].alias, path))) {
+                *ret_used = words;
+                return &CMDS[i];
+            }
+    }
+    return NULL;
+}
+
+static void main_usage(void) {
+    puts("Usage:  skiff [OPTIONS] COMMAND\n\nContainers without root, daemon or installation. Try: skiff run hello\n\nCommands:");
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
+        printf("  %-24s %s\n", CMDS[i].alias ? CMDS[i].alias : CMDS[i].path, CMDS[i].summary);
+    puts("\nGlobal Options:\n"
+         "  -D, --debug                  Say more on standard error\n"
+         "      --root DIR               The store (default $SKIFF_ROOT or ~/.local/share/skiff)\n"
+         "      --storage-driver NAME    overlay-fuse, overlay or copy instead of the best that works\n"
+         "  -v, --version                Print version information and quit\n\n"
+         "Run 'skiff COMMAND --help' for more information on a command.");
+}
+
+/* Global options before the command; the index of the first word after them, -1: error. */
+static int main_globals(int argc, char **argv, bool *ret_version, bool *ret_help, struct err *e) {
+    int i = 1;
+    for (; i < argc && *argv[i] == '-'; i++) {
+        const char *a = argv[i], *eq = strchr(a, '='), *v = eq ? eq + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+        if (!strcmp(a, "-D") || !strcmp(a, "--debug")) g_log.debug = true;
+        else if (!strcmp(a, "-v") || !strcmp(a, "--version")) *ret_version = true;
+        else if (!strcmp(a, "-h") || !strcmp(a, "--help")) *ret_help = true;
+        else if (v && (str_prefix(a, "--root=") || !strcmp(a, "--root"))) setenv("SKIFF_ROOT", v, 1), i += !eq;
+        else if (v && (str_prefix(a, "--storage-driver=") || !strcmp(a, "--storage-driver"))) g_storage_driver = v, i += !eq;
+        else if (v && (str_prefix(a, "--log-level=") || !strcmp(a, "--log-level") || !strcmp(a, "-l"))) i += !eq;
+        else return err_set(e, 0, "unknown flag: %s", a);
+    }
+    return i;
+}
+
+/* A container that got hold of our executable could write to it where the user may (CVE-2019-5736):
+ * then we go on from a sealed copy in memory. An executable that the user cannot write needs none. */
+static void main_protect(char **argv) {
+    static const char MARK[] = "SKIFF_SEALED=1";
+    if (getenv("SKIFF_SEALED")) {
+        unsetenv("SKIFF_SEALED");
+        return;
+    }
+    if (host_disabled("memfd") || faccessat(AT_FDCWD, "/proc/self/exe", W_OK, AT_EACCESS)) return;
+    AUTO_FD exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    AUTO_FD copy = (int)syscall(SYS_memfd_create, "skiff", 3u /* CLOEXEC, ALLOW_SEALING */);
+    struct stat st;
+    if (exe < 0 || copy < 0 || fstat(exe, &st)) return;
+    for (off_t left = st.st_size; left > 0;) {
+        ssize_t k = syscall(SYS_sendfile, copy, exe, NULL, (size_t)left);
+        if (k <= 0) return;
+        left -= k;
+    }
+    if (fcntl(copy, 1033 /* F_ADD_SEALS */, 0xf)) return;
+    putenv((char *)(uintptr_t)MARK);
+    syscall(SYS_execveat, copy, "", argv, environ, AT_EMPTY_PATH);
+    unsetenv("SKIFF_SEALED");
+}
+
+#ifndef SKIFF_NO_MAIN
+int main(int argc, char **argv) {
+    struct err e = { 0 };
+    struct cli c = { 0 };
+    bool version = false, help = false;
+    int used = 0;
+    const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
+    if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
+    (void)base;
+    for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    main_protect(argv);
+    setlocale(LC_CTYPE, "C.UTF-8");
+    int at = main_globals(argc, argv, &version, &help, &e);
+    if (at < 0) return cli_error(&c, &e), EXIT_ENGINE;
+    if (version) return printf("skiff version %s\n", SKIFF_VERSION), 0;
+    if (at == argc || help) return main_usage(), 0;
+    const struct cmd *cmd = c.cmd = main_find(argc - at, argv + at, &used);
+    if (!cmd) {
+        fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", argv[at]);
+        return 1;
+    }
+    if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e)) return cli_error(&c, &e), EXIT_ENGINE;
+    if (help) return cmd_help(cmd), 0;
+    if (c.nargs < cmd->min || (cmd->max >= 0 && c.nargs > cmd->max)) {
+        fprintf(stderr, "skiff: \"skiff %s\" requires %s%d argument%s.\nSee 'skiff %s --help'.\n\nUsage:  skiff %s %s\n\n%s\n",
+                cmd->path, cmd->min == cmd->max ? "exactly " : c.nargs < cmd->min ? "at least " : "at most ",
+                c.nargs < cmd->min ? cmd->min : cmd->max, (c.nargs < cmd->min ? cmd->min : cmd->max) == 1 ? "" : "s",
+                cmd->alias ? cmd->alias : cmd->path, cmd->alias ? cmd->alias : cmd->path, cmd->usage, cmd->summary);
+        return cmd->fail == EXIT_ENGINE ? EXIT_ENGINE : 1;
+    }
+    int rc = cmd->run(&c, &e);
+    if (rc < 0) {
+        cli_error(&c, &e);
+        rc = e.status ? e.status : cmd->fail;
+    }
+    fflush(stdout);
+    json_decref(c.opts);
+    free(c.args);
+    return rc;
+}
+#endif /* SKIFF_NO_MAIN */
+/* }==== 27 main */

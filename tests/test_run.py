@@ -1,0 +1,492 @@
+"""run and create: every option's effect, exit codes, the terminal."""
+import json
+import os
+import re
+import signal
+import subprocess
+
+import lib
+from lib import Failed, Terminal, eq, image, match, no_match, only, timeout, true, until
+
+
+def test_exit_codes(sk):
+    for line, code, pattern in [
+            ("run --rm busybox true", 0, None), ("run --rm busybox false", 1, None), ("run --rm busybox sh -c 'exit 42'", 42, None),
+            ("run --rm busybox sh -c 'exit 255'", 255, None), ("run --rm busybox sh -c 'exit 125'", 125, None),
+            ("run --rm busybox sh -c 'kill -9 $$; sleep 9'", None, None),
+            ("run --rm --init busybox sh -c 'kill -9 $$'", 137, None), ("run --rm --init busybox sh -c 'kill -TERM $$'", 143, None),
+            ("run --rm --init busybox sh -c 'kill -SEGV $$'", 139, None),
+            ("run --rm busybox nosuch", 127, "executable file not found in|no such file"),
+            ("run --rm busybox /no/such", 127, "no such file"), ("run --rm busybox /etc", 126, "is a directory|permission denied"),
+            ("run --rm busybox /etc/passwd", 126, "permission denied"), ("run --rm --entrypoint /etc busybox", 126, "directory|permission"),
+            ("run --rm --entrypoint nosuch busybox", 127, "not found|no such"),
+            ("run --rm --pull never nosuch", 125, "no such image"), ("run --rm -u nosuch busybox true", 125, "unable to find user nosuch"),
+            ("run --rm -u 0:nosuch busybox true", 125, "unable to find group nosuch"),
+            ("run --rm -w /etc/passwd busybox true", None, "."),
+            ("run --name taken busybox true", 0, None), ("run --name taken busybox true", 125, "already in use"),
+            ("run -d --rm busybox nosuch", 127, "not found|no such"), ("start -a taken", 0, None)]:
+        with sk.case(line):
+            if line.endswith("sleep 9'"):  # pid 1 is not killed by its own signal
+                eq(sk("run --rm busybox sh -c", "kill -9 $$; exit 7").code, 7)
+            else:
+                sk(line).exits(code, pattern)
+    with sk.case("a container that could not start is kept as created, with its error"):
+        sk("run --name broken busybox nosuch").exits(127)
+        eq(sk.get("broken", "{{.State.Status}} {{.State.ExitCode}}"), "created 127")
+        match(sk.get("broken", "{{.State.Error}}"), "not found|no such")
+    with sk.case("nothing of --rm is left"):
+        eq(sorted(sk("ps -a --format", "{{.Names}}").ok.lines), ["broken", "taken"])
+
+
+def test_streams(sk):
+    with sk.case("stdout and stderr apart"):
+        r = sk("run --rm busybox sh -c", "echo out; echo err >&2").ok
+        eq((r.raw, r.errors), (b"out\n", b"err\n"))
+    with sk.case("-i"):
+        sk("run --rm -i busybox cat", input="a\nb").says("a\nb")
+    with sk.case("no -i: no input"):
+        sk("run --rm busybox cat", input="secret").says("")
+    with sk.case("binary"):
+        data = bytes(range(256)) * 1000
+        eq(sk("run --rm -i busybox cat", input=data).ok.raw, data)
+    with sk.case("10 MB through"):
+        data = os.urandom(10 << 20)
+        eq(lib.digest(sk("run --rm -i busybox cat", input=data).ok.raw), lib.digest(data))
+    with sk.case("all output of a short life"):
+        for _ in range(5):
+            r = sk("run --rm busybox sh -c", "seq 1 5000; echo end >&2").ok
+            eq((len(r.lines), r.lines[-1], r.err), (5000, "5000", "end"))
+    with sk.case("a reader that leaves"):
+        p = subprocess.run(["sh", "-c", "%s run --rm busybox yes | head -1" % sk.binary], env=sk.env, stdout=subprocess.PIPE, timeout=60)
+        eq(p.stdout, b"y\n")
+    with sk.case("-a stdout"):
+        r = sk("run --rm -a stdout busybox sh -c", "echo out; echo err >&2").ok
+        eq((r.out, r.err), ("out", ""))
+    with sk.case("-a stdin -a stdout -i"):
+        sk("run --rm -i -a stdin -a stdout busybox cat", input="x").says("x")
+    with sk.case("/dev/stdout, /dev/stderr, /dev/fd"):
+        r = sk("run --rm busybox sh -c", "echo a >/dev/stdout; echo b >/dev/stderr; echo c >/dev/fd/1").ok
+        eq((r.out, r.err), ("a\nc", "b"))
+    with sk.case("-it without a terminal"):
+        sk("run --rm -it busybox true").exits(None, "not a (TTY|terminal)")
+    with sk.case("-t without -i and without a terminal"):
+        sk("run --rm -t busybox sh -c", "tty; echo x").prints("^/dev/pts/0\r?\nx")
+
+
+def test_process(sk):
+    """What the first process finds."""
+    for name, options, script, want in [
+            ("pid 1", "", "echo $$", "1"), ("only its own processes", "", "ls /proc | grep -c '^[0-9]'", "[1-5]"),
+            ("ids", "", "id -u; id -g", "0\n0"), ("-u number", "-u 1000", "id -u; id -g", "1000\n1000"),
+            ("-u other number", "-u 12345", "id -u; id -g", "12345\n0"), ("-u name", "-u app", "id -u; id -g; echo $HOME", "1000\n1000\n/home"),
+            ("-u name:group", "-u app:wheel", "id -u; id -g", "1000\n10"), ("-u n:m", "-u 5:6", "id -u; id -g", "5\n6"),
+            ("-u 0", "-u 0:0", "id -u", "0"), ("groups of the user", "-u app", "id -G", "1000 10"),
+            ("cwd", "", "pwd", "/"), ("-w", "-w /tmp", "pwd", "/tmp"), ("-w makes it", "-w /a/b/c", "pwd; ls -d /a/b/c", "/a/b/c\n/a/b/c"),
+            ("PATH", "", "echo $PATH", "/bin"), ("HOME", "", "echo $HOME", "/root"), ("HOSTNAME", "--hostname h", "echo $HOSTNAME; hostname", "h\nh"),
+            ("domain name", "--hostname h.example.org", "hostname", "h.example.org"),
+            ("-e", "-e A=1 -e B=", "echo $A-$B-; env | grep -c ^B=", "1--\n1"), ("-e inherits", "-e FROM_HOST", "echo $FROM_HOST", "here"),
+            ("-e of what is not set", "-e NOT_SET_AT_ALL", "env | grep -c NOT_SET", "0"), ("-e PATH", "-e PATH=/x:/bin", "echo $PATH", "/x:/bin"),
+            ("nothing of the host's environment", "", "env | grep -c -e SKIFF -e FROM_HOST -e XDG", "0"),
+            ("-e with = and spaces", "-e 'A=b=c d'", "echo \"$A\"", "b=c d"),
+            ("add-host", "--add-host some.host:10.9.8.7", "grep some.host /etc/hosts", r"10\.9\.8\.7\s+some\.host"),
+            ("localhost", "", "grep -c '^127.0.0.1.*localhost' /etc/hosts", "1"), ("own name in hosts", "--network none --hostname me", "grep -c -w me /etc/hosts", "[01]"),
+            ("dns", "--dns 9.9.9.9 --dns-search example.net --dns-option ndots:3", "cat /etc/resolv.conf",
+             r"(?s:.*nameserver 9\.9\.9\.9.*)"), ("dns-search", "--dns 9.9.9.9 --dns-search example.net", "grep -c '^search example.net' /etc/resolv.conf", "1"),
+            ("dns-option", "--dns 9.9.9.9 --dns-option ndots:3", "grep -c '^options ndots:3' /etc/resolv.conf", "1"),
+            ("read-only", "--read-only", "(echo x >/f) 2>&1; echo x >/dev/shm/f && echo shm", "(?s:.*Read-only file system.*shm)"),
+            ("read-only with tmpfs", "--read-only --tmpfs /run", "echo x >/run/f && cat /run/f", "x"),
+            ("tmpfs", "--tmpfs /t", "grep ' /t tmpfs' /proc/mounts | grep -c 'nosuid,nodev,noexec'", "1"),
+            ("tmpfs size", "--tmpfs /t:size=1m,mode=700", "df -k /t | tail -1 | tr -s ' ' | cut -d' ' -f2; stat -c %a /t", "1024\n700"),
+            ("tmpfs exec", "--tmpfs /t:exec", "cp /bin/busybox /t/true && /t/true && echo ran", "ran"),
+            ("shm", "", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "65536"),
+            ("shm-size", "--shm-size 1m", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "1024"),
+            ("ulimit", "--ulimit nofile=100:200", "ulimit -Sn; ulimit -Hn", "100\n200"), ("ulimit one", "--ulimit core=0", "ulimit -c", "0"),
+            ("sysctl", "--sysctl kernel.msgmax=65000", "cat /proc/sys/kernel/msgmax", "65000"),
+            ("sysctl net", "--network none --sysctl net.ipv4.ip_forward=1", "cat /proc/sys/net/ipv4/ip_forward", "1"),
+            ("init", "--init", "cat /proc/1/comm; echo $$", r"[\w-]*init\w*\n[2-9]"), ("pid host", "--pid host", "test $(ls /proc | grep -c '^[0-9]') -gt 8 && echo many", "many"),
+            ("ipc host", "--ipc host", "readlink /proc/self/ns/ipc", re.escape(os.readlink("/proc/self/ns/ipc"))),
+            ("uts host", "--uts host", "readlink /proc/self/ns/uts", re.escape(os.readlink("/proc/self/ns/uts"))),
+            ("network host", "--network host", "readlink /proc/self/ns/net", re.escape(os.readlink("/proc/self/ns/net"))),
+            ("network by default the host's", "", "readlink /proc/self/ns/net", re.escape(os.readlink("/proc/self/ns/net"))),
+            ("network none", "--network none", "ls /sys/class/net 2>/dev/null || cut -s -d: -f1 /proc/net/dev", r"(?s:\s*lo\s*)"),
+            ("loopback is up", "--network none", "ping -c1 -W1 127.0.0.1 >/dev/null 2>&1 && echo up || cat /sys/class/net/lo/operstate", "up|unknown"),
+            ("device", "--device /dev/zero:/dev/mine", "head -c 2 /dev/mine | wc -c", "2"),
+            ("dev", "", "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; echo x >/dev/null; head -c1 /dev/zero | wc -c", "1"),
+            ("dev links", "", "readlink /dev/fd /dev/stdin /dev/ptmx", "/proc/self/fd\n/proc/self/fd/0\n(/dev/)?pts/ptmx"),
+            ("no other devices", "", "ls /dev | tr '\\n' ' '", r"(console )?(core )?fd full (mqueue )?null ptmx pts random shm stderr stdin stdout tty urandom zero ?"),
+            ("mqueue", "", "grep -c ' /dev/mqueue mqueue' /proc/mounts", "1"), ("umask", "", "umask", "0022"),
+            ("writable root", "", "echo x >/etc/new && cat /etc/new", "x"), ("signals are not ignored or blocked", "", "grep -e SigIgn -e SigBlk /proc/self/status | cut -f2 | sort -u", "0000000000000000"),
+            ("oom score", "--oom-score-adj 500", "cat /proc/self/oom_score_adj", "500"),
+            ("label has no effect", "-l a=b --label-file LABELS", "echo x", "x"),
+            ("env-file", "--env-file ENVS", "echo $A $B; env | grep -c -e '^#' -e ^C=", "1 two words\n0")]:
+        with sk.case(name):
+            sk.file("LABELS", "c=d\n# no\n\ne\n")
+            sk.file("ENVS", "A=1\n# comment\n\nB=two words\nC_NOT_SET\n")
+            r = sk("run --rm " + options + " busybox sh -c", script, env={"FROM_HOST": "here"})
+            r.ok
+            if not re.search("^(?:%s)$" % want, r.out):
+                raise Failed("run %s `%s`: expected /%s/, got %r (stderr %r)" % (options, script, want, lib.short(r.out), lib.short(r.err, 150)))
+
+
+def test_entrypoint_and_command(sk):
+    sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="ep", config={
+        "Entrypoint": ["/bin/echo", "ep"], "Cmd": ["cmd"], "User": "app", "WorkingDir": "/work/dir", "Env": ["PATH=/bin", "FROM=image"],
+        "Labels": {"l": "m"}, "StopSignal": "SIGINT"})).ok
+    for line, want in [
+            ("run --rm ep", "ep cmd"), ("run --rm ep other words", "ep other words"), ("run --rm --entrypoint pwd ep", "/work/dir"),
+            ("run --rm --entrypoint id ep -u", "1000"), ("run --rm --entrypoint sh ep -c 'echo $FROM'", "image"),
+            ("run --rm -e FROM=option --entrypoint sh ep -c 'echo $FROM'", "option"), ("run --rm --entrypoint '' ep echo x", "x"),
+            ("run --rm --entrypoint echo -w /tmp ep x", "x")]:
+        with sk.case(line):
+            sk(line).says(want)
+    with sk.case("--entrypoint drops the image's command"):
+        sk("run --rm --entrypoint echo ep").says("")
+    with sk.case("inspect"):
+        sk("create --name c ep x").ok
+        eq(sk.get("c", "{{.Path}} {{json .Args}} {{.Config.User}} {{.Config.WorkingDir}} {{.Config.StopSignal}} {{.Config.Labels.l}}"),
+           '/bin/echo ["ep","x"] app /work/dir SIGINT m')
+    with sk.case("no command"):
+        sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="none", config={"Cmd": None})).ok
+        sk("run --rm none").exits(125, "no command specified")
+    for name, config, code in [
+            ("wrong kind of Cmd", {"Cmd": "a string"}, None), ("Env without =", {"Env": ["PATH=/bin", "JUSTNAME", "=x", ""]}, 0),
+            ("USER 0:0:0", {"User": "0:0:0"}, None), ("USER -1", {"User": "-1"}, None), ("USER 2^32", {"User": "4294967296"}, None),
+            ("USER 2^32-1", {"User": "4294967295"}, None), ("USER :", {"User": ":"}, None),
+            ("WORKDIR of /proc/self/fd", {"WorkingDir": "/proc/self/fd/8"}, None), ("WORKDIR relative", {"WorkingDir": "rel/dir"}, 0),
+            ("WORKDIR with dots", {"WorkingDir": "/../../../tmp"}, 0), ("VOLUME with dots", {"Volumes": {"/../../x": {}}}, 0), ("VOLUME empty", {"Volumes": {"": {}}}, None),
+            ("VOLUME /", {"Volumes": {"/": {}}}, None), ("health is a string", {"Healthcheck": "x"}, None),
+            ("health with odd times", {"Healthcheck": {"Test": ["CMD", "true"], "Interval": -5}}, None), ("StopSignal odd", {"StopSignal": "NOSUCH"}, None),
+            ("ExposedPorts odd", {"ExposedPorts": {"x/y/z": {}, "99999999/tcp": {}}}, None), ("Labels null", {"Labels": None}, 0)]:
+        with sk.case("image config: " + name):
+            tag = "odd"
+            r = sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag=tag, config=config))
+            if r.code == 0:
+                r = sk("run --rm odd sh -c", "id -u; pwd; echo fine")
+                if code == 0:
+                    r.prints("fine")
+                elif r.code == 0:
+                    no_match(r.out, r"/fd/8", "cwd")
+                    if "USER" in name and name != "USER :":
+                        no_match(r.out, r"^0$", "uid")
+                else:
+                    true(r.code in (1, 125, 126, 127), "125..127, got %d" % r.code)
+            else:
+                r.exits(None, ".")
+
+
+def test_terminal(sk):
+    with sk.case("run -it"):
+        t = Terminal(sk, "run --rm -it busybox sh", rows=31, cols=97)
+        t.expect("# ")
+        t.send("tty; stty size; echo $TERM; test -t 2 && echo iste''rm\n")
+        t.expect("/dev/(pts/0|console)")
+        t.expect("31 97")
+        t.expect("xterm")
+        t.expect("isterm")
+        t.size(50, 120)
+        t.send("stty size\n")
+        until(lambda: t.send("stty size\n") or (t.read(0.3) and "50 120" in t.seen), "the terminal's new size arrives")
+        t.seen = ""
+        t.send("sleep 1000\n")
+        t.expect("sleep 1000")
+        until(lambda: t.send("\x03") or (t.read(0.3) and "# " in t.seen), "Ctrl-C ends sleep")
+        t.send("exit 9\n")
+        t.exits(9)
+    with sk.case("line discipline is the container's"):
+        t = Terminal(sk, "run --rm -it busybox cat")
+        t.send("hello\r")
+        t.expect("hello\r\n(.|\n)*hello")
+        t.send("\x04")
+        t.exits(0)
+    with sk.case("detach with Ctrl-P Ctrl-Q, attach, exit"):
+        t = Terminal(sk, "run -it --name d busybox sh")
+        t.expect("# ")
+        t.send("X=kept\n")
+        t.expect("# ")
+        t.send("\x10")
+        t.send("\x11")
+        t.exits(0)
+        eq(sk.status("d"), "running")
+        t = Terminal(sk, "attach d")
+        t.send("echo is-$X\n")
+        t.expect("is-kept")
+        t.send("exit 5\n")
+        t.exits(5)
+        eq(sk.get("d", "{{.State.ExitCode}}"), "5")
+    with sk.case("Ctrl-P alone passes"):
+        t = Terminal(sk, "run --rm -it busybox sh -c", "stty raw -echo; echo ready; dd bs=1 count=3 2>/dev/null | od -An -tx1")
+        t.expect("ready")
+        t.send("\x10a\x10")
+        t.send("b")
+        t.expect("10 61 10")
+        t.exits(0)
+    with sk.case("--detach-keys"):
+        t = Terminal(sk, "run -it --name e --detach-keys ctrl-x,y busybox sh")
+        t.expect("# ")
+        t.send("\x18y")
+        t.exits(0)
+        t = Terminal(sk, "attach --detach-keys q e")
+        t.send("q")
+        t.exits(0)
+        eq(sk.status("e"), "running")
+    with sk.case("start -ai"):
+        sk("create -it --name f busybox sh").ok
+        t = Terminal(sk, "start -ai f")
+        t.expect("# ")
+        t.send("exit 3\n")
+        t.exits(3)
+    with sk.case("TERM given"):
+        t = Terminal(sk, "run --rm -it -e TERM=dumb busybox sh -c", "echo t-$TERM-")
+        t.expect("t-dumb-")
+        t.exits(0)
+    with sk.case("fast output is whole"):
+        t = Terminal(sk, "run --rm -it busybox seq 1 20000")
+        t.exits(0)
+        eq(len(re.findall(r"\d+\r\n", t.seen)), 20000, "lines on the terminal")
+    with sk.case("hang-up of the terminal leaves the container"):
+        t = Terminal(sk, "run -it --name g busybox sh")
+        t.expect("# ")
+        os.close(t.slave)
+        os.close(t.master)
+        t.p.wait(30)
+        eq(sk.status("g"), "running")
+
+
+def test_signals(sk):
+    """The client passes signals on; the exit code is the container's."""
+    for sig, want in (signal.SIGINT, 2), (signal.SIGTERM, 15), (signal.SIGHUP, 1), (signal.SIGUSR1, 10):
+        with sk.case(sig.name):
+            p = sk.popen("run --rm busybox sh -c", "trap 'exit %d' %d; echo ready; while :; do sleep 0.05; done" % (want, want), stdout=subprocess.PIPE)
+            eq(p.stdout.readline(), b"ready\n")
+            p.send_signal(sig)
+            eq(p.wait(30), want)
+    with sk.case("--sig-proxy=false"):
+        p = sk.popen("run --sig-proxy=false --name s busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
+        eq(p.stdout.readline(), b"ready\n")
+        p.send_signal(signal.SIGTERM)
+        p.wait(30)
+        eq(sk.status("s"), "running")
+    with sk.case("kill -9 of the client leaves the container"):
+        p = sk.popen("run --name k busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
+        eq(p.stdout.readline(), b"ready\n")
+        p.kill()
+        p.wait()
+        eq(sk.status("k"), "running")
+
+
+def test_detached(sk):
+    with sk.case("-d prints the id, output goes to the log"):
+        cid = sk("run -d --name a busybox echo hello").ok.out
+        match(cid, "^[0-9a-f]{64}$")
+        sk("wait a").says("0")
+        sk("logs a").says("hello")
+    with sk.case("--cidfile"):
+        f = sk.dir + "/cid"
+        cid = sk("run -d --cidfile", f, "busybox true").ok.out
+        eq(open(f).read(), cid)
+        sk("run --cidfile", f, "busybox true").exits(125, "container ID file found")
+    with sk.case("-d returns without holding the pipe"):
+        r = subprocess.run("%s run -d busybox sleep 1000 | cat" % sk.binary, shell=True, env=sk.env, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, timeout=30)
+        match(r.stdout.decode(), "^[0-9a-f]{64}$")
+    with sk.case("-d --rm goes away by itself"):
+        cid = sk("run -d --rm busybox true").ok.out
+        until(lambda: cid[:12] not in sk("ps -aq").ok.out, "the container is removed")
+    with sk.case("-dit and attach"):
+        sk("run -dit --name sh busybox sh").ok
+        t = Terminal(sk, "attach sh")
+        t.send("echo he''re\n")
+        t.expect("here")
+        t.send("\x10\x11")
+        t.exits(0)
+    with sk.case("-d and -a"):
+        sk("run -d -a stdout busybox true").exits(125, "conflicting options")
+    with sk.case("not a child: it lives in a session of its own"):
+        sk("run -d --name own busybox sleep 1000").ok
+        true(os.getsid(sk.supervisor("own")) != os.getsid(0), "a session of its own for the supervisor")
+
+
+def test_names_and_ids(sk):
+    cid = sk("create --name first busybox true").ok.out
+    for ref in cid, cid[:12], cid[:4], "first", "/first":
+        with sk.case("found by " + ref[:14]):
+            eq(sk.get(ref, "{{.Id}}"), cid)
+    with sk.case("a made-up name"):
+        n = sk.get(sk("create busybox").ok.out, "{{.Name}}")
+        match(n, "^/[a-z]+_[a-z]+[0-9]?$")
+    with sk.case("ambiguous start of an id"):
+        ids = [sk("create busybox").ok.out for _ in range(18)]
+        start = [i for i in "0123456789abcdef" if sum(x.startswith(i) for x in ids + [cid]) > 1][0]
+        sk("inspect --type container", start).exits(1, "multiple|ambiguous")
+    with sk.case("a name that is another's id"):
+        sk("create --name", cid[:12], "busybox true").ok
+        eq(sk.get(cid, "{{.Name}}"), "/first")
+    with sk.case("rename"):
+        sk("rename first second").says("")
+        eq(sk.get(cid, "{{.Name}}"), "/second")
+        sk("inspect first").exits(1)
+        sk("create --name first busybox").ok
+        sk("rename first second").exits(1, "already in use")
+        sk("rename second", "a b").exits(1, "invalid")
+        sk("rename nosuch x").exits(1, "no such container")
+        sk("rename second second").exits(1, "same")
+    for name in "a", ".a", "-a", "a b", "a/b", "é", "", "a" * 300, "a\nb", "a:b":
+        with sk.case("name %r" % name[:9]):
+            r = sk("create --name", name, "busybox")
+            if name == "":
+                r.ok
+            else:
+                r.exits(125, "invalid container name|too long|only|name")
+    for name in "ab", "A.b-c_d", "0x", "a" * 200:
+        with sk.case("name %r" % name[:9]):
+            sk("create --name", name, "busybox").ok
+
+
+@only("abfg")
+def test_storage(sk):
+    """The rung is chosen by what works; each does the same."""
+    want = {"a": "overlay", "b": "overlay", "f": "overlay-fuse", "g": "overlay-fuse"}[sk.who]
+    with sk.case("chosen"):
+        eq(sk("info --format", "{{.Driver}}").ok.out, want)
+    for driver in ["overlay", "copy"] + (["overlay-fuse"] if sk.who in "fg" else []):
+        base = "--storage-driver %s " % driver
+        with sk.case(driver):
+            sk(base + "run --name %s busybox sh -c" % driver, "echo x >/f; echo y >>/etc/passwd; rm /bin/vi; mkdir /d; mv /home /d/; chmod 700 /bin; "
+               "ln /bin/busybox /bin/hard; ls -l /bin/busybox >/dev/null; stat -c %F /").says("directory")
+            d = sk("diff", driver).ok.lines
+            for line in "A /f", "C /etc/passwd", "D /bin/vi", "A /d", "D /home", "A /bin/hard":
+                true(line in d, "%s in %s" % (line, d))
+            sk("commit %s %s:c" % (driver, driver)).ok
+            sk(base + "run --rm %s:c sh -c" % driver, "cat /f; tail -1 /etc/passwd; ls /bin/vi /d 2>&1; stat -c %a /bin").says(
+                "x\ny\nls: /bin/vi: No such file or directory\n/d:\nhome\n700")
+            sk("cp %s:/f -" % driver).ok
+            sk("rm", driver).ok
+    if sk.who in "ab":
+        with sk.case("a rung that cannot be had says why"):
+            sk("--storage-driver overlay-fuse run --rm busybox true").exits(125, "fuse")
+    with sk.case("nothing is mounted or running afterwards"):
+        until(lambda: not sk.processes(), "no process is left: %s" % sk.processes())
+    with sk.case("rm leaves no files"):
+        eq(os.listdir(sk.root + "/containers") if os.path.isdir(sk.root + "/containers") else [], [])
+
+
+def test_keep_id(sk):
+    uid, gid = os.getuid(), os.getgid()
+    d = sk.folder("mine")
+    with sk.case("own id, own files"):
+        sk("run --rm --userns keep-id -v", d + ":/d", "busybox sh -c", "id -u; id -g; echo x >/d/f; stat -c %u /d/f").says("%d\n%d\n%d" % (uid, gid, uid))
+        eq(os.stat(d + "/f").st_uid, uid)
+    with sk.case("root's files are the user's"):
+        sk("run --rm -v", d + ":/d", "busybox sh -c", "id -u; touch /d/g; stat -c %u /d/g").says("0\n0")
+        eq(os.stat(d + "/g").st_uid, uid)
+    with sk.case("a number mapped to the user where there are no ranges"):
+        if not sk.subuid:
+            sk("run --rm -u 1000 -v", d + ":/d", "busybox sh -c", "id -u; touch /d/h; stat -c %u /d/h").says("1000\n1000")
+            eq(os.stat(d + "/h").st_uid, uid)
+        else:
+            sk("run --rm -u 1000 --tmpfs /t:mode=1777 busybox sh -c", "id -u; touch /t/h; stat -c %u /t/h").says("1000\n1000")
+    with sk.case("keep-id with -u"):
+        sk("run --rm --userns keep-id -u 0 busybox id -u").ok if sk.subuid else None
+    with sk.case("--group-add"):
+        sk("run --rm --group-add wheel busybox id -G").prints(r"\b10\b") if sk.subuid else None
+    with sk.case("--group-add keep-groups"):
+        sk("run --rm --group-add keep-groups busybox true").ok
+
+
+@only("ab")
+def test_ownership(sk):
+    """chown, useradd-like changes and set*id work as for root, with and without ranges."""
+    for name, script, want in [
+            ("chown", "touch /f && chown 33:44 /f && echo ok", "ok"), ("chown -h of a link", "ln -s x /l && chown -h 5:5 /l && echo ok", "ok"),
+            ("chgrp", "mkdir /d && chgrp 7 /d && echo ok", "ok"), ("chown -R", "chown -R 1000:1000 /etc && echo ok", "ok"),
+            ("set-id bit stays", "cp /bin/busybox /s && chmod 4755 /s && stat -c %a /s", "4755"),
+            ("su", "su app -c 'id -u' >/tmp/o 2>&1; cat /tmp/o", "1000|0" if not sk.subuid else "1000"),
+            ("mknod of a fifo", "mknod /p p && test -p /p && echo ok", "ok"),
+            ("tar with owners", "mkdir /t && cd /t && touch a && chown 9:9 a; tar cf ../t.tar a && rm a && tar xf ../t.tar && ls", "a")]:
+        with sk.case(name):
+            r = sk("run --rm busybox sh -c", script).ok
+            true(re.search("^(?:%s)$" % want, r.out), "/%s/ from `%s`, got %r %r" % (want, script, r.out, r.err))
+    if sk.subuid:
+        with sk.case("owners are seen"):
+            sk("run --rm busybox sh -c", "touch /f; chown 33:44 /f; stat -c %u:%g /f").says("33:44")
+
+
+def test_create_start(sk):
+    with sk.case("create, then start"):
+        cid = sk("create --name c busybox echo hi").ok.out
+        eq(sk.status("c"), "created")
+        sk("start c").says("c")
+        sk("wait c").says("0")
+        sk("logs c").says("hi")
+    with sk.case("start -a"):
+        sk("start -a c").says("hi")
+    with sk.case("start again keeps the files"):
+        sk("create --name f busybox sh -c", "echo x >>/f; wc -l </f").ok
+        for n in "123":
+            sk("start -a f").says(n)
+    with sk.case("start -i"):
+        sk("create -i --name i busybox cat").ok
+        sk("start -ai i", input="through").says("through")
+    with sk.case("start -a: its exit code"):
+        sk("create --name e busybox sh -c", "exit 33").ok
+        sk("start -a e").exits(33)
+    with sk.case("start of several"):
+        sk("create --name x busybox sleep 100").ok
+        sk("create --name y busybox sleep 100").ok
+        sk("start x y").says("x\ny")
+        sk("start x").says("x")
+    with sk.case("start of a missing one goes on"):
+        sk("create --name z busybox sleep 100").ok
+        r = sk("start nosuch z").exits(1, "no such container: nosuch")
+        eq((r.out, sk.status("z")), ("z", "running"))
+    with sk.case("a broken one"):
+        sk("create --name broken busybox nosuch").ok
+        sk("start broken").exits(1, "not found|no such")
+    with sk.case("start --detach-keys, options kept"):
+        sk("create --name o -e A=1 -w /tmp -u app --hostname hh busybox sh -c", "echo $A $(pwd) $(id -u) $(hostname)").ok
+        sk("start -a o").says("1 /tmp 1000 hh")
+
+
+def test_inspect(sk):
+    cid = sk("create --name c -e A=1 -l x=y -w /tmp -u app --hostname hh --restart on-failure:3 --cap-add NET_ADMIN --read-only "
+             "-v vol:/v --tmpfs /t --init --stop-timeout 7 --stop-signal USR1 --entrypoint echo busybox a b").ok.out
+    j = sk("inspect c").ok.json[0]
+    for path, want in [
+            ("Id", cid), ("Name", "/c"), ("Path", "echo"), ("Args", ["a", "b"]), ("State.Status", "created"), ("State.Running", False), ("State.Pid", 0),
+            ("State.ExitCode", 0), ("State.StartedAt", "0001-01-01T00:00:00Z"), ("RestartCount", 0), ("Config.User", "app"), ("Config.Hostname", "hh"),
+            ("Config.Image", "busybox"), ("Config.WorkingDir", "/tmp"), ("Config.Entrypoint", ["echo"]), ("Config.Cmd", ["a", "b"]), ("Config.Tty", False),
+            ("Config.Labels", {"x": "y"}), ("Config.StopSignal", "USR1|SIGUSR1"), ("Config.StopTimeout", 7), ("HostConfig.RestartPolicy.Name", "on-failure"),
+            ("HostConfig.RestartPolicy.MaximumRetryCount", 3), ("HostConfig.ReadonlyRootfs", True), ("HostConfig.NetworkMode", "host|default"),
+            ("HostConfig.Init", True), ("HostConfig.Binds", ["vol:/v"]), ("HostConfig.AutoRemove", False), ("HostConfig.Tmpfs", {"/t": ""}),
+            ("Image", sk.get("busybox", "{{.Id}}")), ("HostConfig.LogConfig.Type", "json-file")]:
+        with sk.case(path):
+            v = j
+            for k in path.split("."):
+                true(isinstance(v, dict) and k in v, "%s in inspect" % path)
+                v = v[k]
+            if isinstance(want, str):
+                true(re.fullmatch(want, str(v)), "%s %r, got %r" % (path, want, v))
+            else:
+                eq(v, want, path)
+    with sk.case("environment"):
+        true({"A=1", "PATH=/bin"} <= set(j["Config"]["Env"]), "A=1 and PATH in %s" % j["Config"]["Env"])
+    with sk.case("capabilities"):
+        true(j["HostConfig"]["CapAdd"] in (["NET_ADMIN"], ["CAP_NET_ADMIN"]), "CapAdd, got %s" % j["HostConfig"]["CapAdd"])
+    with sk.case("mounts"):
+        m = [x for x in j["Mounts"] if x["Destination"] == "/v"][0]
+        eq((m["Type"], m["Name"], m["RW"]), ("volume", "vol", True))
+    with sk.case("times"):
+        match(j["Created"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
+    with sk.case("running"):
+        sk.up("r")
+        j = sk("inspect r").ok.json[0]
+        true(os.path.exists("/proc/%d" % j["State"]["Pid"]), "State.Pid of a process of the host")
+        eq((j["State"]["Status"], j["State"]["Running"]), ("running", True))
+    with sk.case("-s"):
+        true("SizeRw" in sk("inspect -s c").ok.json[0], "SizeRw in inspect -s")
+
+
+def test_containers_are_apart(sk):
+    """What one container writes, another does not see."""
+    sk("run --name a busybox sh -c", "echo secret >/secret; echo $$ >/tmp/x").ok
+    sk("run --rm busybox sh -c", "ls /secret /tmp/x 2>&1 | grep -c 'No such'").says("2")

@@ -1,0 +1,322 @@
+"""What a hostile container, image or neighbour tries."""
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import lib
+from lib import Failed, Skipped, docker_archive, entry, eq, image, match, no_match, only, tar, timeout, true, until
+
+WHO = "ab"
+DEFAULT_CAPS = "00000000a80425fb"
+
+
+def test_capabilities(sk):
+    show = "grep Cap /proc/self/status | cut -f2 | tr '\\n' ' '"  # Inh Prm Eff Bnd Amb
+    zero, c = "0" * 16, DEFAULT_CAPS
+    for options, want in [
+            ("", [zero, c, c, c, zero]), ("--cap-drop ALL", [zero] * 5), ("--cap-drop all --cap-add chown", [zero, "%016x" % 1] + ["%016x" % 1] * 2 + [zero]),
+            ("--cap-add SYS_ADMIN", [zero] + ["%016x" % (int(c, 16) | 1 << 21)] * 3 + [zero]), ("--cap-add CAP_SYS_ADMIN --cap-drop CAP_CHOWN", [zero] + [
+                "%016x" % ((int(c, 16) | 1 << 21) & ~1)] * 3 + [zero])]:
+        with sk.case("run " + options):
+            eq(sk("run --rm %s busybox sh -c" % options, show).ok.out.split(), want)
+    with sk.case("another user has none"):
+        eq(sk("run --rm -u 1000 busybox sh -c", show).ok.out.split(), [zero, zero, zero, c, zero])
+    with sk.case("exec"):
+        sk.up("c")
+        eq(sk("exec c sh -c", show).ok.out.split(), [zero, c, c, c, zero])
+        sk.up("d", "sleep 1000", "--cap-drop", "ALL")
+        eq(sk("exec d sh -c", show).ok.out.split(), [zero] * 5)
+    with sk.case("ALL"):
+        r = sk("run --rm --cap-add ALL busybox sh -c", show).ok
+        true(int(r.out.split()[2], 16) & 1 << 21, "CAP_SYS_ADMIN with --cap-add ALL")
+
+
+def test_masks(sk):
+    """Masked and read-only paths, as Docker's."""
+    for p in "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats", "/proc/timer_stats":
+        if os.path.exists(p):
+            with sk.case("masked " + p):
+                sk("run --rm busybox sh -c", "cat %s 2>/dev/null | wc -c" % p).says("0")
+    for p in "/proc/acpi", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap":
+        if os.path.isdir(p):
+            with sk.case("empty " + p):
+                sk("run --rm busybox sh -c", "ls -A %s 2>/dev/null | wc -l" % p).says("0")
+    for p in "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/irq/default_smp_affinity", "/proc/sys/vm/drop_caches", "/proc/bus/x", "/proc/fs/x":
+        with sk.case("read-only " + p):
+            sk("run --rm busybox sh -c", "echo x >%s" % p).exits(None, "read-only|permission denied|nonexistent|no such")
+    for p in "/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/sysrq-trigger":
+        if os.path.exists(p):
+            with sk.case("ro mount " + p):
+                sk("run --rm busybox grep", " %s " % p, "/proc/mounts").prints(r" ro\b")
+    with sk.case("/sys is read-only"):
+        sk("run --rm busybox sh -c", "mkdir /sys/x").exits(None, ".")
+        sk("run --rm busybox sh -c", "grep ' /sys ' /proc/mounts").prints(r" ro\b")
+    with sk.case("masks cannot be taken off"):
+        sk("run --rm busybox umount /proc/kcore").exits(None, ".")
+        sk("run --rm --cap-add SYS_ADMIN busybox sh -c", "umount /proc/kcore; cat /proc/kcore 2>/dev/null | head -c 5 | wc -c").prints("^0")
+    with sk.case("mounts cannot be made"):
+        for what in "mount -t tmpfs t /mnt", "mount -o bind /etc /home", "mount -o remount,rw /proc/sys", "mount -t proc p /home":
+            sk("run --rm busybox sh -c", "mkdir -p /mnt; " + what).exits(None, ".")
+    with sk.case("--security-opt systempaths=unconfined"):
+        sk("run --rm --security-opt systempaths=unconfined busybox sh -c", "grep -c ' /proc/kcore ' /proc/mounts").exits(1)
+    with sk.case("proc is that of the container"):
+        sk("run --rm busybox sh -c", "cat /proc/1/cmdline | tr '\\0' ' '").prints("sh -c cat")
+    with sk.case("no way to the host by /proc/1/root, /proc/1/cwd"):
+        sk("run --rm busybox sh -c", "test / -ef /proc/1/root && test / -ef /proc/1/cwd && ls -d /proc/1/root/bin/busybox").says("/proc/1/root/bin/busybox")
+    with sk.case("the host's root is not mounted"):
+        sk("run --rm busybox sh -c", "cut -d' ' -f2 /proc/mounts | grep -v -e '^/proc' -e '^/dev' -e '^/sys' -e '^/etc/' | sort -u").says("/")
+
+
+def test_seccomp(sk):
+    with sk.case("a filter is on"):
+        sk("run --rm busybox sh -c", "grep -e ^Seccomp: /proc/self/status").prints(r"Seccomp:\s+2")
+    with sk.case("unconfined"):
+        r = sk("run --rm --security-opt seccomp=unconfined busybox sh -c", "grep -e ^Seccomp: /proc/self/status").ok
+        if sk.subuid:  # without ranges a filter makes chown succeed
+            match(r.out, r"Seccomp:\s+0")
+    with sk.case("no-new-privileges"):
+        sk("run --rm --security-opt no-new-privileges busybox sh -c", "grep NoNewPrivs /proc/self/status").prints(r"\s1$")
+    with sk.case("a profile of one's own"):
+        p = sk.file("p.json", json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}))
+        sk("run --rm --security-opt seccomp=%s busybox sh -c" % p, "mkdir /x").exits(1, "not implemented")
+        sk("run --rm --security-opt", "seccomp=" + sk.file("bad.json", "{"), "busybox true").exits(125, "seccomp|profile|JSON|decod")
+    source = r"""
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void t(const char *n, long r) { printf("%s %d\n", n, r < 0 ? errno : 0); }
+#define S(name, ...) t(#name, syscall(SYS_##name, __VA_ARGS__))
+int main(void) {
+    S(keyctl, 0, -1, 0, 0, 0); S(add_key, "user", "x", "y", 1, -1); S(request_key, "user", "x", 0, 0);
+    S(bpf, 0, 0, 0); S(userfaultfd, 0); S(perf_event_open, 0, 0, -1, -1, 0);
+    S(mount, "none", "/tmp", "tmpfs", 0, 0); S(umount2, "/proc", 2); S(pivot_root, ".", ".");
+    S(swapon, "/x", 0); S(reboot, 0, 0, 0, 0); S(init_module, 0, 0, ""); S(finit_module, -1, "", 0);
+    S(delete_module, "x", 0); S(kexec_load, 0, 0, 0, 0); S(setns, -1, 0); S(unshare, CLONE_NEWUSER);
+    S(acct, 0); S(settimeofday, 0, 0); S(quotactl, 0, 0, 0, 0); S(open_by_handle_at, -1, 0, 0);
+    S(clone3, 0, 0); S(io_uring_setup, 1, 0); S(move_mount, -1, "", -1, "", 0);
+    S(fsopen, "tmpfs", 0); S(mount_setattr, -1, "", 0, 0, 0); S(open_tree, -1, "", 0);
+    S(personality, 0x0020000); S(fanotify_init, 0, 0); S(name_to_handle_at, -1, "", 0, 0, 0);
+    t("clone_newuser", syscall(SYS_clone, CLONE_NEWUSER, 0, 0, 0, 0)); S(personality, 0);
+    t("af_alg", socket(38, SOCK_SEQPACKET, 0)); t("af_vsock", socket(40, SOCK_STREAM, 0));
+    t("af_inet", socket(AF_INET, SOCK_STREAM, 0)); t("unknown", syscall(9999)); t("getpid", getpid());
+#ifdef __x86_64__
+    t("x32", syscall(0x40000000 | 39)); t("ioperm", syscall(SYS_ioperm, 0, 1, 1)); t("iopl", syscall(SYS_iopl, 3));
+#endif
+    return 0;
+}
+"""
+    sk.file("try/t.c", source)
+    lib.tool("gcc", "-static", "-O1", "-w", "-o", sk.dir + "/try/t", sk.dir + "/try/t.c")
+    r = sk("run --rm -v", sk.dir + "/try:/try:ro", "busybox /try/t").ok
+    got = dict((k, int(v)) for k, v in (x.split() for x in r.lines))
+    EPERM, ENOSYS = 1, 38
+    for name, want in [
+            ("keyctl", EPERM), ("add_key", EPERM), ("request_key", EPERM), ("bpf", EPERM), ("userfaultfd", EPERM), ("perf_event_open", EPERM), ("mount", EPERM),
+            ("umount2", EPERM), ("pivot_root", EPERM), ("swapon", EPERM), ("reboot", EPERM), ("init_module", EPERM), ("finit_module", EPERM), ("delete_module", EPERM),
+            ("kexec_load", EPERM), ("setns", EPERM), ("unshare", EPERM), ("acct", EPERM), ("settimeofday", EPERM), ("quotactl", EPERM), ("open_by_handle_at", EPERM),
+            ("clone3", ENOSYS), ("io_uring_setup", (EPERM, ENOSYS)), ("move_mount", EPERM), ("fsopen", EPERM), ("mount_setattr", EPERM), ("open_tree", EPERM), ("personality", 0),
+            ("fanotify_init", EPERM), ("clone_newuser", EPERM), ("af_vsock", EPERM), ("af_alg", (EPERM, 97)), ("af_inet", 0), ("unknown", ENOSYS), ("getpid", 0), ("x32", (EPERM, ENOSYS)),
+            ("ioperm", EPERM), ("iopl", EPERM)]:
+        if name in got:
+            with sk.case(name):
+                true(got[name] == want or isinstance(want, tuple) and got[name] in want, "errno %s of %s, got %d" % (want, name, got[name]))
+
+
+def test_descriptors(sk):
+    """CVE-2024-21626: nothing of the engine's or the caller's is open inside."""
+    r, w = os.pipe()
+    extra = os.open(sk.dir, os.O_RDONLY)
+    for fd in r, w, extra:
+        os.set_inheritable(fd, True)
+    for line in "run --rm busybox", "run --rm -i busybox", "run --rm --init busybox", "--storage-driver copy run --rm busybox":
+        with sk.case(line):
+            got = sk(line + " sh -c", "ls /proc/$$/fd | tr '\\n' ' '", pass_fds=[r, w, extra]).ok.out
+            eq(got.strip(), "0 1 2", "descriptors of the command")
+            got = sk(line + " sh -c", "ls -l /proc/1/fd | grep -c -e /root/ -e containers -e layers", pass_fds=[r, w, extra])
+            eq(got.out, "0", "descriptors of pid 1 that lead into the store")
+    with sk.case("on a terminal"):
+        t = lib.Terminal(sk, "run --rm -it busybox ls /proc/self/fd")
+        t.exits(0)
+        eq(t.seen.split(), ["0", "1", "2", "3"])
+    for d in ["/proc/self/fd/%d" % n for n in range(3, 12)] + ["/proc/self/cwd", "/proc/1/cwd", "/proc/self/fd/7/../../.."]:
+        with sk.case("-w " + d):
+            got = sk("run --rm -w", d, "busybox sh -c", "pwd -P; ls -d bin/busybox ../bin/busybox 2>/dev/null")
+            if got.code == 0:
+                true("(unreachable)" not in got.out and sk.dir not in got.out, "a directory inside, got %r" % got.out)
+            sk("run --rm -w", d, "busybox cat ..%s/canary/x" % ("/.." * 20 + sk.dir)).exits(None, ".")
+    with sk.case("nothing of the host in the container's memory maps"):
+        sk.up("c")
+        no_match(sk("exec c cat /proc/1/maps").ok.out, "skiff")
+
+
+def test_own_binary(sk):
+    """CVE-2019-5736: /proc/PID/exe of the engine, from inside."""
+    mine = sk.dir + "/skiff"
+    shutil.copy(sk.binary, mine)
+    os.chmod(mine, 0o755)
+    before = lib.digest(open(mine, "rb").read())
+    sk.binary = mine
+    sk("load -q", input=docker_archive(lib.busybox_layer(), tar(entry("evil", link="/proc/self/exe"), entry(
+        "script", "#!/proc/self/exe\n", mode=0o755)), tag="evil")).ok
+    writer = "while :; do for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || (printf bad >>$p/exe) 2>/dev/null; done; done"
+    sk.up("c", writer)
+    for line in "exec c /proc/self/exe --help", "exec c true", "run --rm evil /evil --help", "run --rm evil /script", "run --rm --entrypoint /proc/self/exe evil", "exec c true", "exec c /proc/1/exe":
+        with sk.case(line):
+            sk(line)
+            eq(lib.digest(open(mine, "rb").read()), before, "the engine's binary after " + line)
+    for _ in range(20):
+        sk("exec c true")
+    eq(lib.digest(open(mine, "rb").read()), before)
+
+
+def test_hostile_roots(sk):
+    """Parts of the image that are symlinks or odd files where the engine works."""
+    canary = sk.folder("canary")
+    sk.file("canary/ptmx", "decoy")
+    sk.file("canary/passwd", "evil:x:0:0::/:/bin/sh\n")
+    up = "../" * 40 + canary.lstrip("/")
+    link = lambda p, to: entry(p, link=to)
+    before = {f: (os.stat(canary + "/" + f).st_mode, os.stat(canary + "/" + f).st_mtime_ns) for f in os.listdir(canary)}
+    wh = lambda p: entry(".wh." + p, "")
+    for name, items in [
+            ("/dev absolute", [link("dev", canary)]), ("/dev relative", [link("dev", up)]), ("/dev to proc", [link("dev", "/proc/1/root")]), ("/dev/pts", [entry("dev/"), link("dev/pts", canary)]),
+            ("/dev/shm", [entry("dev/"), link("dev/shm", canary)]), ("/dev/ptmx", [entry("dev/"), link("dev/ptmx", canary + "/ptmx")]), ("/dev/null", [entry("dev/"), link("dev/null", canary + "/ptmx")]),
+            ("/proc", [link("proc", canary)]), ("/proc relative", [link("proc", up)]), ("/proc is a file", [wh("proc"), entry("proc", "x")]), ("/sys", [link("sys", canary)]),
+            ("/etc", [link("etc", canary)]), ("/etc/hosts", [link("etc/hosts", canary + "/hosts")]), ("/etc/resolv.conf", [link("etc/resolv.conf", up + "/resolv.conf")]),
+            ("/etc/hostname is a directory", [entry("etc/hostname/")]), ("/etc/mtab", [link("etc/mtab", canary + "/mtab")]), ("/etc/passwd", [link("etc/passwd", canary + "/passwd")]),
+            ("/run", [link("run", canary)]), ("/tmp", [link("tmp", canary)]), ("loop", [link("dev", "dev")]), ("no /dev /proc /sys", [wh("dev"), wh("proc"), wh("sys")]),
+            ("/dev is a fifo", [wh("dev"), entry("dev", type=lib.tarfile.FIFOTYPE)])]:
+        with sk.case(name):
+            tag = "root"
+            r = sk("load -q", input=docker_archive(lib.busybox_layer(), tar(*items), tag=tag))
+            if r.code:
+                r.exits(None, ".")
+                continue
+            for line in "run --rm %s true", "run --rm -t %s true", "run --rm -u evil %s id -u", "run --rm -w /tmp/x/y %s true":
+                r = sk(line % tag)
+                true(r.code in (0, 1, 125, 126, 127), "an ordered end, got %d" % r.code)
+                if "evil" in line:
+                    no_match(r.out, "^0$", "uid by the host's file")
+            after = {f: (os.stat(canary + "/" + f).st_mode, os.stat(canary + "/" + f).st_mtime_ns) for f in os.listdir(canary)}
+            eq(after, before, "the host's directory")
+    for name, items in [
+            ("passwd of 64 MB", [entry("etc/passwd", b"root:x:0:0::/:/bin/sh\n" + b"x" * (64 << 20))]), ("passwd is a fifo", [entry("etc/passwd", type=lib.tarfile.FIFOTYPE)]),
+            ("passwd is /dev/zero", [link("etc/passwd", "/dev/zero")]), ("passwd is a directory", [wh("etc"), entry("etc/passwd/")]), ("group is /dev/zero", [link("etc/group", "/dev/zero")]),
+            ("passwd with NULs and no fields", [entry("etc/passwd", b"\0\0app\n:::\napp\napp:\napp:x:\napp:x:-1:0::\napp:x:0x0:0::\n")])]:
+        with sk.case(name):
+            sk("load -q", input=docker_archive(lib.busybox_layer(), tar(*items), tag="pw")).ok
+            for line in "run --rm -u app pw id -u", "run --rm -u app:wheel pw id -u", "run --rm pw true":
+                r = sk(line)
+                true(r.code in (0, 1, 125, 126), "an ordered end, got %d %r" % (r.code, lib.short(r.err)))
+                if "-u" in line:
+                    no_match(r.out, "^0$", "uid")
+    with sk.case("USER 4294967295/6 with a line of that name"):
+        for u in "4294967295", "4294967296":
+            sk("load -q", input=docker_archive(lib.busybox_layer(), tar(entry("etc/passwd", "%s:x:0:0::/:/bin/sh\n" % u)), tag="pw", config={"User": u})).ok
+            no_match(sk("run --rm pw id -u").out, "^0$", "uid")
+    with sk.case("labels that look like the engine's own"):
+        sk("load -q", input=docker_archive(lib.busybox_layer(), tag="lab", config={"Labels": {
+            "skiff": "x", "skiff.pid": "1", "io.podman.annotations.privileged": "TRUE", "org.opencontainers.image.ref.name": "evil", "skiff.hostpath": "/"}})).ok
+        sk("run --rm lab sh -c", "grep CapEff /proc/self/status").prints(DEFAULT_CAPS)
+
+
+def test_isolation(sk):
+    with sk.case("own namespaces"):
+        out = sk("run --rm --network none busybox sh -c", "for n in user mnt pid ipc uts net cgroup; do readlink /proc/self/ns/$n; done").ok.lines
+        for line in out:
+            kind = line.split(":")[0]
+            if kind != "cgroup":
+                true(line != os.readlink("/proc/self/ns/" + kind), "an own %s namespace" % kind)
+    with sk.case("host files cannot be reached by the ids of the map"):
+        sk("run --rm -v /etc:/m busybox cat /m/shadow").exits(1, "permission denied")
+        sk("run --rm -v /etc:/m busybox sh -c", "echo x >>/m/passwd").exits(1, "permission denied|read-only")
+        sk("run --rm -v /etc:/m busybox chown 0:0 /m/passwd")
+        eq(os.stat("/etc/passwd").st_uid, 0)
+    with sk.case("TIOCSTI, other terminals"):
+        t = lib.Terminal(sk, "run --rm -it busybox sh -c", "ls /dev/pts; cat /proc/self/stat >/dev/null; echo done")
+        t.expect("done")
+        t.exits(0)
+        no_match(t.seen, r"\b[1-9]\b")
+    with sk.case("keyrings are not shared"):
+        sk("run --rm busybox sh -c", "cat /proc/keys | wc -c").says("0")
+    with sk.case("the environment of the host and of other containers"):
+        sk.up("c", "sleep 1000", "-e", "SECRET_OF_C=1")
+        r = sk("exec c sh -c", "cat /proc/1/environ | tr '\\0' '\\n'", env={"HOST_SECRET": "1"}).ok
+        no_match(r.out, "HOST_SECRET|SKIFF|XDG")
+        no_match(sk("run --rm busybox env").ok.out, "SECRET_OF_C")
+    with sk.case("no new privileges in the supervisor's children: ptrace of the joining process"):
+        r = sk("exec c sh -c", "cat /proc/self/status | grep -e TracerPid").ok
+        match(r.out, r"TracerPid:\s+0")
+    with sk.case("a process that has left its terminal does not outlive its container"):
+        sk("run -d --name k busybox sh -c", "setsid sleep 4242 & sleep 0.2; exit 0").ok
+        sk("wait k").ok
+        until(lambda: not [p for p, n in sk.processes() if n == "sleep" and b"4242" in open("/proc/%d/cmdline" % p, "rb").read()], "it is ended")
+
+
+@only("root")
+def test_other_user(sk):
+    """Another user finds nothing: store private, sockets refuse, planted links are not followed."""
+    sk.up("c")
+    other = dict(user="skiffa", group="skiffa", extra_groups=[])
+    for path in sk.root, sk.root + "/containers", sk.root + "/index.json":
+        with sk.case("closed: " + path[len(sk.root):]):
+            r = subprocess.run(["ls", path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
+            true(r.returncode != 0, "%s not to be readable by another user" % path)
+    with sk.case("its store is refused"):
+        r = subprocess.run([sk.binary, "ps"], env=sk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
+        true(r.returncode not in (0,) and r.stderr, "a clear error for another's store, got %d %r" % (r.returncode, r.stderr))
+    with sk.case("the supervisor cannot be read or traced"):
+        sup = sk.supervisor("c")
+        r = subprocess.run(["ls", "-l", "/proc/%d/fd" % sup], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
+        true(r.returncode != 0, "no descriptors for another user")
+    with sk.case("a world-writable store is made private or refused"):
+        loose = sk.folder("loose")
+        os.chmod(loose, 0o777)
+        os.chown(loose, *sk.user)
+        r = sk("volume create x", env={"SKIFF_ROOT": loose})
+        true(r.code != 0 or os.stat(loose).st_mode & 0o077 == 0, "a refusal, or a store of 0700; mode %o" % os.stat(loose).st_mode)
+    with sk.case("a store of another user's"):
+        theirs = sk.folder("theirs")
+        os.chmod(theirs, 0o777)
+        subprocess.run(["mkdir", "-m", "777", theirs + "/root"], **other)
+        sk("volume create x", env={"SKIFF_ROOT": theirs + "/root"}).exits(None, ".")
+
+
+@only("b")
+@timeout(180)
+def test_swap_race(sk):
+    """A mount target that a neighbour swaps for a symlink to the host while containers start."""
+    canary = sk.folder("canary")
+    shared = sk.folder("shared")
+    sk.up("swap", "cd /s; mkdir -p a; while :; do mv a b; ln -s %s a; rm a; mv b a; done" % canary, "-v", shared + ":/s")
+    for i in range(100):
+        sk("run --rm -v %s:/s --tmpfs /s/a/mnt -w /s/a/wd busybox true" % shared)
+    eq(os.listdir(canary), [], "the host's directory")
+
+
+@only("b")
+def test_limits(sk):
+    with sk.case("fork bomb against nproc"):
+        r = sk("run --rm --ulimit nproc=200 busybox sh -c", "for i in $(seq 300); do sleep 3 & done 2>/dev/null; echo end", wait=90)
+        true(r.code in (0, 1, 2), "an ordered end")
+    with sk.case("descriptor exhaustion of the caller"):
+        import resource
+        for n in 3, 4, 6, 10, 16, 24:
+            r = sk("run --rm busybox true", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)))
+            true(r.code in (0, 1, 125, 126, 127), "an ordered end with %d descriptors, got %d" % (n, r.code))
+    with sk.case("nothing left of these"):
+        until(lambda: not sk.processes(), "no process is left: %s" % sk.processes())
+    with sk.case("memory of the caller"):
+        import resource
+        r = sk("images", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (64 << 20, 64 << 20)))
+        true(r.code in (0, 1, 125), "an ordered end, got %d" % r.code)

@@ -1,0 +1,486 @@
+#!/usr/bin/python3 -I
+"""Black-box tests that run inside the VM (tests/vm/run starts them there).
+
+    guest.py GROUP [WORD...]    the tests of GROUP whose names contain one of the words; all without a word
+
+GROUP says who runs the tests, and where:
+    session    a user with subordinate ids, in a login session
+    delegated  the same, in a scope of systemd whose cgroup is the user's own
+    plain      a user with neither
+    nofuse     as session, but /dev/fuse cannot be opened
+
+skiff is the one in PATH. Each test is a function that raises when something is wrong. The last line
+printed is "N passed, N failed, N skipped".
+"""
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+
+WORK = tempfile.mkdtemp(prefix='skiff-test-', dir=os.environ['HOME'])
+FOREVER = ['sh', '-c', 'trap "exit 3" TERM; echo up; while :; do sleep 0.2; done']
+
+
+class Skip(Exception):
+    """The machine lacks what the test is about; the text names it."""
+
+
+# ---- helpers ----
+
+def skiff(*words, status=0, timeout=90, **settings):
+    """Runs skiff; its output and errors. Fails unless it ends with the status (None: any)."""
+    environment = dict(os.environ, **settings)
+    done = subprocess.run(['skiff', *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          errors='replace', timeout=timeout, env=environment)
+    if status is not None and done.returncode != status:
+        raise AssertionError('status %d instead of %d: skiff %s\n%s%s' % (
+            done.returncode, status, ' '.join(words), done.stdout, done.stderr))
+    return done
+
+
+def out(*words, **options):
+    return skiff(*words, **options).stdout.strip()
+
+
+def run(*words, **options):
+    return skiff('run', '--rm', '--network', 'none', *words, **options)
+
+
+def inspect(name, template):
+    return out('inspect', '--format', template, name)
+
+
+def equal(got, wanted):
+    assert got == wanted, 'got %r instead of %r' % (got, wanted)
+
+
+def contains(text, *parts):
+    for part in parts:
+        assert part in text, '%r is not in:\n%s' % (part, text)
+
+
+def eventually(condition, what, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'not within %d s: %s' % (seconds, what)
+        time.sleep(0.1)
+
+
+def layer(files):
+    """A layer: name -> text, ('link', target) or None for a directory."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode='w') as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.mode = 0o755 if name.startswith('bin') or content is None else 0o644
+            if content is None:
+                entry.type = tarfile.DIRTYPE
+            elif isinstance(content, tuple):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content[1]
+            data = content if isinstance(content, bytes) else b''
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return made.getvalue()
+
+
+def busybox_layer():
+    files = {'bin': None, 'bin/busybox': open('/bin/busybox', 'rb').read(), 'etc': None, 'tmp': None, 'root': None,
+             'etc/passwd': b'root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000::/tmp:/bin/sh\n',
+             'etc/group': b'root:x:0:\nguest:x:1000:\n', 'old': b'old\n', 'kept': b'kept\n',
+             'dir': None, 'dir/a': b'a\n', 'dir/b': b'b\n'}
+    for name in subprocess.check_output(['/bin/busybox', '--list'], text=True).split():
+        files.setdefault('bin/' + name, ('link', 'busybox'))
+    return layer(files)
+
+
+def docker_archive(path, name, layers, config):
+    """What docker save writes."""
+    image = {'architecture': 'amd64', 'os': 'linux', 'config': config,
+             'rootfs': {'type': 'layers', 'diff_ids': ['sha256:' + hashlib.sha256(one).hexdigest() for one in layers]}}
+    manifest = [{'Config': 'config.json', 'RepoTags': [name],
+                 'Layers': ['%d/layer.tar' % i for i in range(len(layers))]}]
+    parts = {'config.json': json.dumps(image).encode(), 'manifest.json': json.dumps(manifest).encode()}
+    parts.update({'%d/layer.tar' % i: one for i, one in enumerate(layers)})
+    with tarfile.open(path, 'w') as archive:
+        for part, data in parts.items():
+            entry = tarfile.TarInfo(part)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def load_tiny():
+    """The image that most tests use: busybox below, a second layer that takes two files away."""
+    archive = os.path.join(WORK, 'tiny.tar')
+    if not os.path.exists(archive):
+        upper = layer({'.wh.old': b'', 'dir/.wh.a': b'', 'new': b'new\n'})
+        docker_archive(archive, 'tiny:1', [busybox_layer(), upper],
+                       {'Cmd': ['/bin/sh', '-c', 'echo $GREETING'], 'Env': ['PATH=/bin', 'GREETING=hello from tiny']})
+    contains(out('load', '-i', archive), 'tiny:1')
+
+
+def overlay_for_users():
+    """Whether this kernel lets a user mount an overlay, by trying."""
+    places = {name: tempfile.mkdtemp(dir=WORK) for name in ('lower', 'upper', 'work', 'target')}
+    options = 'lowerdir={lower},upperdir={upper},workdir={work},userxattr'.format(**places)
+    return subprocess.run(['unshare', '-Urm', 'mount', '-t', 'overlay', '-o', options, 'none', places['target']],
+                          stderr=subprocess.DEVNULL).returncode == 0
+
+
+# ---- what every user can do ----
+
+def version():
+    assert re.search(r'\d+\.\d+\.\d+', out('version'))
+
+
+def doctor():
+    contains(out('doctor').lower(), 'kernel', 'overlay', 'fuse', 'cgroup', 'uid')
+
+
+def info():
+    assert json.loads(out('info', '--format', '{{json .}}'))
+    contains(out('info'), os.uname().release)
+
+
+def hello():
+    assert run('hello').stdout.strip()
+
+
+def load():
+    contains(out('images'), 'tiny')
+    equal(run('tiny:1').stdout, 'hello from tiny\n')
+
+
+def import_():
+    archive = os.path.join(WORK, 'root.tar')
+    with open(archive, 'wb') as file:
+        file.write(busybox_layer())
+    out('import', archive, 'imported:1')
+    equal(run('imported:1', '/bin/cat', '/old').stdout, 'old\n')
+    out('rmi', 'imported:1')
+
+
+def network_none():
+    equal(run('tiny:1', 'ls', '/sys/class/net').stdout.split(), ['lo'])
+
+
+def lifecycle():
+    ident = out('run', '-d', '--name', 'life', '--network', 'none', 'tiny:1', *FOREVER)
+    assert re.fullmatch('[0-9a-f]{64}', ident), ident
+    listed = out('ps')
+    contains(listed, 'life', ident[:12], 'Up')
+    eventually(lambda: 'up' in out('logs', 'life'), 'a line in the log')
+    out('stop', 'life')
+    equal(inspect('life', '{{.State.Status}} {{.State.ExitCode}}'), 'exited 3')
+    assert 'life' not in out('ps')
+    contains(out('ps', '-a'), 'Exited (3)')
+    out('rm', 'life')
+    assert 'life' not in out('ps', '-a')
+
+
+def stop_kills():
+    """A process that ignores SIGTERM is killed after the time given."""
+    out('run', '-d', '--name', 'deaf', '--network', 'none', 'tiny:1', 'sleep', '1000')
+    out('stop', '-t', '1', 'deaf')
+    equal(inspect('deaf', '{{.State.ExitCode}}'), '137')
+    out('rm', 'deaf')
+
+
+def restart_keeps_files():
+    out('run', '-d', '--name', 'again', '--network', 'none', 'tiny:1', 'sh', '-c', 'echo run >>/count; cat /count')
+    equal(out('wait', 'again'), '0')
+    out('start', 'again')
+    equal(out('wait', 'again'), '0')
+    equal(out('logs', 'again').split(), ['run'] * 3)
+    out('rm', 'again')
+
+
+def exec_():
+    out('run', '-d', '--name', 'host', '--network', 'none', 'tiny:1', *FOREVER)
+    equal(out('exec', 'host', 'cat', '/new'), 'new')
+    skiff('exec', 'host', 'sh', '-c', 'exit 9', status=9)
+    equal(out('exec', '-e', 'A=b', '-w', '/dir', 'host', 'sh', '-c', 'echo $A $PWD'), 'b /dir')
+    skiff('exec', 'host', 'nothing-of-the-kind', status=127)
+    out('exec', 'host', 'touch', '/made')
+    equal(out('exec', 'host', 'ls', '/made'), '/made')
+    out('rm', '-f', 'host')
+
+
+def exit_codes():
+    run('tiny:1', 'sh', '-c', 'exit 42', status=42)
+    run('--no-such-option', 'tiny:1', status=125)
+    run('-v', 'not-absolute/x:y:z:w', 'tiny:1', status=125)
+    run('tiny:1', '/etc/passwd', status=126)
+    run('tiny:1', 'nothing-of-the-kind', status=127)
+    run('tiny:1', 'sh', '-c', 'sh -c "kill -INT \\$\\$"; exit $?', status=130)
+    run('tiny:1', 'sh', '-c', 'sh -c "kill -TERM \\$\\$"; exit $?', status=143)
+    out('run', '-d', '--name', 'victim', '--network', 'none', 'tiny:1', 'sleep', '1000')
+    out('kill', 'victim')
+    equal(out('wait', 'victim'), '137')
+    out('rm', 'victim')
+
+
+def interrupt():
+    """Ctrl-C at a running container reaches its process, and its status comes back."""
+    child = subprocess.Popen(['skiff', 'run', '--rm', '--name', 'busy', '--network', 'none', 'tiny:1', 'sh', '-c',
+                              'trap "exit 130" INT; echo up; while :; do sleep 0.2; done'],
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        equal(child.stdout.readline(), b'up\n')
+        child.send_signal(signal.SIGINT)
+        equal(child.wait(30), 130)
+        eventually(lambda: 'busy' not in out('ps', '-a'), '--rm removes the container')
+    finally:
+        child.kill()
+        child.wait()
+
+
+def bind_mount():
+    shared = tempfile.mkdtemp(dir=WORK)
+    run('-v', shared + ':/shared', 'tiny:1', 'sh', '-c', 'echo written >/shared/file')
+    equal(open(shared + '/file').read(), 'written\n')
+    equal(os.stat(shared + '/file').st_uid, os.getuid())
+    run('-v', shared + ':/shared:ro', 'tiny:1', 'sh', '-c', 'echo no >/shared/file', status=1)
+
+
+# ---- ids ----
+
+def many_ids():
+    """All ids of an image exist where the user has subordinate ids."""
+    ids = sum(int(line.split()[2]) for line in run('tiny:1', 'cat', '/proc/self/uid_map').stdout.splitlines())
+    assert ids > 65000, ids
+    script = 'touch /f; chown 1000:1000 /f; stat -c %u:%g /f'
+    equal(run('tiny:1', 'sh', '-c', script).stdout, '1000:1000\n')
+    equal(run('-u', 'guest', 'tiny:1', 'id', '-u').stdout, '1000\n')
+
+
+def one_id():
+    """Without subordinate ids root in the container is the user, and nobody else exists."""
+    fields = run('tiny:1', 'cat', '/proc/self/uid_map').stdout.split()
+    equal(fields[1:], [str(os.getuid()), '1'])
+    equal(run('tiny:1', 'id', '-u').stdout, '0\n')
+
+
+# ---- the ladder of root file systems ----
+
+FILES = '''
+set -e
+[ ! -e /old ] && [ ! -e /dir/a ]            # whiteouts of the second layer
+[ "$(cat /kept /new /dir/b)" = "$(printf 'kept\\nnew\\nb')" ]
+echo more >>/kept && [ "$(wc -l </kept)" = 2 ]
+rm /new && [ ! -e /new ]
+echo again >/new && [ "$(cat /new)" = again ]
+mkdir /made && mv /made /moved && [ -d /moved ]
+ln /dir/b /hard && [ /dir/b -ef /hard ]
+ln -s kept /soft && [ "$(readlink /soft)" = kept ]
+rm -r /dir && mkdir /dir && [ -z "$(ls /dir)" ]
+chmod 600 /kept && [ "$(stat -c %a /kept)" = 600 ]
+ls /bin | grep -qx busybox
+echo fine
+'''
+
+
+def root_works(*words):
+    """A root file system does what it must, twice: the image stays as it was."""
+    for _ in range(2):
+        equal(skiff(*words, 'run', '--rm', '--network', 'none', 'tiny:1', 'sh', '-c', FILES).stdout, 'fine\n')
+
+
+def driver_of(*words):
+    out(*words, 'create', '--name', 'which', '--network', 'none', 'tiny:1', 'true')
+    try:
+        return inspect('which', '{{.GraphDriver.Name}}')
+    finally:
+        out('rm', 'which')
+
+
+def forced(driver):
+    """A rung that this machine has works; one that it lacks is refused with the reason."""
+    words = ['--storage-driver', driver]
+    have = driver == 'copy' or overlay_for_users() and (driver == 'overlay' or os.access('/dev/fuse', os.W_OK))
+    if have:
+        equal(driver_of(*words), driver)
+        root_works(*words)
+    else:
+        failed = skiff(*words, 'run', '--rm', '--network', 'none', 'tiny:1', 'true', status=125)
+        contains(failed.stderr.lower(), '/dev/fuse' if overlay_for_users() else 'overlay')
+
+
+def rung_overlay_fuse():
+    forced('overlay-fuse')
+
+
+def rung_overlay():
+    forced('overlay')
+
+
+def rung_copy():
+    forced('copy')
+
+
+def rung_chosen():
+    """Left alone, skiff takes the best rung, names it, and says what is missing above it."""
+    fuse = os.access('/dev/fuse', os.W_OK)
+    best = 'copy' if not overlay_for_users() else 'overlay-fuse' if fuse else 'overlay'
+    root_works()
+    equal(driver_of(), best)
+    equal(out('info', '--format', '{{.Driver}}'), best)
+    if best != 'overlay-fuse':
+        contains(out('doctor').lower(), '/dev/fuse' if best == 'overlay' else 'overlay')
+
+
+# ---- limits: a cgroup v2 that is the user's own ----
+
+def own_cgroup():
+    """A container sees its own cgroup as the root, and may not change it."""
+    equal(run('tiny:1', 'cat', '/proc/self/cgroup').stdout, '0::/\n')
+    run('tiny:1', 'mkdir', '/sys/fs/cgroup/mine', status=1)
+
+
+def memory_limit():
+    equal(run('--memory', '64m', 'tiny:1', 'cat', '/sys/fs/cgroup/memory.max').stdout, '67108864\n')
+
+
+def memory_bomb():
+    """What outgrows --memory is killed, and inspect says why."""
+    skiff('run', '--name', 'bomb', '--network', 'none', '--memory', '64m', 'tiny:1', 'tail', '/dev/zero', status=137)
+    equal(inspect('bomb', '{{.State.OOMKilled}} {{.State.ExitCode}}'), 'true 137')
+    out('rm', 'bomb')
+    skiff('run', '--name', 'kill', '-d', '--network', 'none', '--memory', '64m', 'tiny:1', 'sleep', '1000')
+    out('kill', 'kill')
+    out('wait', 'kill')
+    equal(inspect('kill', '{{.State.OOMKilled}} {{.State.ExitCode}}'), 'false 137')
+    out('rm', 'kill')
+
+
+def pids_limit():
+    script = 'cat /sys/fs/cgroup/pids.max; i=0; while [ $i -lt 50 ]; do sleep 20 & i=$((i+1)); done; echo all'
+    done = run('--pids-limit', '20', 'tiny:1', 'sh', '-c', script, status=2)
+    equal(done.stdout, '20\n')
+    contains(done.stderr, 'fork')
+
+
+def fork_bomb():
+    """It is held, and the container can still be looked at and removed."""
+    out('run', '-d', '--name', 'forks', '--network', 'none', '--pids-limit', '30', 'tiny:1', 'sh', '-c',
+        'bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done')
+    time.sleep(3)
+    pids = len(os.popen('pgrep -u %s' % os.environ['USER']).read().split())
+    assert pids < 100, pids
+    contains(out('ps'), 'forks')
+    out('rm', '-f', 'forks')
+
+
+def half_a_cpu():
+    script = 'timeout 4 sh -c "while :; do :; done"; cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.stat'
+    text = run('--cpus', '0.5', 'tiny:1', 'sh', '-c', script).stdout
+    contains(text, '50000 100000')
+    used = int(re.search(r'usage_usec (\d+)', text).group(1)) / 1e6
+    assert 0.8 < used < 3, 'used %.2f s of 4' % used
+
+
+def pause():
+    out('run', '-d', '--name', 'counter', '--network', 'none', 'tiny:1', 'sh', '-c',
+        'while :; do echo x; sleep 0.1; done')
+    eventually(lambda: out('logs', 'counter'), 'a line in the log')
+    out('pause', 'counter')
+    equal(inspect('counter', '{{.State.Status}} {{.State.Paused}}'), 'paused true')
+    before = out('logs', 'counter')
+    time.sleep(1)
+    equal(out('logs', 'counter'), before)
+    out('unpause', 'counter')
+    eventually(lambda: out('logs', 'counter') != before, 'output after unpause')
+    out('rm', '-f', 'counter')
+
+
+def stats():
+    out('run', '-d', '--name', 'measured', '--network', 'none', '--memory', '64m', 'tiny:1', *FOREVER)
+    contains(out('stats', '--no-stream', 'measured'), 'measured', '64MiB')
+    out('rm', '-f', 'measured')
+
+
+def update():
+    out('run', '-d', '--name', 'grown', '--network', 'none', '--memory', '64m', 'tiny:1', *FOREVER)
+    out('update', '--memory', '96m', 'grown')
+    equal(out('exec', 'grown', 'cat', '/sys/fs/cgroup/memory.max'), str(96 << 20))
+    out('rm', '-f', 'grown')
+
+
+def limit_without_cgroup():
+    """Where no cgroup is to be had, a limit is refused, and the remedy is named."""
+    contains(run('--memory', '64m', 'tiny:1', 'true', status=125).stderr, 'cgroup', 'systemd-run --user')
+
+
+# ---- at the end ----
+
+def nothing_left():
+    equal(out('ps', '-aq'), '')
+    eventually(lambda: not os.popen('pgrep -u %d -x skiff' % os.getuid()).read(), 'no skiff runs any more')
+    mounts = [line for line in open('/proc/self/mounts') if 'skiff' in line and '/mnt/host' not in line]
+    equal(mounts, [])
+    out('rmi', '-f', 'tiny:1')
+    out('image', 'prune', '-af')
+    equal(out('images', '-q'), '')
+
+
+# ---- who runs what ----
+
+BASICS = [version, doctor, info, hello, load, import_, network_none, lifecycle, stop_kills, restart_keeps_files,
+          exec_, exit_codes, interrupt, bind_mount]
+RUNGS = [rung_chosen, rung_overlay_fuse, rung_overlay, rung_copy]
+CGROUPS = [own_cgroup, memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, pause, stats, update]
+GROUPS = {
+    'session': BASICS + [many_ids] + RUNGS + [limit_without_cgroup, nothing_left],
+    'delegated': CGROUPS + [nothing_left],
+    'plain': BASICS + [one_id] + RUNGS + [limit_without_cgroup, nothing_left],
+    'nofuse': [hello, lifecycle] + RUNGS + [nothing_left],
+}
+
+
+def clean_up():
+    left = subprocess.run(['skiff', 'ps', '-aq'], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout.split()
+    if left:
+        subprocess.run(['skiff', 'rm', '-f', *left], stdin=subprocess.DEVNULL, capture_output=True, timeout=90)
+
+
+def main(group, words):
+    counts = {'passed': 0, 'failed': 0, 'skipped': 0}
+    os.chdir(WORK)
+    try:
+        load_tiny()
+    except Exception as error:
+        print('loading the image: %s' % error)
+    for test in GROUPS[group]:
+        name = test.__name__.strip('_')
+        if words and not any(word in name for word in words):
+            continue
+        began, why = time.monotonic(), ''
+        try:
+            test()
+            verdict = 'passed'
+        except Skip as reason:
+            verdict, why = 'skipped', ': %s' % reason
+        except Exception as error:
+            verdict = 'failed'
+            place = traceback.extract_tb(error.__traceback__)
+            line = next(frame for frame in reversed(place) if frame.name == test.__name__)
+            why = ', line %d: %s' % (line.lineno, str(error).strip().replace('\n', '\n      ') or line.line)
+        counts[verdict] += 1
+        print('  %-7s %s %s (%.1f s)%s' % (verdict, group, name, time.monotonic() - began, why), flush=True)
+        if verdict == 'failed':
+            clean_up()
+    shutil.rmtree(WORK, ignore_errors=True)
+    print('%(passed)d passed, %(failed)d failed, %(skipped)d skipped' % counts)
+    return counts['failed'] > 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
