@@ -1023,6 +1023,14 @@ static json_t *js_suba(json_t *o, const char *key) {
     return s;
 }
 
+/* A copy of the member at a path, or the fallback where it is absent or null. */
+static json_t *js_copy(const json_t *o, const char *path, json_t *fallback /* consumed */) {
+    json_t *v = js_path(o, path);
+    if (!v || json_is_null(v)) return fallback;
+    json_decref(fallback);
+    return json_deep_copy(v);
+}
+
 static json_t *js_parse(const char *text, size_t n, const char *what, struct err *e) {
     json_error_t je;
     json_t *j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
@@ -5527,12 +5535,27 @@ static int launch_hear(int sync, char what, struct err *e) {
 
 /* ---- 18.1 the root file system ---- */
 
+/* Enters the container's directory by its path: the descriptor belongs to the mount namespace in which
+ * it was opened, and the kernel mounts nothing on, or from, another namespace's mounts. */
+static int launch_enter(const struct launch *l, struct err *e) {
+    char link[40], path[PATH_MAX];
+    struct stat a, b;
+    if (l->dir < 0) return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", l->dir);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    if (n < 0) return err_set(e, errno, "find the container's directory");
+    path[n] = 0;
+    if (chdir(path) || stat(".", &a) || fstat(l->dir, &b)) return err_set(e, errno, "enter the container's directory %s", path);
+    if (a.st_ino != b.st_ino || a.st_dev != b.st_dev) return err_set(e, 0, "the container's directory %s was replaced", path);
+    return 0;
+}
+
 /* Mounts the container's tree and returns a descriptor of its root. cwd becomes l->dir. */
 static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     const struct plan *p = l->plan;
     if (mount(NULL, "/", NULL, MS_REC | (p->propagation & MS_SHARED ? MS_SLAVE : p->propagation & ~(unsigned long)MS_REC), NULL))
         return err_set(e, errno, "make mounts private");
-    if (l->dir >= 0 && fchdir(l->dir)) return err_set(e, errno, "enter the container's directory");
+    if (launch_enter(l, e)) return -1;
     const char *at = "rootfs";
     if (!strcmp(p->driver, "overlay-fuse") || !strcmp(p->driver, "overlay")) {
         AUTO_BUF data = { 0 };
@@ -9627,11 +9650,10 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
 /* Does the kernel mount overlay here, over this store? Tried once a boot; remembered in cache/. */
 static int probe_overlay_child(void *arg) {
     const char *dir = arg;
-    struct err e;
     if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || chdir(dir)) return 1;
     if (mount("probe", "m", "overlay", 0, "lowerdir=l,upperdir=u,workdir=w,userxattr")) return 1;
     /* a real modification: some file systems mount and then refuse to copy up */
-    if (file_replace(AT_FDCWD, "m/new", "x", 1, 0600, 0, &e) || chmod("m/f", 0640) || unlink("m/f")) return 1;
+    if (mkdir("m/new", 0700) || chmod("m/f", 0640) || rename("m/f", "m/new/f") || unlink("m/new/f")) return 1;
     return 0;
 }
 
@@ -10231,6 +10253,397 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     return -1;
 }
 /* }==== 24 make */
+
+/* {==== 25 build: Dockerfiles ====
+ * A Dockerfile becomes a list of instructions; each either changes the image's configuration or makes a
+ * layer. RUN is a container of part 24 whose upper directory is committed; COPY and ADD place files in
+ * the same kind of container without a process. The cache is a chain of keys: parent key, instruction
+ * with its expanded arguments, digest of what it reads.
+ * Uses: 1-24. Source: Docker's Dockerfile reference, BuildKit's shell lexer. */
+
+/* ---- 25.1 words and variables ---- */
+struct df_vars {
+    const struct strv *env;       /* NAME=VALUE: looked at first */
+    const struct strv *args;      /* then these; NULL: none */
+};
+
+static const char *df_var(const struct df_vars *v, const char *name) {
+    const char *s = v && v->env ? env_get(v->env, name) : NULL;
+    return s ? s : v && v->args ? env_get(v->args, name) : NULL;
+}
+
+/* ${name#pat}, ##, %, %%: what is left of value. Caller owns it. */
+static char *df_trim(const char *value, const char *pat, bool suffix, bool longest) {
+    size_t n = strlen(value);
+    for (size_t i = 0; i <= n; i++) {
+        size_t cut = longest ? n - i : i;
+        AUTO_FREE char *part = suffix ? str_dup(value + n - cut) : str_dupn(value, cut);
+        if (!fnmatch(pat, part, 0)) return suffix ? str_dupn(value, n - cut) : str_dup(value + cut);
+    }
+    return str_dup(value);
+}
+
+/* ${name/pat/rep}, // for all. Caller owns it. */
+static char *df_replace(const char *value, const char *pat, const char *rep, bool all) {
+    struct buf out = { 0 };
+    for (size_t i = 0; value[i];) {
+        size_t n = strlen(value + i), hit = 0;
+        for (size_t k = n; k > 0 && !hit; k--) {
+            AUTO_FREE char *part = str_dupn(value + i, k);
+            if (!fnmatch(pat, part, 0)) hit = k;
+        }
+        if (!hit) {
+            buf_addc(&out, value[i++]);
+            continue;
+        }
+        buf_adds(&out, rep);
+        i += hit;
+        if (!all) {
+            buf_adds(&out, value + i);
+            break;
+        }
+    }
+    return buf_steal(&out);
+}
+
+enum { DF_NEST = 16 };
+
+/* Mutual recursion: a default inside ${…} is a word itself. */
+static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e);
+
+static int df_dollar(const char **p, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e) {
+    const char *s = *p + 1;
+    char name[256];
+    size_t n = 0;
+    bool brace = *s == '{';
+    s += brace;
+    if (isalpha((u8)*s) || *s == '_') while ((isalnum((u8)*s) || *s == '_') && n < sizeof name - 1) name[n++] = *s++;
+    else if (isdigit((u8)*s)) name[n++] = *s++;
+    name[n] = 0;
+    if (!n) {
+        if (brace) return err_set(e, 0, "bad substitution near '%.40s'", *p);
+        buf_addc(out, '$');
+        ++*p;
+        return 0;
+    }
+    const char *value = df_var(v, name);
+    if (!brace || *s == '}') {
+        buf_adds(out, value ? value : "");
+        *p = s + brace;
+        return 0;
+    }
+    bool colon = *s == ':';
+    s += colon;
+    char op = *s++;
+    bool twice = (op == '#' || op == '%' || op == '/') && *s == op;
+    s += twice;
+    AUTO_BUF word = { 0 }, rep = { 0 };
+    buf_add(&word, "", 0), buf_add(&rep, "", 0);
+    if (!strchr("-+?#%/", op) || depth > DF_NEST) return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
+    if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
+    if (op == '/' && *s == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
+    if (*s != '}') return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
+    bool set = value && (!colon || *value);
+    if (op == '-') buf_adds(out, set ? value : word.p);
+    else if (op == '+') buf_adds(out, set ? word.p : "");
+    else if (op == '?') {
+        if (!set) return err_set(e, 0, "%s: %s", name, *word.p ? word.p : "not set");
+        buf_adds(out, value);
+    } else {
+        AUTO_FREE char *r = op == '/' ? df_replace(value ? value : "", word.p, rep.p, twice) : df_trim(value ? value : "", word.p, op == '%', twice);
+        buf_adds(out, r);
+    }
+    *p = s + 1;
+    return 0;
+}
+
+/* One word: quotes taken off, escapes and variables done, up to a character of `stop` or the end. */
+static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e) {
+    const char *s = *p;
+    while (*s && !strchr(stop, *s)) {
+        if (*s == '\'') {
+            const char *end = strchr(s + 1, '\'');
+            if (!end) return err_set(e, 0, "unexpected end of statement while looking for matching single-quote");
+            buf_add(out, s + 1, (size_t)(end - s - 1));
+            s = end + 1;
+        } else if (*s == '"') {
+            for (s++; *s != '"';) {
+                if (!*s) return err_set(e, 0, "unexpected end of statement while looking for matching double-quote");
+                if (*s == esc && s[1] && strchr("\"$\\`", s[1])) buf_addc(out, s[1]), s += 2;
+                else if (*s == '$' && v) {
+                    if (df_dollar(&s, esc, v, out, depth, e)) return -1;
+                } else buf_addc(out, *s++);
+            }
+            s++;
+        } else if (*s == esc && s[1]) {
+            buf_addc(out, s[1]);
+            s += 2;
+        } else if (*s == '$' && v) {
+            if (df_dollar(&s, esc, v, out, depth, e)) return -1;
+        } else buf_addc(out, *s++);
+    }
+    *p = s;
+    return 0;
+}
+
+/* All words of a line. v NULL: variables stay. */
+static int df_words(const char *text, char esc, const struct df_vars *v, struct strv *ret, struct err *e) {
+    for (const char *s = text;;) {
+        s += strspn(s, " \t\n");
+        if (!*s) return 0;
+        struct buf b = { 0 };
+        buf_add(&b, "", 0);
+        int rc = df_word(&s, " \t\n", esc, v, &b, 0, e);
+        strv_take(ret, buf_steal(&b));
+        if (rc) return -1;
+    }
+}
+
+/* The whole text as one word: spaces stay. Caller owns *ret. */
+static int df_text(const char *text, char esc, const struct df_vars *v, char **ret, struct err *e) {
+    struct buf b = { 0 };
+    buf_add(&b, "", 0);
+    int rc = df_word(&text, "", esc, v, &b, 0, e);
+    *ret = buf_steal(&b);
+    return rc;
+}
+
+/* The exec form ["a", "b"]; NULL: it is the shell form. */
+static json_t *df_json(const char *text) {
+    text += strspn(text, " \t");
+    if (*text != '[') return NULL;
+    json_t *j = json_loads(text, JSON_ALLOW_NUL, NULL), *v;
+    size_t i;
+    bool strings = json_is_array(j);
+    json_array_foreach(j, i, v) strings &= json_is_string(v);
+    if (!strings) js_decref(&j);
+    return j;
+}
+
+/* ---- 25.2 instructions that change the configuration ---- */
+
+/* CMD, ENTRYPOINT, RUN: exec form as it is, shell form behind the shell. */
+static json_t *df_command(const json_t *run, const char *text) {
+    json_t *j = df_json(text);
+    if (j) return j;
+    j = js_copy(run, "Shell", json_pack("[ss]", "/bin/sh", "-c"));
+    js_push(j, text);
+    return j;
+}
+
+/* NAME=VALUE pairs of ENV and LABEL; the old "NAME rest of line" too. */
+static int df_pairs(const char *what, const char *text, char esc, const struct df_vars *v, struct strv *ret, struct err *e) {
+    AUTO_STRV w = { 0 };
+    size_t n = strcspn(text, " \t=");
+    if (text[n] != '=') {
+        const char *rest = text + n + strspn(text + n, " \t");
+        AUTO_FREE char *val = NULL;
+        if (!*rest) return err_set(e, 0, "%s must have two arguments", what);
+        if (df_text(rest, esc, v, &val, e)) return -1;
+        strv_take(ret, str_fmt("%.*s=%s", (int)n, text, val));
+        return 0;
+    }
+    if (df_words(text, esc, v, &w, e)) return -1;
+    for (size_t i = 0; i < w.n; i++) {
+        if (!strchr(w.v[i], '=')) return err_set(e, 0, "Syntax error - can't find = in \"%.100s\". Must be of the form: name=value", w.v[i]);
+        if (*w.v[i] == '=') return err_set(e, 0, "%s names can not be blank", what);
+        strv_add(ret, w.v[i]);
+    }
+    return 0;
+}
+
+static int df_healthcheck(json_t *run, const char *text, struct err *e) {
+    static const struct { const char *flag, *key; } T[] = { { "--interval=", "Interval" }, { "--timeout=", "Timeout" },
+        { "--start-period=", "StartPeriod" }, { "--start-interval=", "StartInterval" } };
+    json_t *h = json_object();
+    js_set(run, "Healthcheck", h);
+    while (str_prefix(text, "--")) {
+        size_t n = strcspn(text, " \t");
+        AUTO_FREE char *flag = str_dupn(text, n);
+        bool known = false;
+        i64 r;
+        for (size_t i = 0; i < ARRAY_LEN(T); i++)
+            if (str_prefix(flag, T[i].flag)) {
+                i64 ns = time_duration(flag + strlen(T[i].flag));
+                if (ns < 0) return err_set(e, 0, "HEALTHCHECK: invalid duration in %s", flag);
+                js_seti(h, T[i].key, ns);
+                known = true;
+            }
+        if (str_prefix(flag, "--retries=") && str_int(flag + 10, 0, 1000000, &r)) js_seti(h, "Retries", r), known = true;
+        if (!known) return err_set(e, 0, "HEALTHCHECK: unknown flag: %s", flag);
+        text += n + strspn(text + n, " \t");
+    }
+    if (!strcasecmp(text, "NONE")) js_set(h, "Test", json_pack("[s]", "NONE"));
+    else if (!strncasecmp(text, "CMD", 3) && (text[3] == ' ' || text[3] == '\t')) {
+        const char *cmd = text + 3 + strspn(text + 3, " \t");
+        json_t *exec = df_json(cmd), *test = json_pack("[s]", exec ? "CMD" : "CMD-SHELL");
+        if (exec) json_array_extend(test, exec), json_decref(exec);
+        else js_push(test, cmd);
+        js_set(h, "Test", test);
+    } else return err_set(e, 0, "Unknown type \"%.20s\" in HEALTHCHECK (try CMD)", text);
+    return 0;
+}
+
+static int df_expose(json_t *run, const char *text, char esc, const struct df_vars *v, struct err *e) {
+    AUTO_STRV w = { 0 };
+    if (df_words(text, esc, v, &w, e)) return -1;
+    for (size_t i = 0; i < w.n; i++) {
+        char *slash = strchr(w.v[i], '/'), *dash = strchr(w.v[i], '-');
+        const char *proto = slash ? slash + 1 : "tcp";
+        if (slash) *slash = 0;
+        if (dash) *dash = 0;
+        i64 from, to;
+        if (!str_int(w.v[i], 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to))) return err_set(e, 0, "invalid containerPort: %.40s", w.v[i]);
+        if (!dash) to = from;
+        for (; from <= to; from++) {
+            AUTO_FREE char *port = str_fmt("%" PRId64 "/%s", from, proto);
+            js_set(js_sub(run, "ExposedPorts"), port, json_object());
+        }
+    }
+    return 0;
+}
+
+/* Applies one instruction to an image configuration. Returns 1 when it is not one of these. */
+static int df_configure(json_t *config, const char *name, const char *text, char esc, const struct df_vars *v, struct err *e) {
+    json_t *run = js_sub(config, "config");
+    AUTO_STRV list = { 0 };
+    AUTO_FREE char *one = NULL;
+    if (!*text && strcasecmp(name, "CMD") && strcasecmp(name, "ENTRYPOINT")) return err_set(e, 0, "%s requires at least one argument", name);
+    if (!strcasecmp(name, "ENV")) {
+        AUTO_STRV env = { 0 };
+        js_to_strv(js_get(run, "Env"), &env);
+        if (df_pairs("ENV", text, esc, v, &list, e)) return -1;
+        for (size_t i = 0; i < list.n; i++) env_set(&env, list.v[i]);
+        js_set(run, "Env", js_strv(&env));
+    } else if (!strcasecmp(name, "LABEL")) {
+        if (df_pairs("LABEL", text, esc, v, &list, e)) return -1;
+        for (size_t i = 0; i < list.n; i++) {
+            char *eq = strchr(list.v[i], '=');
+            *eq++ = 0;
+            js_sets(js_sub(run, "Labels"), list.v[i], eq);
+        }
+    } else if (!strcasecmp(name, "CMD")) {
+        js_set(run, "Cmd", df_command(run, text));
+    } else if (!strcasecmp(name, "ENTRYPOINT")) {
+        js_set(run, "Entrypoint", df_command(run, text));
+    } else if (!strcasecmp(name, "EXPOSE")) return df_expose(run, text, esc, v, e);
+    else if (!strcasecmp(name, "USER")) {
+        if (df_text(text, esc, v, &one, e)) return -1;
+        js_sets(run, "User", one);
+    } else if (!strcasecmp(name, "WORKDIR")) {
+        if (df_text(text, esc, v, &one, e)) return -1;
+        AUTO_FREE char *joined = *one == '/' ? str_dup(one) : str_fmt("%s/%s", js_str_or(run, "WorkingDir", ""), one);
+        AUTO_FREE char *clean = path_clean(joined), *abs = str_fmt("/%s", clean);
+        js_sets(run, "WorkingDir", abs);
+    } else if (!strcasecmp(name, "VOLUME")) {
+        AUTO_JSON *j = df_json(text);
+        if (j) js_to_strv(j, &list);
+        else if (df_words(text, esc, v, &list, e)) return -1;
+        for (size_t i = 0; i < list.n; i++) {
+            if (!*list.v[i]) return err_set(e, 0, "VOLUME specified can not be an empty string");
+            js_set(js_sub(run, "Volumes"), list.v[i], json_object());
+        }
+    } else if (!strcasecmp(name, "STOPSIGNAL")) {
+        if (df_text(text, esc, v, &one, e)) return -1;
+        if (signal_number(one) < 0) return err_set(e, 0, "invalid signal: %.40s", one);
+        js_sets(run, "StopSignal", one);
+    } else if (!strcasecmp(name, "HEALTHCHECK")) return df_healthcheck(run, text, e);
+    else if (!strcasecmp(name, "SHELL")) {
+        json_t *j = df_json(text);
+        if (!j || !json_array_size(j)) return json_decref(j), err_set(e, 0, "SHELL requires the arguments to be in JSON form");
+        js_set(run, "Shell", j);
+    } else if (!strcasecmp(name, "MAINTAINER")) js_sets(config, "author", text);
+    else if (!strcasecmp(name, "ONBUILD")) {
+        if (!strncasecmp(text, "ONBUILD", 7) || !strncasecmp(text, "FROM", 4) || !strncasecmp(text, "MAINTAINER", 10))
+            return err_set(e, 0, "%.*s isn't allowed as an ONBUILD trigger", (int)strcspn(text, " "), text);
+        js_push(js_suba(run, "OnBuild"), text);
+    } else return 1;
+    return 0;
+}
+
+/* One line of --change. */
+static int config_change(json_t *config, const char *line, struct err *e) {
+    AUTO_STRV env = { 0 };
+    AUTO_FREE char *name = str_dupn(line, strcspn(line, " \t"));
+    const char *text = line + strlen(name);
+    js_to_strv(js_path(config, "config.Env"), &env);
+    struct df_vars v = { &env, NULL };
+    int rc = df_configure(config, name, text + strspn(text, " \t"), '\\', &v, e);
+    return rc == 1 ? err_set(e, 0, "%.40s is not a valid change command", name) : rc;
+}
+
+/* ---- 25.3 a container's changes as a layer ---- */
+
+/* Says an error of a visiting child, who has no other way; exit status 1. */
+static int visit_fail(const struct err *e) {
+    AUTO_FREE char *s = str_printable(e->msg);
+    fprintf(stderr, "skiff: %s\n", s);
+    return 1;
+}
+
+struct committing { struct ctr *k; int fd; i64 clamp; };
+
+/* As the upper's owner: the upper directory as a layer's tar. */
+static int commit_run(void *arg) {
+    struct committing *x = arg;
+    struct err e = { 0 };
+    struct tarring t = { .overlay = true, .clamp = x->clamp };
+    AUTO_STRV skip = { 0 };
+    strv_add(&skip, "dev"), strv_add(&skip, "proc"), strv_add(&skip, "sys");
+    t.skip = &skip;
+    AUTO_FD upper = openat(x->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (upper < 0 || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
+    int rc = tar_add(&t, upper, ".", "", 0, &e);
+    if (tar_end(&t, &e) || rc) return visit_fail(&e);
+    return 0;
+}
+
+/* The container's changes as a stored layer. */
+static int ctr_commit_layer(struct ctr *k, i64 clamp, json_t **ret_desc, char *ret_diff, struct err *e) {
+    int p[2];
+    struct plan plan = { 0 };
+    if (plan_parse(k->config, &plan, e)) return -1;
+    if (!str_prefix(plan.driver, "overlay")) {
+        err_set(e, 0, "commit of a container with the storage driver %s is not supported yet by skiff: use overlay", plan.driver);
+        plan_done(&plan);
+        return -1;
+    }
+    if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    struct committing x = { k, p[1], clamp };
+    fflush(NULL);
+    pid_t pid = fork();
+    if (!pid) {
+        close(p[0]);
+        _exit(launch_as_owner(&plan.ids, commit_run, &x, e) ? 1 : 0);
+    }
+    close(p[1]);
+    struct src_fd f = { { src_fd_read }, p[0] };
+    int rc = pid < 0 ? err_set(e, errno, "fork") : layer_add(k->s, &f.src, NULL, ret_desc, ret_diff, e), status = 0;
+    close(p[0]);
+    if (pid > 0) waitpid(pid, &status, 0);
+    plan_done(&plan);
+    if (!rc && status) {
+        json_decref(*ret_desc);
+        return err_set(e, 0, "reading the container's changes failed");
+    }
+    return rc;
+}
+
+/* Appends a layer and a history entry to an image's configuration. */
+static void config_add_layer(json_t *config, const char *diff, const char *created_by, const char *comment, const char *created) {
+    if (diff) {
+        js_sets(js_sub(config, "rootfs"), "type", "layers");
+        js_push(js_suba(js_sub(config, "rootfs"), "diff_ids"), diff);
+    }
+    json_t *h = json_object();
+    js_sets(h, "created", created);
+    js_sets(h, "created_by", created_by);
+    js_sets(h, "comment", comment);
+    if (!diff) js_setb(h, "empty_layer", true);
+    json_array_append_new(js_suba(config, "history"), h);
+    js_sets(config, "created", created);
+}
+/* }==== 25 build */
 
 /* {==== 26 cmd: the commands ====
  * Faces: they make plans, ask the parts above, print what Docker prints. Exit statuses are Docker's.
@@ -11034,6 +11447,1767 @@ static int cmd_logs(struct cli *c, struct err *e) {
     return 0;
 }
 
+/* ---- 26.7 inspect ---- */
+static json_t *inspect_state(const struct ctr *k) {
+    const char *st = ctr_status(k);
+    json_t *s = json_object();
+    js_sets(s, "Status", st);
+    js_setb(s, "Running", ctr_alive(k) && strcmp(st, "restarting") != 0);
+    js_setb(s, "Paused", !strcmp(st, "paused"));
+    js_setb(s, "Restarting", !strcmp(st, "restarting"));
+    js_setb(s, "OOMKilled", js_bool(k->state, "oomKilled"));
+    js_setb(s, "Dead", false);
+    js_seti(s, "Pid", js_int(k->state, "pid", 0));
+    js_seti(s, "ExitCode", js_int(k->state, "exitCode", 0));
+    js_sets(s, "Error", js_str_or(k->state, "error", ""));
+    js_sets(s, "StartedAt", js_str_or(k->state, "startedAt", ""));
+    js_sets(s, "FinishedAt", js_str_or(k->state, "finishedAt", ""));
+    const json_t *h = js_get(k->state, "health");
+    if (h) js_set(s, "Health", json_pack("{s:s,s:I,s:O}", "Status", js_str_or(h, "status", ""), "FailingStreak", (json_int_t)js_int(h, "failingStreak", 0), "Log", js_get(h, "log")));
+    return s;
+}
+
+static json_t *inspect_config(const struct ctr *k) {
+    const json_t *c = k->config;
+    json_t *j = json_object();
+    js_sets(j, "Hostname", js_str_or(c, "hostname", ""));
+    js_sets(j, "Domainname", js_str_or(c, "domainname", ""));
+    js_sets(j, "User", js_str_or(c, "skiff.userSpec", ""));
+    js_setb(j, "AttachStdin", js_bool(c, "skiff.stdinOnce"));
+    js_setb(j, "AttachStdout", true);
+    js_setb(j, "AttachStderr", true);
+    js_set(j, "ExposedPorts", js_copy(c, "skiff.exposedPorts", json_object()));
+    js_setb(j, "Tty", js_bool(c, "process.terminal"));
+    js_setb(j, "OpenStdin", js_bool(c, "skiff.openStdin"));
+    js_setb(j, "StdinOnce", js_bool(c, "skiff.stdinOnce"));
+    js_set(j, "Env", js_copy(c, "process.env", json_array()));
+    const json_t *ep = js_path(c, "skiff.entrypoint"), *args = js_path(c, "process.args");
+    json_t *cmd = json_array();
+    for (size_t i = json_array_size(ep); i < json_array_size(args); i++) json_array_append(cmd, json_array_get(args, i));
+    js_set(j, "Cmd", cmd);
+    js_sets(j, "Image", js_str_or(c, "skiff.image", ""));
+    js_set(j, "Volumes", js_copy(c, "skiff.imageVolumes", json_null()));
+    js_sets(j, "WorkingDir", js_str_or(c, "process.cwd", ""));
+    js_set(j, "Entrypoint", js_copy(c, "skiff.entrypoint", json_null()));
+    js_set(j, "Labels", js_copy(c, "skiff.labels", json_object()));
+    js_sets(j, "StopSignal", js_str_or(c, "skiff.stopSignal", "SIGTERM"));
+    js_seti(j, "StopTimeout", js_int(c, "skiff.stopTimeout", 10));
+    const json_t *h = js_path(c, "skiff.health");
+    if (h) js_set(j, "Healthcheck", json_pack("{s:O,s:I,s:I,s:I,s:I}", "Test", js_get(h, "declared"), "Interval", (json_int_t)js_int(h, "intervalNs", 0),
+                  "Timeout", (json_int_t)js_int(h, "timeoutNs", 0), "StartPeriod", (json_int_t)js_int(h, "startPeriodNs", 0), "Retries", (json_int_t)js_int(h, "retries", 3)));
+    return j;
+}
+
+static json_t *inspect_host_config(const struct ctr *k) {
+    const json_t *c = k->config, *res = js_path(c, "linux.resources");
+    json_t *j = json_object();
+    js_set(j, "Binds", json_array());
+    const json_t *m;
+    size_t i;
+    json_array_foreach(js_path(c, "skiff.mounts"), i, m) {
+        if (str_eq(js_str(m, "Type"), "tmpfs")) continue;
+        const char *src = js_str(m, "Name") ? js_str(m, "Name") : js_str(m, "Source");
+        AUTO_FREE char *b = str_fmt("%s:%s%s", src, js_str(m, "Destination"), js_bool(m, "RW") ? "" : ":ro");
+        js_push(js_get(j, "Binds"), b);
+    }
+    js_set(j, "LogConfig", json_pack("{s:s,s:o}", "Type", js_str_or(c, "skiff.log.driver", "json-file"), "Config", js_copy(c, "skiff.log.options", json_object())));
+    js_sets(j, "NetworkMode", js_str_or(c, "skiff.network", "host"));
+    js_set(j, "PortBindings", json_object());
+    js_set(j, "RestartPolicy", json_pack("{s:s,s:I}", "Name", js_str_or(c, "skiff.restart.name", "no"), "MaximumRetryCount", (json_int_t)js_int(c, "skiff.restart.max", 0)));
+    js_setb(j, "AutoRemove", js_bool(c, "skiff.autoRemove"));
+    js_setb(j, "Privileged", js_bool(c, "skiff.privileged"));
+    js_setb(j, "ReadonlyRootfs", js_bool(c, "root.readonly"));
+    js_setb(j, "Init", js_bool(c, "skiff.init"));
+    js_seti(j, "Memory", js_int(res, "memory.limit", 0));
+    js_seti(j, "MemorySwap", js_int(res, "memory.swap", 0));
+    js_seti(j, "MemoryReservation", js_int(res, "memory.reservation", 0));
+    js_seti(j, "NanoCpus", js_int(res, "cpu.quota", 0) > 0 ? js_int(res, "cpu.quota", 0) * 1000000000 / js_int(res, "cpu.period", 100000) : 0);
+    js_seti(j, "CpuShares", js_int(res, "cpu.shares", 0));
+    js_seti(j, "PidsLimit", js_int(res, "pids.limit", 0));
+    js_seti(j, "OomScoreAdj", js_int(c, "process.oomScoreAdj", 0));
+    js_sets(j, "Runtime", "skiff");
+    js_set(j, "MaskedPaths", js_copy(c, "linux.maskedPaths", json_array()));
+    js_set(j, "ReadonlyPaths", js_copy(c, "linux.readonlyPaths", json_array()));
+    return j;
+}
+
+static json_t *ctr_inspect(const struct ctr *k) {
+    const json_t *c = k->config, *args = js_path(c, "process.args");
+    json_t *j = json_object(), *rest = json_array();
+    js_sets(j, "Id", k->id);
+    js_sets(j, "Created", js_str_or(c, "skiff.created", ""));
+    js_sets(j, "Path", json_string_value(json_array_get(args, 0)));
+    for (size_t i = 1; i < json_array_size(args); i++) json_array_append(rest, json_array_get(args, i));
+    js_set(j, "Args", rest);
+    js_set(j, "State", inspect_state(k));
+    AUTO_FREE char *image = str_fmt("sha256:%s", js_str_or(c, "skiff.imageId", "")), *name = str_fmt("/%s", ctr_name(k));
+    AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id), *log = str_fmt("%s/log.json", dir);
+    js_sets(j, "Image", image);
+    AUTO_FREE char *resolv = str_fmt("%s/etc/resolv.conf", dir), *hostname = str_fmt("%s/etc/hostname", dir), *hosts = str_fmt("%s/etc/hosts", dir);
+    js_sets(j, "ResolvConfPath", resolv);
+    js_sets(j, "HostnamePath", hostname);
+    js_sets(j, "HostsPath", hosts);
+    js_sets(j, "LogPath", str_eq(js_str(c, "skiff.log.driver"), "none") ? "" : log);
+    js_sets(j, "Name", name);
+    js_seti(j, "RestartCount", js_int(k->state, "restartCount", 0));
+    js_sets(j, "Driver", js_str_or(c, "skiff.rootfs.driver", ""));
+    js_sets(j, "Platform", "linux");
+    js_sets(j, "MountLabel", "");
+    js_sets(j, "ProcessLabel", "");
+    js_sets(j, "AppArmorProfile", "");
+    js_set(j, "HostConfig", inspect_host_config(k));
+    js_set(j, "Mounts", js_copy(c, "skiff.mounts", json_array()));
+    js_set(j, "Config", inspect_config(k));
+    js_set(j, "NetworkSettings", json_pack("{s:{},s:{s:{s:s}}}", "Ports", "Networks", js_str_or(c, "skiff.network", "host"), "IPAddress", ""));
+    return j;
+}
+
+/* All names of an image: "repo:tag" and "repo@digest". */
+static void image_names(const struct store *s, const char *manifest, json_t *tags, json_t *digests) {
+    struct err e;
+    AUTO_JSON *index = store_index(s, &e);
+    size_t i;
+    json_t *d;
+    json_array_foreach(js_get(index, "manifests"), i, d) {
+        if (!str_eq(js_str(d, "digest"), manifest)) continue;
+        struct ref r;
+        const char *n = desc_name(d), *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
+        if (n && !ref_parse(n, &r, &e) && r.tag[0]) {
+            AUTO_FREE char *f = ref_familiar(&r);
+            js_push(tags, f);
+        }
+        if (rd && !ref_parse(rd, &r, &e)) {
+            AUTO_FREE char *repo = ref_repository(&r), *f = str_fmt("%s@%s", repo, r.digest);
+            bool have = false;
+            size_t k;
+            json_t *x;
+            json_array_foreach(digests, k, x) have |= str_eq(json_string_value(x), f);
+            if (!have) js_push(digests, f);
+        }
+    }
+}
+
+/* Bytes of contents of all layers, as Docker's Size. */
+static u64 image_size(const struct store *s, const struct image *m) {
+    u64 n = 0;
+    for (size_t i = 0; i < m->diff_ids.n; i++) {
+        AUTO_IDX x = { 0 };
+        struct err e;
+        char path[96];
+        snprintf(path, sizeof path, "layers/%s.idx", digest_hex(m->diff_ids.v[i]));
+        if (!idx_open(s->dir, path, false, &x, &e)) n += x.head->content_size;
+    }
+    return n;
+}
+
+static json_t *image_inspect(const struct store *s, const struct image *m) {
+    json_t *j = json_object(), *tags = json_array(), *digests = json_array();
+    AUTO_FREE char *id = str_fmt("sha256:%s", m->id);
+    image_names(s, js_str(m->desc, "digest"), tags, digests);
+    js_sets(j, "Id", id);
+    js_set(j, "RepoTags", tags);
+    js_set(j, "RepoDigests", digests);
+    js_sets(j, "Parent", "");
+    js_sets(j, "Comment", js_str_or(json_array_get(js_get(m->config, "history"), json_array_size(js_get(m->config, "history")) - 1), "comment", ""));
+    js_sets(j, "Created", js_str_or(m->config, "created", ""));
+    js_sets(j, "Author", js_str_or(m->config, "author", ""));
+    js_set(j, "Config", js_copy(m->config, "config", json_object()));
+    js_sets(j, "Architecture", js_str_or(m->config, "architecture", ""));
+    if (js_str(m->config, "variant")) js_sets(j, "Variant", js_str(m->config, "variant"));
+    js_sets(j, "Os", js_str_or(m->config, "os", ""));
+    js_seti(j, "Size", (i64)image_size(s, m));
+    js_set(j, "RootFS", json_pack("{s:s,s:o}", "Type", "layers", "Layers", js_copy(m->config, "rootfs.diff_ids", json_array())));
+    json_t *d = json_object();
+    for (const char *const *k = (const char *const[]){ "mediaType", "digest", "size", NULL }; *k; k++) json_object_set(d, *k, js_get(m->desc, *k));
+    js_set(j, "Descriptor", d);
+    return j;
+}
+
+static json_t *volume_inspect(const struct store *s, const char *name, struct err *e) {
+    AUTO_FREE char *path = str_fmt("volumes/%s/meta.json", name);
+    if (!volume_name_ok(name)) return err_set(e, 0, "no such volume: %.100s", name), NULL;
+    json_t *j = js_load(s->dir, path, e);
+    if (!j) return err_set(e, 0, "get %s: no such volume", name), NULL;
+    AUTO_FREE char *mp = str_fmt("%s/volumes/%s/_data", s->path, name);
+    js_sets(j, "Mountpoint", mp);
+    json_object_del(j, "anonymous");
+    return j;
+}
+
+static const struct opt OPT_INSPECT[] = {
+    { "format", 'f', OPT_TEXT, "Format output using a custom template" },
+    { "size", 's', OPT_BOOL, "Display total file sizes if the type is container" },
+    { "type", 0, OPT_TEXT, "Return JSON for specified type (container|image|volume)" },
+    { "platform", 0, OPT_TEXT, "Accepted" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* `inspect` and its forms for one kind: kind is the command's first word or --type. */
+static int cmd_inspect(struct cli *c, struct err *e) {
+    const char *type = cli_text(c, "type"), *format = cli_text(c, "format");
+    bool any = !strcmp(c->cmd->path, "inspect");
+    if (!any) type = str_prefix(c->cmd->path, "container") ? "container" : str_prefix(c->cmd->path, "image") ? "image" : "volume";
+    if (type && strcmp(type, "container") && strcmp(type, "image") && strcmp(type, "volume")) return err_set(e, 0, "\"%.40s\" is not a valid value for --type", type);
+    if (!cli_store(c, e)) return -1;
+    AUTO_JSON *all = json_array();
+    int failed = 0;
+    for (int i = 0; i < c->nargs; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        AUTO_IMAGE m = { 0 };
+        json_t *j = NULL;
+        if ((!type || !strcmp(type, "container")) && !ctr_find(c->store, c->args[i], &k, e)) j = ctr_inspect(&k);
+        if (!j && (!type || !strcmp(type, "image")) && !image_find(c->store, c->args[i], &m, NULL, e)) j = image_inspect(c->store, &m);
+        if (!j && (!type || !strcmp(type, "volume"))) j = volume_inspect(c->store, c->args[i], e);
+        AUTO_FREE char *shown = str_printable(c->args[i]);
+        if (!j) {
+            fprintf(stderr, "Error: No such %s: %s\n", type ? type : "object", shown);
+            failed = 1;
+        } else json_array_append_new(all, j);
+    }
+    if (str_empty(format) || !strcmp(format, "json")) {
+        AUTO_FREE char *s = js_dump(all, str_empty(format) ? JSON_INDENT(4) : JSON_COMPACT);
+        puts(s);
+        return failed;
+    }
+    return rows_print(format, format, NULL, all, e) ? -1 : failed;
+}
+
+/* ---- 26.8 ps ---- */
+static const struct opt OPT_PS[] = {
+    { "all", 'a', OPT_BOOL, "Show all containers (default shows just running)" },
+    { "filter", 'f', OPT_LIST, "Filter output based on conditions provided" },
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "last", 'n', OPT_INT, "Show n last created containers" },
+    { "latest", 'l', OPT_BOOL, "Show the latest created container" },
+    { "no-trunc", 0, OPT_BOOL, "Don't truncate output" },
+    { "quiet", 'q', OPT_BOOL, "Only display container IDs" },
+    { "size", 's', OPT_BOOL, "Display total file sizes" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static char *ago(const char *when) {
+    i64 t = time_parse(when), now = time_now_ns();
+    return t <= 0 ? str_dup("N/A") : time_human(now > t ? now - t : 0);
+}
+
+/* "Up 3 minutes (healthy)", "Exited (0) 2 hours ago". Caller owns it. */
+static char *ctr_status_text(const struct ctr *k) {
+    const char *st = ctr_status(k), *health = js_str(k->state, "health.status");
+    AUTO_FREE char *up = ago(js_str(k->state, "startedAt")), *down = ago(js_str(k->state, "finishedAt"));
+    i64 code = js_int(k->state, "exitCode", 0);
+    if (!strcmp(st, "running"))
+        return health ? str_fmt(!strcmp(health, "starting") ? "Up %s (health: %s)" : "Up %s (%s)", up, health) : str_fmt("Up %s", up);
+    if (!strcmp(st, "paused")) return str_fmt("Up %s (Paused)", up);
+    if (!strcmp(st, "restarting")) return str_fmt("Restarting (%" PRId64 ") %s ago", code, down);
+    if (!strcmp(st, "created")) return str_dup("Created");
+    return str_fmt("Exited (%" PRId64 ") %s ago", code, down);
+}
+
+static char *labels_text(const json_t *labels) {
+    struct buf b = { 0 };
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)labels, key, v) buf_addf(&b, "%s%s=%s", b.n ? "," : "", key, json_string_value(v) ? json_string_value(v) : "");
+    return buf_steal(&b);
+}
+
+static char *quoted_command(const struct ctr *k, bool trunc) {
+    AUTO_STRV args = { 0 };
+    js_to_strv(js_path(k->config, "process.args"), &args);
+    AUTO_FREE char *all = str_join(&args, " "), *safe = str_printable(all);
+    if (trunc && strlen(safe) > 20) return str_fmt("\"%.19s…\"", safe);
+    return str_fmt("\"%s\"", safe);
+}
+
+static json_t *ps_row(const struct ctr *k, const struct cli *c) {
+    bool trunc = !cli_flag(c, "no-trunc");
+    json_t *r = json_object();
+    AUTO_FREE char *id = str_dupn(k->id, trunc ? 12 : HEX_LEN), *cmd = quoted_command(k, trunc), *status = ctr_status_text(k);
+    AUTO_FREE char *since = ago(js_str(k->config, "skiff.created")), *running = str_fmt("%s ago", since), *labels = labels_text(js_path(k->config, "skiff.labels"));
+    AUTO_FREE char *image = str_printable(js_str_or(k->config, "skiff.image", ""));
+    js_sets(r, "ID", id);
+    js_sets(r, "Image", *image ? image : "<rootfs>");
+    js_sets(r, "Command", cmd);
+    js_sets(r, "CreatedAt", js_str_or(k->config, "skiff.created", ""));
+    js_sets(r, "RunningFor", running);
+    js_sets(r, "Status", status);
+    js_sets(r, "State", ctr_status(k));
+    js_sets(r, "Ports", "");
+    js_sets(r, "Names", ctr_name(k));
+    js_sets(r, "Labels", labels);
+    js_sets(r, "Networks", js_str_or(k->config, "skiff.network", ""));
+    AUTO_BUF mounts = { 0 };
+    size_t i;
+    json_t *m;
+    i64 local = 0;
+    json_array_foreach(js_path(k->config, "skiff.mounts"), i, m) {
+        local += js_str(m, "Name") != NULL;
+        buf_addf(&mounts, "%s%s", mounts.n ? "," : "", js_str(m, "Name") ? js_str(m, "Name") : js_str_or(m, "Source", ""));
+    }
+    js_sets(r, "Mounts", mounts.p ? mounts.p : "");
+    AUTO_FREE char *vols = str_fmt("%" PRId64, local);
+    js_sets(r, "LocalVolumes", vols);
+    u64 bytes = 0, inodes = 0;
+    if (cli_flag(c, "size")) tree_usage(k->dir, "upper", &bytes, &inodes, 0);
+    AUTO_FREE char *size = size_human(bytes);
+    js_sets(r, "Size", size);
+    return r;
+}
+
+/* "key=value" filters of one key; true where none is given or one holds. */
+static bool filter_match(const struct strv *filters, const char *key, bool (*holds)(const void *x, const char *v), const void *x) {
+    size_t n = strlen(key);
+    bool asked = false;
+    for (size_t i = 0; i < filters->n; i++) {
+        if (strncmp(filters->v[i], key, n) || filters->v[i][n] != '=') continue;
+        asked = true;
+        if (holds(x, filters->v[i] + n + 1)) return true;
+    }
+    return !asked;
+}
+
+static bool label_holds(const json_t *labels, const char *v) {
+    const char *eq = strchr(v, '=');
+    AUTO_FREE char *key = str_dupn(v, eq ? (size_t)(eq - v) : strlen(v));
+    const char *have = json_string_value(js_get(labels, key));
+    return have && (!eq || !strcmp(have, eq + 1));
+}
+
+static bool ps_id(const void *x, const char *v) { return str_prefix(((const struct ctr *)x)->id, v); }
+static bool ps_name(const void *x, const char *v) { return strstr(ctr_name(x), v + (*v == '/')) != NULL; }
+static bool ps_status(const void *x, const char *v) { return ctr_is(x, v); }
+static bool ps_label(const void *x, const char *v) { return label_holds(js_path(((const struct ctr *)x)->config, "skiff.labels"), v); }
+static bool ps_exited(const void *x, const char *v) {
+    i64 n;
+    return ctr_is(x, "exited") && str_int(v, 0, 255, &n) && js_int(((const struct ctr *)x)->state, "exitCode", 0) == n;
+}
+static bool ps_volume(const void *x, const char *v) {
+    size_t i;
+    json_t *m;
+    json_array_foreach(js_path(((const struct ctr *)x)->config, "skiff.mounts"), i, m)
+        if (str_eq(js_str(m, "Name"), v) || str_eq(js_str(m, "Destination"), v) || str_eq(js_str(m, "Source"), v)) return true;
+    return false;
+}
+static bool ps_health(const void *x, const char *v) { return !strcmp(js_str_or(((const struct ctr *)x)->state, "health.status", "none"), v); }
+static bool ps_network(const void *x, const char *v) { return str_eq(js_str(((const struct ctr *)x)->config, "skiff.network"), v); }
+static bool ps_ancestor(const void *x, const char *v) {
+    const struct ctr *k = x;
+    const char *image = js_str_or(k->config, "skiff.image", ""), *id = js_str_or(k->config, "skiff.imageId", "");
+    struct ref a, b;
+    struct err e;
+    if (strlen(v) >= 4 && str_prefix(id, str_prefix(v, "sha256:") ? v + 7 : v)) return true;
+    if (ref_parse(image, &a, &e) || ref_parse(v, &b, &e)) return false;
+    AUTO_FREE char *fa = ref_full(&a), *fb = ref_full(&b);
+    return !strcmp(fa, fb);
+}
+
+static int filters_known(const struct strv *f, const char *known, struct err *e) {
+    for (size_t i = 0; i < f->n; i++) {
+        size_t n = strcspn(f->v[i], "=");
+        if (!f->v[i][n]) return err_set(e, 0, "bad format of filter (expected name=value): '%.60s'", f->v[i]);
+        if (!word_in(known, f->v[i], n)) return err_set(e, 0, "invalid filter '%.*s'", (int)n, f->v[i]);
+    }
+    return 0;
+}
+
+static bool ps_filter(const struct ctr *k, const struct strv *f) {
+    return filter_match(f, "id", ps_id, k) && filter_match(f, "name", ps_name, k) && filter_match(f, "status", ps_status, k) &&
+           filter_match(f, "label", ps_label, k) && filter_match(f, "exited", ps_exited, k) && filter_match(f, "volume", ps_volume, k) &&
+           filter_match(f, "health", ps_health, k) && filter_match(f, "network", ps_network, k) && filter_match(f, "ancestor", ps_ancestor, k);
+}
+
+static int created_order(const void *a, const void *b) {
+    const struct ctr *x = a, *y = b;
+    return strcmp(js_str_or(y->config, "skiff.created", ""), js_str_or(x->config, "skiff.created", ""));
+}
+
+static int cmd_ps(struct cli *c, struct err *e) {
+    AUTO_STRV filters = { 0 }, ids = { 0 };
+    cli_list(c, "filter", &filters);
+    if (!cli_store(c, e) || filters_known(&filters, "id name status label exited volume health network ancestor", e)) return -1;
+    bool all = cli_flag(c, "all"), by_status = false;
+    for (size_t i = 0; i < filters.n; i++) by_status |= str_prefix(filters.v[i], "status=") || str_prefix(filters.v[i], "exited=");
+    i64 last = cli_flag(c, "latest") ? 1 : cli_int(c, "last", -1);
+    ctr_ids(c->store, &ids);
+    struct ctr *k = mem_new((ids.n + 1) * sizeof *k);
+    size_t n = 0;
+    for (size_t i = 0; i < ids.n; i++) if (!ctr_open(c->store, ids.v[i], &k[n], e)) n++;
+    qsort(k, n, sizeof *k, created_order);
+    AUTO_JSON *rows = json_array();
+    for (size_t i = 0; i < n; i++) {
+        bool show = (all || by_status || last > 0 || ctr_alive(&k[i])) && ps_filter(&k[i], &filters) && (last <= 0 || (i64)json_array_size(rows) < last);
+        if (show && cli_flag(c, "quiet")) printf("%.*s\n", cli_flag(c, "no-trunc") ? HEX_LEN : 12, k[i].id);
+        else if (show) json_array_append_new(rows, ps_row(&k[i], c));
+        ctr_done(&k[i]);
+    }
+    free(k);
+    if (cli_flag(c, "quiet")) return 0;
+    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "CONTAINER ID", "Image", "IMAGE", "Command", "COMMAND", "CreatedAt", "CREATED AT",
+        "RunningFor", "CREATED", "Status", "STATUS", "State", "STATE", "Ports", "PORTS", "Names", "NAMES", "Labels", "LABELS", "Networks", "NETWORKS",
+        "Mounts", "MOUNTS", "LocalVolumes", "LOCAL VOLUMES", "Size", "SIZE");
+    return rows_print(cli_text(c, "format"), cli_flag(c, "size")
+        ? "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}"
+        : "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}", heads, rows, e);
+}
+
+/* ---- 26.9 top, port, stats ---- */
+
+/* Fields of /proc/PID/stat after the command's name; false where the process is gone. */
+static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22]) {
+    char path[40], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (file_line(AT_FDCWD, path, text, sizeof text)) return false;
+    char *open = strchr(text, '('), *close = strrchr(text, ')');
+    if (!open || !close) return false;
+    snprintf(comm, n, "%.*s", (int)(close - open - 1), open + 1);
+    char *save = NULL;
+    int i = 0;
+    for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save)) f[i++] = strtoull(t, NULL, 10);
+    return i == 22;
+}
+
+static int cmd_top(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (!ctr_alive(&k)) return err_set(e, 0, "Container %s is not running", k.id);
+    pid_t *pids;
+    size_t n = ctr_pids((pid_t)js_int(k.state, "pid", 0), &pids);
+    AUTO_BUF out = { 0 };
+    buf_adds(&out, "UID\tPID\tPPID\tC\tSTIME\tTTY\tTIME\tCMD\n");
+    for (size_t i = 0; i < n; i++) {
+        char comm[64], path[40];
+        unsigned long long f[22];
+        struct stat st;
+        AUTO_BUF cmd = { 0 };
+        struct err none;
+        snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pids[i]);
+        if (!proc_stat(pids[i], comm, sizeof comm, f)) continue;
+        file_read(AT_FDCWD, path, 4096, &cmd, &none);
+        for (size_t b = 0; b + 1 < cmd.n; b++) if (!cmd.p[b]) cmd.p[b] = ' ';
+        path[strlen(path) - 8] = 0;
+        AUTO_FREE char *shown = str_printable(cmd.n ? cmd.p : comm);
+        unsigned long long ticks = f[11] + f[12], s = ticks / (unsigned long long)sysconf(_SC_CLK_TCK);
+        char started[16] = "?";
+        if (!stat(path, &st)) {
+            struct tm tm;
+            strftime(started, sizeof started, "%H:%M", localtime_r(&st.st_mtime, &tm));
+        }
+        buf_addf(&out, "%u\t%d\t%llu\t0\t%s\t?\t%02llu:%02llu:%02llu\t%s\n", stat(path, &st) ? 0 : st.st_uid, (int)pids[i], f[1], started,
+                 s / 3600, s / 60 % 60, s % 60, shown);
+    }
+    free(pids);
+    table_print(out.p);
+    return 0;
+}
+
+static int cmd_port(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    if (c->nargs > 1) return err_set(e, 0, "No public port '%.40s' published for %s", c->args[1], ctr_name(&k));
+    return 0;                     /* the host's and no network publish nothing */
+}
+
+struct usage { u64 cpu_ns, rss, pids; };
+
+static struct usage ctr_usage(const struct ctr *k) {
+    struct usage u = { 0 };
+    pid_t *pids;
+    size_t n = ctr_pids((pid_t)js_int(k->state, "pid", 0), &pids);
+    u64 tick = 1000000000ull / (u64)sysconf(_SC_CLK_TCK), page = (u64)sysconf(_SC_PAGESIZE);
+    for (size_t i = 0; i < n; i++) {
+        char comm[64];
+        unsigned long long f[22];
+        if (!proc_stat(pids[i], comm, sizeof comm, f)) continue;
+        u.cpu_ns += (f[11] + f[12]) * tick;
+        u.rss += f[21] * page;
+        u.pids++;
+    }
+    free(pids);
+    return u;
+}
+
+static const struct opt OPT_STATS[] = {
+    { "all", 'a', OPT_BOOL, "Show all containers (default shows just running)" },
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "no-stream", 0, OPT_BOOL, "Disable streaming stats and only pull the first result" },
+    { "no-trunc", 0, OPT_BOOL, "Do not truncate output" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static json_t *stats_row(const struct ctr *k, const struct usage *before, const struct usage *now, i64 ms, bool trunc) {
+    u64 limit = (u64)js_int(k->config, "linux.resources.memory.limit", 0);
+    if (!limit) limit = (u64)sysconf(_SC_PHYS_PAGES) * (u64)sysconf(_SC_PAGESIZE);
+    AUTO_FREE char *used = size_binary(now->rss), *all = size_binary(limit), *id = str_dupn(k->id, trunc ? 12 : HEX_LEN);
+    AUTO_FREE char *cpu = str_fmt("%.2f%%", ms > 0 && now->cpu_ns > before->cpu_ns ? (double)(now->cpu_ns - before->cpu_ns) / 1e4 / (double)ms : 0.0);
+    AUTO_FREE char *mem = str_fmt("%s / %s", used, all), *perc = str_fmt("%.2f%%", 100.0 * (double)now->rss / (double)limit), *pids = str_fmt("%" PRIu64, now->pids);
+    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", id, "ID", id, "Name", ctr_name(k), "CPUPerc", cpu, "MemUsage", mem, "MemPerc", perc,
+                     "NetIO", "-- / --", "BlockIO", "-- / --", "PIDs", pids);
+}
+
+static int cmd_stats(struct cli *c, struct err *e) {
+    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", "CONTAINER", "ID", "CONTAINER ID", "Name", "NAME", "CPUPerc", "CPU %", "MemUsage", "MEM USAGE / LIMIT",
+        "MemPerc", "MEM %", "NetIO", "NET I/O", "BlockIO", "BLOCK I/O", "PIDs", "PIDS");
+    if (!cli_store(c, e)) return -1;
+    do {
+        AUTO_STRV ids = { 0 };
+        AUTO_JSON *rows = json_array();
+        for (int i = 0; i < c->nargs; i++) strv_add(&ids, c->args[i]);
+        if (!c->nargs) ctr_ids(c->store, &ids);
+        struct ctr *k = mem_new((ids.n + 1) * sizeof *k);
+        struct usage *u = mem_new((ids.n + 1) * sizeof *u);
+        int rc = 0;
+        for (size_t i = 0; !rc && i < ids.n; i++) {
+            k[i].dir = -1;
+            if (ctr_find(c->store, ids.v[i], &k[i], e)) rc = c->nargs ? -1 : 0;
+            else u[i] = ctr_usage(&k[i]);
+        }
+        i64 began = time_mono_ms();
+        if (!rc) usleep(200000);
+        for (size_t i = 0; i < ids.n; i++) {
+            if (!rc && k[i].config && (c->nargs || cli_flag(c, "all") || ctr_alive(&k[i]))) {
+                struct usage now = ctr_usage(&k[i]);
+                json_array_append_new(rows, stats_row(&k[i], &u[i], &now, time_mono_ms() - began, !cli_flag(c, "no-trunc")));
+            }
+            ctr_done(&k[i]);
+        }
+        free(k), free(u);
+        if (rc) return rc;
+        if (!cli_flag(c, "no-stream")) fputs("\x1b[2J\x1b[H", stdout);
+        if (rows_print(cli_text(c, "format"), "table {{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}", heads, rows, e)) return -1;
+        fflush(stdout);
+        if (!cli_flag(c, "no-stream")) sleep(1);
+    } while (!cli_flag(c, "no-stream"));
+    return 0;
+}
+
+/* ---- 26.10 diff, export, cp, commit ---- */
+struct visit {
+    struct ctr *k;
+    int fd;                       /* of the stream to the parent */
+    const char *path, *name;
+    bool follow, archive;
+    struct json_t *changes;
+};
+
+/* Runs fn in the container's file tree; its exit status. */
+static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid, struct err *e) {
+    struct plan p = { 0 };
+    struct launch l;
+    AUTO_FD pidfd = ctr_alive(k) ? ctr_pidfd(k, e) : -1;
+    if (plan_parse(k->config, &p, e)) return -1;
+    ctr_launch_init(k, &p, &l);
+    fflush(NULL);
+    pid_t pid = launch_visit(&l, pidfd, fn, arg, e);
+    int status = 0, rc = pid < 0 ? -1 : 0;
+    if (pid > 0 && ret_pid) *ret_pid = pid;
+    else if (pid > 0) {
+        waitpid(pid, &status, 0);
+        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    }
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+static int export_run(int root, void *arg) {
+    struct visit *v = arg;
+    struct err e = { 0 };
+    struct tarring t = { .clamp = -1 };
+    AUTO_STRV skip = { 0 };
+    strv_add(&skip, "proc"), strv_add(&skip, "sys"), strv_add(&skip, "dev");
+    t.skip = &skip;
+    AUTO_FD dir = sys_openat2(root, ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
+    if (tar_begin(&t, v->fd, &e)) return visit_fail(&e);
+    static const char *const EMPTY[] = { "dev", "proc", "sys" };
+    for (size_t i = 0; i < ARRAY_LEN(EMPTY); i++) {
+        struct stat st;
+        if (fstatat(dir, EMPTY[i], &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) continue;
+        struct archive_entry *en = archive_entry_new();
+        archive_entry_set_pathname(en, EMPTY[i]);
+        archive_entry_set_filetype(en, AE_IFDIR);
+        archive_entry_set_perm(en, 0755);
+        archive_write_header(t.a, en);
+        archive_entry_free(en);
+    }
+    int rc = tar_add(&t, dir, ".", "", 0, &e);
+    if (tar_end(&t, &e) || rc) return visit_fail(&e);
+    return 0;
+}
+
+static const struct opt OPT_OUTPUT[] = { { "output", 'o', OPT_TEXT, "Write to a file, instead of STDOUT" }, { NULL, 0, OPT_BOOL, NULL } };
+
+/* The file of -o, or stdout where that is no terminal. */
+static int output_open(const struct cli *c, struct err *e) {
+    const char *path = cli_text(c, "output");
+    if (!path) {
+        if (isatty(1)) return err_set(e, 0, "cowardly refusing to save to a terminal. Use the -o flag or redirect");
+        return fcntl(1, F_DUPFD_CLOEXEC, 3);
+    }
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    return fd < 0 ? err_set(e, errno, "create %s", path) : fd;
+}
+
+static int cmd_export(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    AUTO_FD out = output_open(c, e);
+    if (out < 0) return -1;
+    struct visit v = { .k = &k, .fd = out };
+    int rc = ctr_visit(&k, export_run, &v, NULL, e);
+    if (rc > 0) return err_set(e, 0, "export of %s failed", c->args[0]);
+    if (!rc) ctr_event(&k, "export", NULL);
+    return rc;
+}
+
+/* Changes of the upper directory against the image, read as its owner. */
+struct diffing { struct ctr *k; const struct idx *x; int fd; };
+
+static void diff_dir(const struct diffing *d, int dir, const char *path, FILE *out, int depth) {
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *s = dir_stream(dir, ".");
+    struct dirent *de;
+    while (s && (de = dir_next(s))) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; i < names.n; i++) {
+        struct stat st;
+        AUTO_FREE char *full = str_fmt("%s/%s", path, names.v[i]), *shown = str_printable(full);
+        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW)) continue;
+        const struct idx_inode *was = d->x ? idx_resolve(d->x, full) : NULL;
+        bool white = S_ISCHR(st.st_mode) && !st.st_rdev;
+        fprintf(out, "%c %s\n", white ? 'D' : was ? 'C' : 'A', shown);
+        if (!S_ISDIR(st.st_mode) || depth > MAX_TREE_DEPTH) continue;
+        AUTO_FD sub = openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (sub >= 0) diff_dir(d, sub, full, out, depth + 1);
+    }
+}
+
+static int diff_run(void *arg) {
+    struct diffing *d = arg;
+    AUTO_FD upper = openat(d->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (upper >= 0) diff_dir(d, upper, "", stdout, 0);
+    fflush(stdout);
+    return 0;
+}
+
+static int cmd_diff(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    struct plan p = { 0 };
+    AUTO_IDX x = { 0 };
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(k.config, "skiff.rootfs.chain", ""));
+    if (!str_prefix(js_str_or(k.config, "skiff.rootfs.driver", ""), "overlay"))
+        return err_set(e, 0, "diff of a container with the storage driver %s is not supported yet by skiff: use overlay", js_str_or(k.config, "skiff.rootfs.driver", ""));
+    if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
+    struct diffing d = { &k, &x, -1 };
+    fflush(NULL);
+    int rc = launch_as_owner(&p.ids, diff_run, &d, e);
+    plan_done(&p);
+    return rc;
+}
+
+/* cp: a path of the container becomes a tar stream, or takes one. */
+static int cp_out_run(int root, void *arg) {
+    struct visit *v = arg;
+    struct err e = { 0 };
+    struct tarring t = { .clamp = -1 };
+    struct stat st;
+    AUTO_FREE char *clean = path_clean(v->path), *parent = str_dup(clean);
+    char *slash = strrchr(parent, '/');
+    const char *base = slash ? clean + (slash - parent) + 1 : clean;
+    if (slash) *slash = 0;
+    AUTO_FD dir = sys_openat2(root, slash ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
+        return err_set(&e, 0, "Could not find the file %s in container %s", v->path, ctr_name(v->k)), visit_fail(&e);
+    AUTO_FD real = -1;
+    if (S_ISLNK(st.st_mode) && (v->follow || str_suffix(v->path, "/") || str_suffix(v->path, "/."))) {
+        /* the link's target, still below the root */
+        AUTO_FREE char *self = str_fmt("/proc/self/fd/%d", root);
+        real = sys_openat2(root, clean, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        if (real < 0 || fstat(real, &st)) return err_set(&e, errno, "follow %s", v->path), visit_fail(&e);
+        if (S_ISDIR(st.st_mode)) {
+            if (tar_begin(&t, v->fd, &e) || tar_add(&t, real, ".", v->name, 0, &e) || tar_end(&t, &e)) return visit_fail(&e);
+            return 0;
+        }
+        char target[PATH_MAX], where[40];
+        snprintf(where, sizeof where, "/proc/self/fd/%d", real);
+        ssize_t k = readlink(where, target, sizeof target - 1);
+        (void)self;
+        if (k <= 0) return err_set(&e, errno, "follow %s", v->path), visit_fail(&e);
+        target[k] = 0;
+        char *cut = strrchr(target, '/');
+        AUTO_FD d2 = -1;
+        if (cut) *cut = 0, d2 = open(*target ? target : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (d2 < 0 || tar_begin(&t, v->fd, &e) || tar_add(&t, d2, cut + 1, v->name, 0, &e) || tar_end(&t, &e)) return visit_fail(&e);
+        return 0;
+    }
+    if (tar_begin(&t, v->fd, &e)) return visit_fail(&e);
+    int rc = tar_add(&t, dir, *base ? base : ".", v->name, 0, &e);
+    if (tar_end(&t, &e) || rc) return visit_fail(&e);
+    return 0;
+}
+
+/* Where an archive goes: into `path` if that is a directory (or ends with "/"), else as `path`. */
+static int cp_layout(int root, const char *path, bool whole, struct placing *pl, char **ret_into, char **ret_rename, struct err *e) {
+    AUTO_FREE char *clean = path_clean(path);
+    struct stat st;
+    AUTO_FD at = sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    bool there = at >= 0 && !fstat(at, &st), dir = there && S_ISDIR(st.st_mode);
+    if (dir) {
+        *ret_into = str_dup(clean);
+        pl->into = *ret_into;
+        return 0;
+    }
+    if (str_suffix(path, "/") && there) return err_set(e, 0, "destination \"%s\" is not a directory", path);
+    if (str_suffix(path, "/") && !whole) return err_set(e, 0, "destination directory %s must exist", path);
+    char *slash = strrchr(clean, '/');
+    *ret_rename = str_dup(slash ? slash + 1 : clean);
+    *ret_into = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
+    AUTO_FD parent = sys_openat2(root, **ret_into ? *ret_into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (parent < 0) return err_set(e, 0, "no such directory: /%s", *ret_into);
+    pl->into = *ret_into;
+    pl->rename = *ret_rename;
+    return 0;
+}
+
+static int cp_in_run(int root, void *arg) {
+    struct visit *v = arg;
+    struct err e = { 0 };
+    struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive };
+    AUTO_FREE char *into = NULL, *rename = NULL;
+    if (cp_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
+    if (v->name && !pl.rename) pl.rename = NULL;
+    return place_archive(&pl, v->fd, &e) ? visit_fail(&e) : 0;
+}
+
+static const struct opt OPT_CP[] = {
+    { "archive", 'a', OPT_BOOL, "Archive mode (copy all uid/gid information)" },
+    { "follow-link", 'L', OPT_BOOL, "Always follow symbol link in SRC_PATH" },
+    { "quiet", 'q', OPT_BOOL, "Suppress progress output during copy" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* CONTAINER:PATH -> host path or "-". */
+static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *dest, struct err *e) {
+    int p[2];
+    bool contents = str_suffix(path, "/."), out = !strcmp(dest, "-");
+    AUTO_FREE char *clean = path_clean(path);
+    const char *slash = strrchr(clean, '/'), *base = slash ? slash + 1 : clean;
+    if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    struct visit v = { .k = k, .fd = out ? 1 : p[1], .path = path, .name = contents && !out ? "" : *base ? base : "", .follow = cli_flag(c, "follow-link") };
+    pid_t pid = 0;
+    if (out) {
+        close(p[0]), close(p[1]);
+        int rc = ctr_visit(k, cp_out_run, &v, NULL, e);
+        return rc > 0 ? 1 : rc;
+    }
+    int rc = ctr_visit(k, cp_out_run, &v, &pid, e);
+    close(p[1]);
+    AUTO_FD src = p[0];
+    if (rc) return -1;
+    AUTO_FREE char *into = NULL, *rename = NULL;
+    AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FREE char *cwd = getcwd(NULL, 0), *full = *dest == '/' ? str_dup(dest) : str_fmt("%s/%s", cwd ? cwd : "", dest);
+    struct placing pl = { .root = root, .uid = -1, .gid = -1, .chmod = -1, .keep_owner = cli_flag(c, "archive") };
+    /* below "/" of the host: resolving in the root is resolving as usual */
+    rc = cp_layout(root, full, true, &pl, &into, &rename, e);
+    if (!rc && contents && rename) {      /* SRC/. to a new directory */
+        AUTO_FREE char *made = str_fmt("%s/%s", into, rename);
+        AUTO_FD d = mnt_target(root, made, true, false, e);
+        free(into);
+        into = str_dup(made);
+        pl.into = into;
+        pl.rename = NULL;
+        if (d < 0) rc = -1;
+    }
+    if (!rc) rc = place_archive(&pl, src, e);
+    fd_closep(&src);
+    int status = 0;
+    waitpid(pid, &status, 0);
+    if (status && !rc) return 1;
+    return rc;
+}
+
+/* Host path or "-" -> CONTAINER:PATH. */
+static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path, struct err *e) {
+    int p[2] = { -1, -1 };
+    bool in = !strcmp(src, "-"), contents = str_suffix(src, "/.") || !strcmp(src, ".");
+    struct stat st;
+    if (!in && lstat(src, &st)) return err_set(e, errno, "%s", src);
+    if (!in && S_ISLNK(st.st_mode) && cli_flag(c, "follow-link") && stat(src, &st)) return err_set(e, errno, "%s", src);
+    if (!in && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    struct visit v = { .k = k, .fd = in ? 0 : p[0], .path = path, .archive = cli_flag(c, "archive"), .follow = !in && S_ISDIR(st.st_mode) };
+    pid_t pid = 0;
+    int rc = ctr_visit(k, cp_in_run, &v, &pid, e);
+    fd_closep(&p[0]);
+    struct err we = { 0 };
+    if (!rc && !in) {
+        struct tarring t = { .clamp = -1 };
+        AUTO_FREE char *real = realpath(src, NULL), *dir = str_dup(cli_flag(c, "follow-link") || contents ? (real ? real : src) : src);
+        while (strlen(dir) > 1 && str_suffix(dir, "/")) dir[strlen(dir) - 1] = 0;
+        char *slash = strrchr(dir, '/');
+        const char *base = slash ? slash + 1 : dir, *name = strrchr(src, '/') && !contents && strrchr(src, '/')[1] ? strrchr(src, '/') + 1 : base;
+        AUTO_FREE char *parent = slash ? str_dupn(dir, slash == dir ? 1 : (size_t)(slash - dir)) : str_dup(".");
+        AUTO_FD d = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        signal(SIGPIPE, SIG_IGN);
+        /* SRC to a path that is not there yet, a directory: its contents go there; the child renames */
+        if (d < 0 || tar_begin(&t, p[1], &we)) rc = -1;
+        else {
+            rc = tar_add(&t, d, *base ? base : ".", contents ? "" : name, 0, &we);
+            if (tar_end(&t, rc ? &(struct err){ 0 } : &we)) rc = -1;
+        }
+    }
+    fd_closep(&p[1]);
+    int status = 0;
+    if (pid > 0) waitpid(pid, &status, 0);
+    if (status) return 1;                 /* the child has said why */
+    if (rc && we.msg[0]) *e = we;
+    return rc;
+}
+
+static int cmd_cp(struct cli *c, struct err *e) {
+    char *from = c->args[0], *to = c->args[1], *fc = strchr(from, ':'), *tc = strchr(to, ':');
+    AUTO_CTR k = { .dir = -1 };
+    if (*from == '/' || *from == '.') fc = NULL;      /* a host path may have a colon */
+    if (*to == '/' || *to == '.') tc = NULL;
+    if (!cli_store(c, e)) return -1;
+    if (fc && tc) return err_set(e, 0, "copying between containers is not supported");
+    if (!fc && !tc) return err_set(e, 0, "must specify at least one container source");
+    char *colon = fc ? fc : tc;
+    *colon++ = 0;
+    if (ctr_find(c->store, fc ? from : to, &k, e)) return -1;
+    if (!*colon) return err_set(e, 0, "source and destination paths must not be empty");
+    return fc ? cp_from(c, &k, colon, to, e) : cp_to(c, &k, from, colon, e);
+}
+
+static const struct opt OPT_COMMIT[] = {
+    { "author", 'a', OPT_TEXT, "Author (e.g., \"John Hannibal Smith <hannibal@a-team.com>\")" },
+    { "change", 'c', OPT_LIST, "Apply Dockerfile instruction to the created image" },
+    { "message", 'm', OPT_TEXT, "Commit message" },
+    { "pause", 'p', OPT_BOOL, "Pause container during commit (true)" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_commit(struct cli *c, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    AUTO_STRV changes = { 0 };
+    struct ref r;
+    AUTO_FREE char *full = NULL;
+    char diff[DIGEST_LEN + 1], id[HEX_LEN + 1], now[40];
+    json_t *desc = NULL;
+    if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
+    AUTO_FD gc = lock_take(c->store->dir, "locks/gc", LOCK_SH);
+    if (c->nargs > 1) {
+        if (ref_parse(c->args[1], &r, e)) return -1;
+        full = ref_full(&r);
+    }
+    AUTO_IMAGE m = { 0 };
+    AUTO_JSON *base = blob_json(c->store, js_str(k.config, "skiff.manifest"), e);
+    AUTO_JSON *config = base ? blob_json(c->store, js_str(base, "config.digest"), e) : NULL;
+    if (!config) return err_wrap(e, "the image of container %s", c->args[0]);
+    json_t *run = js_sub(config, "config");
+    json_object_set(run, "Env", js_path(k.config, "process.env"));
+    AUTO_JSON *ic = inspect_config(&k);
+    static const char *const KEEP[] = { "Cmd", "Entrypoint", "WorkingDir", "User", "Labels", "StopSignal" };
+    for (size_t i = 0; i < ARRAY_LEN(KEEP); i++) json_object_set(run, KEEP[i], js_get(ic, KEEP[i]));
+    cli_list(c, "change", &changes);
+    for (size_t i = 0; i < changes.n; i++) if (config_change(config, changes.v[i], e)) return -1;
+    bool pause = (!cli_has(c, "pause") || cli_flag(c, "pause")) && ctr_is(&k, "running");
+    AUTO_FD s = pause ? ctr_connect(k.dir) : -1;
+    char answer[1100];
+    if (s >= 0 && send(s, "P", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
+    int rc = ctr_commit_layer(&k, -1, &desc, diff, e);
+    if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
+    if (rc) return -1;
+    AUTO_JSON *layers = json_deep_copy(js_get(base, "layers"));
+    json_array_append_new(layers, desc);
+    AUTO_STRV args = { 0 };
+    js_to_strv(js_path(k.config, "process.args"), &args);
+    AUTO_FREE char *by = str_join(&args, " ");
+    if (cli_has(c, "author")) js_sets(config, "author", cli_text(c, "author"));
+    config_add_layer(config, diff, by, cli_text(c, "message"), time_rfc3339(time_now_ns(), now));
+    if (image_put(c->store, config, layers, full, NULL, id, NULL, e)) return -1;
+    printf("sha256:%s\n", id);
+    ctr_event(&k, "commit", NULL);
+    return 0;
+}
+
+/* ---- 26.11 images ---- */
+static const struct opt OPT_IMAGES[] = {
+    { "all", 'a', OPT_BOOL, "Show all images" },
+    { "digests", 0, OPT_BOOL, "Show digests" },
+    { "filter", 'f', OPT_LIST, "Filter output based on conditions provided" },
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "no-trunc", 0, OPT_BOOL, "Don't truncate output" },
+    { "quiet", 'q', OPT_BOOL, "Only show image IDs" },
+    { "tree", 0, OPT_LATER_BOOL, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+struct image_row { json_t *desc; struct image m; i64 created; };
+
+static int image_row_order(const void *a, const void *b) {
+    const struct image_row *x = a, *y = b;
+    return (x->created < y->created) - (x->created > y->created);
+}
+
+/* All entries of index.json that can be read, newest first. Caller frees with image_rows_free. */
+static struct image_row *image_rows(const struct store *s, size_t *ret_n, struct err *e) {
+    AUTO_JSON *index = store_index(s, e);
+    if (!index) return NULL;
+    size_t i, n = 0;
+    json_t *d;
+    struct image_row *r = mem_new((json_array_size(js_get(index, "manifests")) + 1) * sizeof *r);
+    json_array_foreach(js_get(index, "manifests"), i, d) {
+        struct err bad;
+        if (image_load(s, d, &r[n].m, &bad)) {
+            log_debug("%s: %s", js_str_or(d, "digest", ""), bad.msg);
+            continue;
+        }
+        r[n].desc = r[n].m.desc;
+        r[n].created = time_parse(js_str_or(r[n].m.config, "created", ""));
+        n++;
+    }
+    qsort(r, n, sizeof *r, image_row_order);
+    *ret_n = n;
+    return r;
+}
+
+static void image_rows_free(struct image_row *r, size_t n) {
+    for (size_t i = 0; i < n; i++) image_done(&r[i].m);
+    free(r);
+}
+
+static json_t *image_row_json(const struct store *s, const struct image_row *r, bool trunc) {
+    struct ref ref = { 0 };
+    struct err e;
+    const char *name = desc_name(r->desc), *rd = json_string_value(js_get(js_get(r->desc, "annotations"), REPO_DIGEST));
+    AUTO_FREE char *repo = NULL;
+    if (name && !ref_parse(name, &ref, &e)) repo = ref_repository(&ref);
+    else if (rd && !ref_parse(rd, &ref, &e)) repo = ref_repository(&ref), ref.tag[0] = 0;
+    AUTO_FREE char *id = trunc ? str_dupn(r->m.id, 12) : str_fmt("sha256:%s", r->m.id), *size = size_human(image_size(s, &r->m));
+    AUTO_FREE char *since = ago(js_str(r->m.config, "created")), *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
+    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", id, "Repository", repo ? repo : "<none>", "Tag", name && ref.tag[0] ? ref.tag : "<none>",
+                     "Digest", rd && strchr(rd, '@') ? strchr(rd, '@') + 1 : js_str_or(r->desc, "digest", "<none>"), "CreatedSince", when,
+                     "CreatedAt", js_str_or(r->m.config, "created", "N/A"), "Size", size, "Containers", "N/A");
+}
+
+/* "debian", "debian:b*": as the argument of `images` and filter reference=. */
+static bool image_matches(const struct image_row *r, const char *pattern) {
+    struct ref ref;
+    struct err e;
+    const char *name = desc_name(r->desc);
+    if (!name || ref_parse(name, &ref, &e)) return false;
+    AUTO_FREE char *repo = ref_repository(&ref), *familiar = ref_familiar(&ref);
+    return !fnmatch(pattern, repo, 0) || !fnmatch(pattern, familiar, 0) || !fnmatch(pattern, name, 0);
+}
+
+static bool images_filter(const struct strv *f, const struct image_row *r) {
+    bool ok = true;
+    for (size_t i = 0; i < f->n && ok; i++) {
+        const char *v = strchr(f->v[i], '=') + 1;
+        if (str_prefix(f->v[i], "dangling=")) ok = (desc_name(r->desc) == NULL) == (!strcmp(v, "true") || !strcmp(v, "1"));
+        else if (str_prefix(f->v[i], "reference=")) ok = image_matches(r, v);
+        else if (str_prefix(f->v[i], "label=")) ok = label_holds(js_path(r->m.config, "config.Labels"), v);
+    }
+    return ok;
+}
+
+static int cmd_images(struct cli *c, struct err *e) {
+    AUTO_STRV filters = { 0 }, seen = { 0 };
+    size_t n = 0;
+    cli_list(c, "filter", &filters);
+    if (!cli_store(c, e) || filters_known(&filters, "dangling reference label before since until", e)) return -1;
+    struct image_row *r = image_rows(c->store, &n, e);
+    if (!r) return -1;
+    AUTO_JSON *rows = json_array();
+    bool trunc = !cli_flag(c, "no-trunc");
+    for (size_t i = 0; i < n; i++) {
+        if ((c->nargs && !image_matches(&r[i], c->args[0])) || !images_filter(&filters, &r[i])) continue;
+        if (cli_flag(c, "quiet")) {
+            if (!strv_has(&seen, r[i].m.id)) printf(trunc ? "%.12s\n" : "sha256:%s\n", r[i].m.id);
+            strv_add(&seen, r[i].m.id);
+        } else json_array_append_new(rows, image_row_json(c->store, &r[i], trunc));
+    }
+    image_rows_free(r, n);
+    if (cli_flag(c, "quiet")) return 0;
+    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "IMAGE ID", "Repository", "REPOSITORY", "Tag", "TAG", "Digest", "DIGEST", "CreatedSince", "CREATED",
+                                 "CreatedAt", "CREATED AT", "Size", "SIZE", "Containers", "CONTAINERS");
+    return rows_print(cli_text(c, "format"), cli_flag(c, "digests") ? "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+                                                                    : "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}", heads, rows, e);
+}
+
+static const struct opt OPT_PULL[] = {
+    { "all-tags", 'a', OPT_LATER_BOOL, "" },
+    { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
+    { "platform", 0, OPT_TEXT, "Set platform (os/arch[/variant])" },
+    { "quiet", 'q', OPT_BOOL, "Suppress verbose output" },
+    { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates (true)" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE": local sources of pull. 1: not one of them. */
+static int pull_local(struct cli *c, const char *text, struct err *e) {
+    const char *colon = strchr(text, ':');
+    AUTO_FREE char *kind = str_dupn(text, colon ? (size_t)(colon - text) : 0), *path = str_dup(colon ? colon + 1 : "");
+    if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive")) return 1;
+    char *name = strrchr(path, ':');
+    if (name && !strchr(name, '/')) *name++ = 0;
+    else name = NULL;
+    bool dir = !strcmp(kind, "oci");
+    AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | (dir ? O_DIRECTORY : 0));
+    if (fd < 0) return err_set(e, errno, "open %s", path);
+    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, name, NULL, cli_flag(c, "quiet"), e);
+}
+
+static int cmd_pull(struct cli *c, struct err *e) {
+    struct ref r;
+    if (!cli_store(c, e)) return -1;
+    int local = pull_local(c, c->args[0], e);
+    if (local <= 0) return local;
+    if (ref_parse(c->args[0], &r, e)) return -1;
+    struct pull_opts o = { cli_text(c, "platform"), cli_flag(c, "quiet"), tls_verify(c) };
+    if (!strrchr(c->args[0], ':') && !o.quiet) puts("Using default tag: latest");
+    if (image_pull(c->store, &r, &o, e)) return -1;
+    AUTO_FREE char *full = ref_full(&r);
+    puts(full);
+    return 0;
+}
+
+static int cmd_push(struct cli *c, struct err *e) {
+    struct ref r;
+    return !cli_store(c, e) || ref_parse(c->args[0], &r, e) || image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e) ? -1 : 0;
+}
+
+static int cmd_tag(struct cli *c, struct err *e) {
+    AUTO_IMAGE m = { 0 };
+    struct ref r;
+    if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e) || ref_parse(c->args[1], &r, e)) return -1;
+    if (r.digest[0]) return err_set(e, 0, "refusing to create a tag with a digest reference");
+    AUTO_FREE char *full = ref_full(&r);
+    if (store_tag(c->store, m.desc, full, NULL, e)) return -1;
+    store_event(c->store, "image", "tag", m.id, NULL);
+    return 0;
+}
+
+static const struct opt OPT_RMI[] = {
+    { "force", 'f', OPT_BOOL, "Force removal of the image" },
+    { "no-prune", 0, OPT_BOOL, "Do not delete untagged parents" },
+    { "platform", 0, OPT_LATER_TEXT, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* The name of a container that uses an image; NULL: none. Caller owns it. */
+static char *image_user(const struct store *s, const char *id, bool alive_only) {
+    AUTO_STRV ids = { 0 };
+    ctr_ids(s, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        struct err e;
+        if (!ctr_open(s, ids.v[i], &k, &e) && str_eq(js_str(k.config, "skiff.imageId"), id) && (!alive_only || ctr_alive(&k)))
+            return str_dupn(k.id, 12);
+    }
+    return NULL;
+}
+
+static int rmi_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_IMAGE m = { 0 };
+    AUTO_FREE char *name = NULL;
+    bool force = cli_flag(c, "force");
+    if (image_find(c->store, what, &m, &name, e)) return force && str_prefix(e->msg, "No such image") ? 0 : -1;
+    AUTO_JSON *tags = json_array(), *digests = json_array();
+    const char *digest = js_str(m.desc, "digest");
+    image_names(c->store, digest, tags, digests);
+    size_t names = json_array_size(tags), i;
+    json_t *t;
+    if (!name && names > 1 && !force) return err_set(e, 0, "conflict: unable to delete %.12s (must be forced) - image is referenced in multiple repositories", m.id);
+    bool last = !name || names <= 1;
+    AUTO_FREE char *user = last ? image_user(c->store, m.id, force) : NULL;
+    if (user) return err_set(e, 0, force ? "conflict: unable to delete %.12s (cannot be forced) - image is being used by running container %s"
+                                         : "conflict: unable to remove repository reference \"%.100s\" (must force) - container %s is using its referenced image",
+                             force ? m.id : what, user);
+    if (name) {
+        struct ref r;
+        ref_parse(name, &r, e);
+        AUTO_FREE char *familiar = ref_familiar(&r);
+        printf("Untagged: %s\n", familiar);
+    } else json_array_foreach(tags, i, t) printf("Untagged: %s\n", json_string_value(t));
+    if (store_untag(c->store, digest, last ? NULL : name, e)) return -1;
+    store_event(c->store, "image", "untag", m.id, NULL);
+    if (!last) return 0;
+    json_array_foreach(digests, i, t) printf("Untagged: %s\n", json_string_value(t));
+    printf("Deleted: sha256:%s\n", m.id);
+    store_event(c->store, "image", "delete", m.id, NULL);
+    return 0;
+}
+
+static int cmd_rmi(struct cli *c, struct err *e) {
+    if (!cli_store(c, e)) return -1;
+    int rc = cli_each(c, rmi_one, false, e);
+    store_collect(c->store);
+    return rc;
+}
+
+static const struct opt OPT_HISTORY[] = {
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "human", 'H', OPT_BOOL, "Print sizes and dates in human readable format (true)" },
+    { "no-trunc", 0, OPT_BOOL, "Don't truncate output" },
+    { "platform", 0, OPT_LATER_TEXT, "" },
+    { "quiet", 'q', OPT_BOOL, "Only show image IDs" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_history(struct cli *c, struct err *e) {
+    AUTO_IMAGE m = { 0 };
+    if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e)) return -1;
+    const json_t *h = js_get(m.config, "history");
+    AUTO_JSON *rows = json_array();
+    size_t layer = m.diff_ids.n;
+    bool trunc = !cli_flag(c, "no-trunc"), human = !cli_has(c, "human") || cli_flag(c, "human");
+    AUTO_FREE char *id = trunc ? str_dupn(m.id, 12) : str_fmt("sha256:%s", m.id);
+    for (size_t i = json_array_size(h); i-- > 0;) {
+        const json_t *x = json_array_get(h, i);
+        u64 size = 0;
+        if (!js_bool(x, "empty_layer") && layer) {
+            AUTO_IDX idx = { 0 };
+            char path[96];
+            snprintf(path, sizeof path, "layers/%s.idx", digest_hex(m.diff_ids.v[--layer]));
+            if (!idx_open(c->store->dir, path, false, &idx, e)) size = idx.head->content_size;
+        }
+        AUTO_FREE char *since = ago(js_str(x, "created")), *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
+        AUTO_FREE char *by = str_printable(js_str_or(x, "created_by", "")), *bytes = human ? size_human(size) : str_fmt("%" PRIu64, size);
+        AUTO_FREE char *cut = trunc && strlen(by) > 45 ? str_fmt("%.44s…", by) : str_dup(by);
+        bool top = i + 1 == json_array_size(h);
+        if (cli_flag(c, "quiet")) puts(top ? id : "<missing>");
+        else json_array_append_new(rows, json_pack("{ss,ss,ss,ss,ss,ss}", "ID", top ? id : "<missing>", "CreatedSince", when, "CreatedAt", js_str_or(x, "created", ""),
+                                                   "CreatedBy", cut, "Size", bytes, "Comment", js_str_or(x, "comment", "")));
+    }
+    if (cli_flag(c, "quiet")) return 0;
+    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss}", "ID", "IMAGE", "CreatedSince", "CREATED", "CreatedAt", "CREATED AT", "CreatedBy", "CREATED BY", "Size", "SIZE", "Comment", "COMMENT");
+    return rows_print(cli_text(c, "format"), "table {{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}", heads, rows, e);
+}
+
+static int cmd_save(struct cli *c, struct err *e) {
+    AUTO_STRV names = { 0 };
+    if (!cli_store(c, e)) return -1;
+    for (int i = 0; i < c->nargs; i++) {
+        AUTO_IMAGE m = { 0 };
+        if (image_find(c->store, c->args[i], &m, NULL, e)) return -1;     /* before the file is touched */
+        strv_add(&names, c->args[i]);
+    }
+    AUTO_FD fd = output_open(c, e);
+    if (fd < 0) return -1;
+    int rc = image_save(c->store, fd, &names, e);
+    if (rc && cli_has(c, "output")) unlink(cli_text(c, "output"));
+    return rc;
+}
+
+static const struct opt OPT_LOAD[] = {
+    { "input", 'i', OPT_TEXT, "Read from tar archive file, instead of STDIN" },
+    { "platform", 0, OPT_LATER_TEXT, "" },
+    { "quiet", 'q', OPT_BOOL, "Suppress the load output" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_load(struct cli *c, struct err *e) {
+    const char *in = cli_text(c, "input");
+    if (!in && isatty(0)) return err_set(e, 0, "requested load from stdin, but stdin is empty");
+    AUTO_FD fd = in ? open(in, O_RDONLY | O_CLOEXEC) : fcntl(0, F_DUPFD_CLOEXEC, 3);
+    struct stat st;
+    if (fd < 0) return err_set(e, errno, "open %s", in);
+    if (!cli_store(c, e)) return -1;
+    bool dir = !fstat(fd, &st) && S_ISDIR(st.st_mode);
+    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, cli_flag(c, "quiet"), e);
+}
+
+static const struct opt OPT_IMPORT[] = {
+    { "change", 'c', OPT_LIST, "Apply Dockerfile instruction to the created image" },
+    { "message", 'm', OPT_TEXT, "Set commit message for imported image" },
+    { "platform", 0, OPT_TEXT, "Set platform" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_import(struct cli *c, struct err *e) {
+    AUTO_STRV changes = { 0 };
+    AUTO_JSON *config = json_object();
+    struct platform p;
+    struct ref r;
+    char id[HEX_LEN + 1];
+    AUTO_FREE char *full = NULL;
+    if (!cli_store(c, e) || platform_parse(cli_text(c, "platform"), &p, e)) return -1;
+    if (c->nargs > 1) {
+        if (ref_parse(c->args[1], &r, e)) return -1;
+        full = ref_full(&r);
+    }
+    cli_list(c, "change", &changes);
+    for (size_t i = 0; i < changes.n; i++) if (config_change(config, changes.v[i], e)) return -1;
+    if (strstr(c->args[0], "://")) return err_set(e, 0, "import from a URL is not supported yet by skiff: download it and import the file");
+    AUTO_FD fd = strcmp(c->args[0], "-") ? open(c->args[0], O_RDONLY | O_CLOEXEC) : fcntl(0, F_DUPFD_CLOEXEC, 3);
+    if (fd < 0) return err_set(e, errno, "open %s", c->args[0]);
+    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return -1;
+    printf("sha256:%s\n", id);
+    store_event(c->store, "image", "import", id, NULL);
+    return 0;
+}
+
+/* ---- 26.12 login ---- */
+static const struct opt OPT_LOGIN[] = {
+    { "password", 'p', OPT_TEXT, "Password" },
+    { "password-stdin", 0, OPT_BOOL, "Take the password from stdin" },
+    { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates (true)" },
+    { "username", 'u', OPT_TEXT, "Username" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static char *prompt(const char *what, bool hidden) {
+    char line[512] = "";
+    struct termios old, quiet;
+    fprintf(stderr, "%s: ", what);
+    bool tty = hidden && !tcgetattr(0, &old);
+    if (tty) quiet = old, quiet.c_lflag &= ~(tcflag_t)ECHO, tcsetattr(0, TCSANOW, &quiet);
+    bool ok = fgets(line, sizeof line, stdin) != NULL;
+    if (tty) tcsetattr(0, TCSANOW, &old), fputc('\n', stderr);
+    line[strcspn(line, "\r\n")] = 0;
+    return ok ? str_dup(line) : NULL;
+}
+
+static int cmd_login(struct cli *c, struct err *e) {
+    const char *server = c->nargs ? c->args[0] : "docker.io";
+    AUTO_FREE char *user = NULL, *pass = NULL, *host = NULL;
+    if (strstr(server, "://")) server = strstr(server, "://") + 3;
+    host = str_dupn(server, strcspn(server, "/"));
+    if (!ref_domain_ok(host)) return err_set(e, 0, "'%.100s' is not a registry name", host);
+    user = cli_text(c, "username") ? str_dup(cli_text(c, "username")) : prompt("Username", false);
+    if (cli_flag(c, "password-stdin")) {
+        AUTO_BUF b = { 0 };
+        if (!cli_has(c, "username")) return err_set(e, 0, "the --password-stdin option requires --username");
+        if (fd_slurp(0, 65536, &b)) return err_set(e, errno, "read the password");
+        while (b.n && (b.p[b.n - 1] == '\n' || b.p[b.n - 1] == '\r')) b.p[--b.n] = 0;
+        pass = str_dup(b.p ? b.p : "");
+    } else if (cli_has(c, "password")) {
+        log_warn("Using --password via the CLI is insecure. Use --password-stdin.");
+        pass = str_dup(cli_text(c, "password"));
+    } else pass = prompt("Password", true);
+    if (str_empty(user) || str_empty(pass)) return err_set(e, 0, "a user name and a password are required");
+    struct ref r = { 0 };
+    struct reg reg;
+    snprintf(r.domain, sizeof r.domain, "%s", host);
+    AUTO_FREE char *pair = str_fmt("%s:%s", user, pass);
+    /* the credentials are tried before they are kept */
+    if (reg_connect(&reg, &r, false, tls_verify(c), e) && !reg.base) return reg_done(&reg), -1;
+    free(reg.creds), free(reg.auth);
+    reg.creds = str_dup(pair);
+    reg.auth = NULL;
+    struct http_req q = { .method = "GET", .body_fd = -1 };
+    e->msg[0] = 0;
+    AUTO_HTTP *h = reg_request(&reg, &q, "", e);
+    long status = h ? h->status : 0;
+    reg_done(&reg);
+    if (!h) return -1;
+    if (status != 200) return err_set(e, 0, "login to %s failed: HTTP %ld: unauthorized: incorrect username or password", host, status);
+    if (auth_store(host, pair, NULL, e)) return -1;
+    puts("Login Succeeded");
+    return 0;
+}
+
+static int cmd_logout(struct cli *c, struct err *e) {
+    const char *server = c->nargs ? c->args[0] : "docker.io";
+    bool none;
+    if (auth_store(server, NULL, &none, e)) return -1;
+    printf(none ? "Not logged in to %s\n" : "Removing login credentials for %s\n", server);
+    return 0;
+}
+
+/* ---- 26.13 volumes ---- */
+static const struct opt OPT_VCREATE[] = {
+    { "driver", 'd', OPT_TEXT, "Specify volume driver name (local)" },
+    { "label", 0, OPT_LIST, "Set metadata for a volume" },
+    { "name", 0, OPT_TEXT, "Specify volume name" },
+    { "opt", 'o', OPT_LATER_TEXT, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_volume_create(struct cli *c, struct err *e) {
+    AUTO_STRV l = { 0 };
+    AUTO_JSON *labels = json_object();
+    char random[HEX_LEN + 1];
+    const char *driver = cli_text(c, "driver");
+    if (driver && strcmp(driver, "local")) return err_set(e, 0, "volume driver '%.40s' is not supported yet by skiff: use local", driver);
+    id_random(random);
+    const char *name = c->nargs ? c->args[0] : cli_text(c, "name") ? cli_text(c, "name") : random;
+    cli_list(c, "label", &l);
+    for (size_t i = 0; i < l.n; i++) {
+        char *eq = strchr(l.v[i], '=');
+        if (eq) *eq++ = 0;
+        js_sets(labels, l.v[i], eq ? eq : "");
+    }
+    if (!cli_store(c, e) || volume_create(c->store, name, labels, name == random, e)) return -1;
+    puts(name);
+    return 0;
+}
+
+/* Does a container refer to the volume? */
+static bool volume_used(const struct store *s, const char *name) {
+    AUTO_STRV ids = { 0 };
+    ctr_ids(s, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        struct err e;
+        size_t m;
+        json_t *j;
+        if (ctr_open(s, ids.v[i], &k, &e)) continue;
+        json_array_foreach(js_path(k.config, "skiff.mounts"), m, j) if (str_eq(js_str(j, "Name"), name)) return true;
+    }
+    return false;
+}
+
+/* All files of a volume may belong to mapped ids: removed as their owner would. */
+struct volume_removal { const struct store *s; const char *name; };
+static int volume_remove_run(void *arg) {
+    const struct volume_removal *r = arg;
+    AUTO_FREE char *path = str_fmt("volumes/%s", r->name);
+    return tree_remove(r->s->dir, path) ? 1 : 0;
+}
+
+static int volume_remove(const struct store *s, const char *name, struct err *e) {
+    struct idmap ids;
+    struct volume_removal r = { s, name };
+    if (idmap_choose(s->dir, "", 0, 0, &ids, e) || launch_as_owner(&ids, volume_remove_run, &r, e)) return err_set(e, 0, "remove volume %s", name);
+    store_event(s, "volume", "destroy", name, NULL);
+    return 0;
+}
+
+static int volume_rm_one(struct cli *c, const char *name, struct err *e) {
+    AUTO_JSON *j = volume_inspect(c->store, name, e);
+    if (!j) return cli_flag(c, "force") ? 0 : -1;
+    if (volume_used(c->store, name)) return err_set(e, 0, "remove %s: volume is in use", name);
+    return volume_remove(c->store, name, e);
+}
+static int cmd_volume_rm(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, volume_rm_one, true, e) : -1; }
+
+static void volume_names(const struct store *s, struct strv *ret) {
+    AUTO_DIR *d = dir_stream(s->dir, "volumes");
+    struct dirent *de;
+    while (d && (de = dir_next(d))) strv_add(ret, de->d_name);
+    if (ret->n) qsort(ret->v, ret->n, sizeof *ret->v, name_order);
+}
+
+static int cmd_volume_ls(struct cli *c, struct err *e) {
+    AUTO_STRV names = { 0 }, f = { 0 };
+    AUTO_JSON *rows = json_array(), *heads = json_pack("{ss,ss,ss,ss,ss,ss}", "Name", "VOLUME NAME", "Driver", "DRIVER", "Mountpoint", "MOUNTPOINT", "Labels", "LABELS", "Scope", "SCOPE", "Size", "SIZE");
+    cli_list(c, "filter", &f);
+    if (!cli_store(c, e) || filters_known(&f, "name label dangling driver", e)) return -1;
+    volume_names(c->store, &names);
+    for (size_t i = 0; i < names.n; i++) {
+        AUTO_JSON *v = volume_inspect(c->store, names.v[i], e);
+        bool ok = v != NULL;
+        for (size_t k = 0; k < f.n && ok; k++) {
+            const char *x = strchr(f.v[k], '=') + 1;
+            if (str_prefix(f.v[k], "name=")) ok = strstr(names.v[i], x) != NULL;
+            else if (str_prefix(f.v[k], "label=")) ok = label_holds(js_get(v, "Labels"), x);
+            else if (str_prefix(f.v[k], "driver=")) ok = !strcmp(x, "local");
+            else ok = volume_used(c->store, names.v[i]) != (!strcmp(x, "true") || !strcmp(x, "1"));
+        }
+        if (!ok) continue;
+        if (cli_flag(c, "quiet")) {
+            puts(names.v[i]);
+            continue;
+        }
+        AUTO_FREE char *labels = labels_text(js_get(v, "Labels"));
+        js_sets(v, "Labels", labels);
+        js_sets(v, "Size", "N/A");
+        json_array_append(rows, v);
+    }
+    if (cli_flag(c, "quiet")) return 0;
+    return rows_print(cli_text(c, "format"), "table {{.Driver}}\t{{.Name}}", heads, rows, e);
+}
+
+/* ---- 26.14 prune, df, check ---- */
+static const struct opt OPT_PRUNE[] = {
+    { "all", 'a', OPT_BOOL, "Remove all unused, not just dangling or anonymous ones" },
+    { "filter", 0, OPT_LATER_TEXT, "" },
+    { "force", 'f', OPT_BOOL, "Do not prompt for confirmation" },
+    { "volumes", 0, OPT_BOOL, "Prune anonymous volumes" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static u64 prune_containers(struct cli *c) {
+    AUTO_STRV ids = { 0 };
+    u64 freed = 0;
+    bool head = false;
+    ctr_ids(c->store, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        struct err e;
+        u64 inodes = 0, bytes = 0;
+        if (ctr_open(c->store, ids.v[i], &k, &e) || ctr_alive(&k)) continue;
+        tree_usage(k.dir, "upper", &bytes, &inodes, 0);
+        AUTO_FD lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB);
+        if (lock < 0 || ctr_remove(&k, false, &e)) continue;
+        if (!head) puts("Deleted Containers:");
+        head = true;
+        puts(k.id);
+        freed += bytes;
+    }
+    return freed;
+}
+
+static u64 prune_volumes(struct cli *c, bool all) {
+    AUTO_STRV names = { 0 };
+    u64 freed = 0;
+    bool head = false;
+    volume_names(c->store, &names);
+    for (size_t i = 0; i < names.n; i++) {
+        struct err e;
+        AUTO_FREE char *meta = str_fmt("volumes/%s/meta.json", names.v[i]), *path = str_fmt("volumes/%s", names.v[i]);
+        AUTO_JSON *j = js_load(c->store->dir, meta, &e);
+        u64 bytes = 0, inodes = 0;
+        if ((!all && !js_bool(j, "anonymous")) || volume_used(c->store, names.v[i])) continue;
+        tree_usage(c->store->dir, path, &bytes, &inodes, 0);
+        if (volume_remove(c->store, names.v[i], &e)) continue;
+        if (!head) puts("Deleted Volumes:");
+        head = true;
+        puts(names.v[i]);
+        freed += bytes;
+    }
+    return freed;
+}
+
+static u64 prune_images(struct cli *c, bool all) {
+    size_t n = 0;
+    bool head = false;
+    struct err e;
+    struct image_row *r = image_rows(c->store, &n, &e);
+    for (size_t i = 0; r && i < n; i++) {
+        if (!all && desc_name(r[i].desc)) continue;
+        AUTO_FREE char *user = image_user(c->store, r[i].m.id, false);
+        if (user || store_untag(c->store, js_str(r[i].desc, "digest"), desc_name(r[i].desc), &e)) continue;
+        if (!head) puts("Deleted Images:");
+        head = true;
+        if (desc_name(r[i].desc)) printf("untagged: %s\n", desc_name(r[i].desc));
+        printf("deleted: sha256:%s\n", r[i].m.id);
+    }
+    if (r) image_rows_free(r, n);
+    return store_collect(c->store);
+}
+
+static int cmd_prune(struct cli *c, struct err *e) {
+    bool sys = str_prefix(c->cmd->path, "system"), all = cli_flag(c, "all");
+    u64 freed = 0;
+    if (!cli_store(c, e)) return -1;
+    if (!cli_flag(c, "force") && !ask(sys ? "WARNING! This will remove all stopped containers and unused images." : "WARNING! This will remove all unused objects of this kind.")) return 0;
+    if (sys || str_prefix(c->cmd->path, "container")) freed += prune_containers(c);
+    if ((sys && cli_flag(c, "volumes")) || str_prefix(c->cmd->path, "volume")) freed += prune_volumes(c, all);
+    if (sys || str_prefix(c->cmd->path, "image")) freed += prune_images(c, all);
+    AUTO_FREE char *size = size_human(freed);
+    printf("%sTotal reclaimed space: %s\n", freed ? "\n" : "", size);
+    return 0;
+}
+
+static const struct opt OPT_DF[] = {
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "verbose", 'v', OPT_BOOL, "Show detailed information on space usage" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static json_t *df_row(const char *type, size_t total, size_t active, u64 size, u64 free_bytes) {
+    AUTO_FREE char *s = size_human(size), *r = str_fmt("%zu", active), *t = str_fmt("%zu", total), *f = size_human(free_bytes);
+    AUTO_FREE char *rec = size ? str_fmt("%s (%d%%)", f, (int)(100 * free_bytes / size)) : str_dup(f);
+    return json_pack("{ss,ss,ss,ss,ss}", "Type", type, "TotalCount", t, "Active", r, "Size", s, "Reclaimable", rec);
+}
+
+static int cmd_df(struct cli *c, struct err *e) {
+    AUTO_JSON *rows = json_array(), *heads = json_pack("{ss,ss,ss,ss,ss}", "Type", "TYPE", "TotalCount", "TOTAL", "Active", "ACTIVE", "Size", "SIZE", "Reclaimable", "RECLAIMABLE");
+    AUTO_STRV ids = { 0 }, vols = { 0 };
+    u64 bytes = 0, unused = 0, inodes = 0, cb = 0, cu = 0, vb = 0, vu = 0;
+    size_t n = 0, active = 0, running = 0, vactive = 0;
+    if (!cli_store(c, e)) return -1;
+    struct image_row *r = image_rows(c->store, &n, e);
+    if (!r) return -1;
+    for (size_t i = 0; i < n; i++) {
+        AUTO_FREE char *user = image_user(c->store, r[i].m.id, false);
+        if (user) active++;
+        else unused += image_size(c->store, &r[i].m);
+    }
+    image_rows_free(r, n);
+    static const char *const DIRS[] = { "blobs", "layers", "merged" };
+    for (size_t i = 0; i < ARRAY_LEN(DIRS); i++) tree_usage(c->store->dir, DIRS[i], &bytes, &inodes, 0);
+    ctr_ids(c->store, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        u64 b = 0;
+        if (ctr_open(c->store, ids.v[i], &k, e)) continue;
+        tree_usage(k.dir, "upper", &b, &inodes, 0);
+        tree_usage(k.dir, "rootfs", &b, &inodes, 0);
+        cb += b;
+        if (ctr_alive(&k)) running++;
+        else cu += b;
+    }
+    volume_names(c->store, &vols);
+    for (size_t i = 0; i < vols.n; i++) {
+        AUTO_FREE char *path = str_fmt("volumes/%s", vols.v[i]);
+        u64 b = 0;
+        tree_usage(c->store->dir, path, &b, &inodes, 0);
+        vb += b;
+        if (volume_used(c->store, vols.v[i])) vactive++;
+        else vu += b;
+    }
+    json_array_append_new(rows, df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
+    json_array_append_new(rows, df_row("Containers", ids.n, running, cb, cu));
+    json_array_append_new(rows, df_row("Local Volumes", vols.n, vactive, vb, vu));
+    json_array_append_new(rows, df_row("Build Cache", 0, 0, 0, 0));
+    return rows_print(cli_text(c, "format"), "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", heads, rows, e);
+}
+
+static const struct opt OPT_CHECK[] = { { "repair", 0, OPT_BOOL, "Remove damaged blobs, rebuild layers from their blobs" }, { NULL, 0, OPT_BOOL, NULL } };
+
+/* Reads every blob, index and chunk of an image. Returns how many faults there were. */
+static int check_image(const struct store *s, const struct image *m, bool repair) {
+    int faults = 0;
+    const json_t *layers = js_get(m->manifest, "layers");
+    for (size_t i = 0; i < m->diff_ids.n; i++) {
+        const char *blob = js_str(json_array_get(layers, i), "digest"), *diff = m->diff_ids.v[i];
+        struct err e = { 0 };
+        AUTO_FD fd = blob_open(s, blob, &e);
+        struct src_fd f = { { src_fd_read }, fd };
+        struct src_hash h = { .src = { src_hash_read }, .from = &f.src };
+        char buf[65536], have[DIGEST_LEN + 1] = "sha256:", path[96], bp[80];
+        u8 raw[32];
+        sha_init(&h.sha);
+        for (ssize_t k = fd < 0 ? 0 : 1; k > 0;) k = h.src.read(&h.src, buf, sizeof buf, &e);
+        sha_end(&h.sha, raw);
+        hex_of(raw, 32, have + 7);
+        bool blob_bad = fd < 0 || !str_eq(have, blob);
+        if (blob_bad) {
+            printf("damaged blob %s%s\n", blob ? blob : "?", repair ? ": removed" : "");
+            faults++;
+            if (repair && blob_path(blob, bp)) unlinkat(s->dir, bp, 0);
+        }
+        snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff));
+        AUTO_IDX x = { 0 };
+        bool bad = idx_open(s->dir, path, true, &x, &e) != 0;
+        AUTO_FD dir = dir_open(s->dir, "layers", &e);
+        if (!bad) {
+            struct packs packs;
+            packs_init(&packs, &x, dir);
+            AUTO_FREE u8 *tmp = NULL;
+            size_t cap = 0;
+            for (u32 k = 0; !bad && k < x.head->chunks; k++) {
+                const struct idx_chunk *ch = &x.chunks[k];
+                int pack = ch->stored ? packs_fd(&packs, ch->pack) : -1;
+                if (!ch->stored) continue;
+                if (ch->len > cap) tmp = mem_grow(tmp, cap = ch->len, 1);
+                if (pack < 0 || ch->len > 1u << 26) bad = true;
+                else if (ch->stored == ch->len ? fd_pread_all(pack, tmp, ch->len, ch->off) : packs_inflate(pack, ch, 0, tmp, ch->len)) bad = true;
+                else sha_of(tmp, ch->len, raw), bad = memcmp(raw, ch->sha, 32) != 0;
+            }
+            packs_done(&packs);
+        }
+        if (!bad) continue;
+        faults++;
+        bool mended = repair && !blob_bad && !layer_rebuild(s, blob, diff, &e);
+        printf("damaged layer %s%s\n", diff, mended ? ": rebuilt from its blob" : "");
+    }
+    return faults;
+}
+
+static int cmd_check(struct cli *c, struct err *e) {
+    size_t n = 0;
+    int faults = 0;
+    bool repair = cli_flag(c, "repair");
+    if (!cli_store(c, e)) return -1;
+    AUTO_JSON *index = store_index(c->store, e);
+    if (!index) return -1;
+    struct image_row *r = image_rows(c->store, &n, e);
+    size_t listed = json_array_size(js_get(index, "manifests"));
+    if (n < listed) printf("%zu image%s with an unreadable manifest or configuration\n", listed - n, listed - n == 1 ? "" : "s"), faults++;
+    for (size_t i = 0; r && i < n; i++) faults += check_image(c->store, &r[i].m, repair);
+    if (r) image_rows_free(r, n);
+    AUTO_STRV ids = { 0 };
+    ctr_ids(c->store, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        if (ctr_open(c->store, ids.v[i], &k, e)) printf("container %.12s: %s\n", ids.v[i], e->msg), faults++;
+    }
+    u64 freed = repair ? store_collect(c->store) : 0;
+    if (freed) printf("%" PRIu64 " bytes of garbage removed\n", freed);
+    printf("%zu images, %zu containers, %d fault%s\n", n, ids.n, faults, faults == 1 ? "" : "s");
+    return faults && !repair ? 1 : 0;
+}
+
+/* ---- 26.15 events ---- */
+static const struct opt OPT_EVENTS[] = {
+    { "filter", 'f', OPT_LIST, "Filter output based on conditions provided" },
+    { "format", 0, OPT_TEXT, "Format output using a custom template" },
+    { "since", 0, OPT_TEXT, "Show all events created since timestamp" },
+    { "until", 0, OPT_TEXT, "Stream events until this timestamp" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static bool ev_type(const void *x, const char *v) { return str_eq(js_str(x, "Type"), v); }
+static bool ev_event(const void *x, const char *v) { return str_prefix(js_str_or(x, "Action", ""), v); }
+static bool ev_container(const void *x, const char *v) {
+    return str_eq(js_str(x, "Type"), "container") && (str_prefix(js_str_or(x, "id", ""), v) || str_eq(js_str(x, "Actor.Attributes.name"), v));
+}
+static bool ev_image(const void *x, const char *v) { return str_eq(js_str(x, "Actor.Attributes.image"), v) || str_eq(js_str(x, "id"), v); }
+
+static int event_print(const json_t *ev, const char *format, struct err *e) {
+    if (!str_empty(format)) {
+        AUTO_BUF out = { 0 };
+        if (tmpl_run(!strcmp(format, "json") ? "{{json .}}" : format, (json_t *)(uintptr_t)ev, &out, e)) return -1;
+        puts(out.p ? out.p : "");
+    } else {
+        AUTO_FREE char *attrs = labels_text(js_path(ev, "Actor.Attributes"));
+        char t[40];
+        printf("%s %s %s %s (%s)\n", time_rfc3339(js_int(ev, "timeNano", 0), t), js_str(ev, "Type"), js_str(ev, "Action"), js_str(ev, "id"), attrs);
+    }
+    fflush(stdout);
+    return 0;
+}
+
+static int cmd_events(struct cli *c, struct err *e) {
+    AUTO_STRV f = { 0 };
+    i64 since = time_option(cli_text(c, "since")), until = time_option(cli_text(c, "until"));
+    cli_list(c, "filter", &f);
+    if (since == -2 || until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
+    if (!cli_store(c, e) || filters_known(&f, "type event container image", e)) return -1;
+    if (since < 0) since = time_now_ns();
+    off_t at = 0;
+    for (;;) {
+        AUTO_FD fd = openat(c->store->dir, "events.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        AUTO_BUF b = { 0 };
+        struct stat st;
+        if (fd >= 0 && !fstat(fd, &st) && st.st_size < at) at = 0;      /* the log began anew */
+        if (fd >= 0 && lseek(fd, at, SEEK_SET) >= 0) fd_slurp(fd, 64 << 20, &b);
+        char *end;
+        for (char *l = b.p; l && (end = strchr(l, '\n')); l = end + 1) {
+            AUTO_JSON *ev = json_loadb(l, (size_t)(end - l), 0, NULL);
+            i64 t = js_int(ev, "timeNano", 0);
+            at += end + 1 - l;
+            if (t < since || (until >= 0 && t > until) || !filter_match(&f, "type", ev_type, ev) || !filter_match(&f, "event", ev_event, ev) ||
+                !filter_match(&f, "container", ev_container, ev) || !filter_match(&f, "image", ev_image, ev))
+                continue;
+            if (event_print(ev, cli_text(c, "format"), e)) return -1;
+        }
+        if (until >= 0 && time_now_ns() >= until) return 0;
+        usleep(100000);
+    }
+}
+
+/* ---- 26.16 version, info, doctor ---- */
+static const struct opt OPT_FORMAT[] = { { "format", 'f', OPT_TEXT, "Format output using a custom template" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_VERSION[] = {
+    { "format", 'f', OPT_TEXT, "Format output using a custom template" },
+    { "licenses", 0, OPT_BOOL, "Print the notices of the libraries inside" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int cmd_version(struct cli *c, struct err *e) {
+    if (cli_flag(c, "licenses")) {
+        fputs(SKIFF_LICENSES, stdout);
+        return 0;
+    }
+    struct utsname u;
+    uname(&u);
+    AUTO_JSON *v = json_pack("{ss,ss,ss,ss,ss}", "Version", SKIFF_VERSION, "ApiVersion", "", "Os", "linux", "Arch", host_arch(), "KernelVersion", u.release);
+    AUTO_JSON *j = json_pack("{s:O,s:O}", "Client", v, "Server", v);
+    if (cli_text(c, "format")) {
+        AUTO_JSON *rows = json_pack("[O]", j);
+        return rows_print(cli_text(c, "format"), "", NULL, rows, e);
+    }
+    printf("Client: skiff\n Version:           %s\n OS/Arch:           linux/%s\n Kernel:            %s\n libarchive:        %s\n libcurl:           %s\n zstd:              %s\n\nServer: none (skiff has no daemon)\n",
+           SKIFF_VERSION, host_arch(), u.release, archive_version_string(), curl_version(), ZSTD_versionString());
+    return 0;
+}
+
+static int cmd_info(struct cli *c, struct err *e) {
+    AUTO_STRV ids = { 0 };
+    struct idmap m;
+    struct utsname u;
+    size_t images = 0, run = 0, paused = 0, n = 0;
+    if (!cli_store(c, e) || idmap_choose(c->store->dir, "", 0, 0, &m, e)) return -1;
+    const char *driver = choose_driver(c->store, &m, e);
+    if (!driver) return -1;
+    uname(&u);
+    ctr_ids(c->store, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        if (ctr_open(c->store, ids.v[i], &k, e)) continue;
+        n++;
+        run += ctr_is(&k, "running");
+        paused += ctr_is(&k, "paused");
+    }
+    AUTO_JSON *index = store_index(c->store, e);
+    images = json_array_size(js_get(index, "manifests"));
+    AUTO_FREE char *own = NULL;
+    bool cg = cgroup_own(&own) && !access(own, W_OK);
+    const char *identity = !m.uids ? "root" : idmap_single(&m) ? "single id" : "subuid";
+    AUTO_JSON *j = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:[s,s,s]}", "ServerVersion", SKIFF_VERSION, "Containers", (json_int_t)n, "ContainersRunning", (json_int_t)run,
+        "ContainersPaused", (json_int_t)paused, "ContainersStopped", (json_int_t)(n - run - paused), "Images", (json_int_t)images, "Driver", driver, "Identity", identity,
+        "CgroupDriver", cg ? "cgroupfs" : "none", "CgroupVersion", cg ? "2" : "", "KernelVersion", u.release, "OSType", "linux", "Architecture", u.machine,
+        "NCPU", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "MemTotal", (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
+        "DockerRootDir", c->store->path, "SecurityOptions", "name=seccomp,profile=builtin", "name=rootless", "name=userns");
+    js_sets(j, "Name", u.nodename);
+    js_sets(j, "LoggingDriver", "json-file");
+    if (cli_text(c, "format")) {
+        AUTO_JSON *rows = json_pack("[O]", j);
+        return rows_print(cli_text(c, "format"), "", NULL, rows, e);
+    }
+    AUTO_FREE char *mem = size_binary((u64)js_int(j, "MemTotal", 0));
+    printf("Server:\n Containers: %zu\n  Running: %zu\n  Paused: %zu\n  Stopped: %zu\n Images: %zu\n Server Version: %s\n Storage Driver: %s\n Identity: %s\n"
+           " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security Options: seccomp (builtin), user namespace\n Kernel Version: %s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
+           " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n", n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity, cg ? "cgroupfs, version 2" : "none", u.release, u.machine,
+           (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
+    return 0;
+}
+
+static void doctor_say(bool works, const char *what, const char *lost, const char *remedy) {
+    printf("%-4s %-24s %s\n", works ? "ok" : "no", what, works ? "" : lost);
+    if (!works && *remedy) printf("     %-24s an administrator can: %s\n", "", remedy);
+}
+
+static int doctor_userns(void *arg) { (void)arg; return unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET) ? 1 : 0; }
+
+static int cmd_doctor(struct cli *c, struct err *e) {
+    struct idmap single = { .uid = { { 0, geteuid(), 1 } }, .uids = 1, .gid = { { 0, getegid(), 1 } }, .gids = 1 }, sub;
+    struct statfs fs;
+    char text[64] = "";
+    u32 a, b;
+    if (!cli_store(c, e)) return -1;
+    fflush(NULL);
+    bool userns = launch_as_owner(&single, doctor_userns, NULL, e) == 0;
+    doctor_say(userns, "user namespaces", "no container can be started", "sysctl -w user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1");
+    bool armor = !file_line(AT_FDCWD, "/proc/sys/kernel/apparmor_restrict_unprivileged_userns", text, sizeof text) && !strcmp(text, "1");
+    doctor_say(!armor || userns, "AppArmor's restriction", "user namespaces come without capabilities", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
+    bool range = host_subid("/etc/subuid", &a, &b) && host_subid("/etc/subgid", &a, &b);
+    AUTO_FREE char *line = str_fmt("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", host_user());
+    doctor_say(range, "subuid range", "one id in containers; ownership calls pretend", line);
+    AUTO_FREE char *helper = host_program("newuidmap");
+    doctor_say(helper != NULL, "newuidmap", "subuid ranges cannot be used", "apt-get install uidmap");
+    if (range && helper) doctor_say(idmap_subid(c->store->dir, &sub), "newuidmap works", "one id in containers", "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap");
+    doctor_say(probe_overlay(c->store, &single), "kernel overlay", "images are copied for each container", "use a kernel from 5.11 on, or put SKIFF_ROOT on ext4, xfs, btrfs or tmpfs");
+    doctor_say(host_fuse(), "/dev/fuse", "layers are unpacked to directories", "chmod 0666 /dev/fuse");
+    AUTO_FREE char *own = NULL;
+    bool v2 = cgroup_own(&own);
+    doctor_say(v2, "cgroup v2", "no limits", "boot with systemd.unified_cgroup_hierarchy=1");
+    if (v2) doctor_say(!access(own, W_OK), "cgroup delegation", "no limits", "systemctl set-property user@$UID.service Delegate=yes; then start skiff by 'systemd-run --user --scope -p Delegate=yes'");
+    doctor_say(prctl(PR_GET_SECCOMP) >= 0 && !access("/proc/sys/kernel/seccomp/actions_avail", R_OK), "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
+    AUTO_BUF actions = { 0 };
+    file_read(AT_FDCWD, "/proc/sys/kernel/seccomp/actions_avail", 4096, &actions, e);
+    doctor_say(actions.p && strstr(actions.p, "user_notif"), "seccomp notification", "nothing yet (reserved for identity emulation)", "");
+    doctor_say(!access("/dev/net/tun", R_OK | W_OK), "/dev/net/tun", "nothing: skiff does not need it", "");
+    i64 low = 1024;
+    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ip_unprivileged_port_start", text, sizeof text)) str_int(text, 0, 65535, &low);
+    doctor_say(low < 1024, "low ports", "servers in containers with the host's network bind from 1024 on", "sysctl -w net.ipv4.ip_unprivileged_port_start=0");
+    unsigned from = 1, to = 0;
+    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ping_group_range", text, sizeof text)) sscanf(text, "%u %u", &from, &to);
+    doctor_say(from <= getegid() && getegid() <= to, "ping", "ping in containers with the host's network fails", "sysctl -w net.ipv4.ping_group_range='0 2147483647'");
+    if (!fstatfs(c->store->dir, &fs)) {
+        bool shared = (u32)fs.f_type == 0x6969 || (u32)fs.f_type == 0x0bd00bd0 || (u32)fs.f_type == 0x47504653;
+        doctor_say(!shared, "store's file system", "a parallel or network file system cannot be the upper of an overlay", "");
+    }
+    return userns ? 0 : 1;
+}
+
 /* ---- 26.19 hello: what the embedded image runs ---- */
 static int hello_main(void) {
     char uid[128] = "?", root[256] = "?", line[512];
@@ -11115,6 +13289,48 @@ static const struct cmd CMDS[] = {
     { "container exec", "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", cmd_exec, { OPT_EXEC }, 2, -1, true, 125 },
     { "container logs", "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", cmd_logs, { OPT_LOGS }, 1, 1, false, 1 },
     { "container rename", "rename", "CONTAINER NEW_NAME", "Rename a container", cmd_rename, { NULL }, 2, 2, false, 1 },
+    { "container ls", "ps", "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
+    { "container list", NULL, "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
+    { "container ps", NULL, "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
+    { "container inspect", NULL, "[OPTIONS] CONTAINER [CONTAINER...]", "Display detailed information on one or more containers", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
+    { "container top", "top", "CONTAINER [ps OPTIONS]", "Display the running processes of a container", cmd_top, { NULL }, 1, -1, true, 1 },
+    { "container port", "port", "CONTAINER [PRIVATE_PORT[/PROTO]]", "List port mappings or a specific mapping for the container", cmd_port, { NULL }, 1, 2, false, 1 },
+    { "container stats", "stats", "[OPTIONS] [CONTAINER...]", "Display a live stream of container(s) resource usage statistics", cmd_stats, { OPT_STATS }, 0, -1, false, 1 },
+    { "container diff", "diff", "CONTAINER", "Inspect changes to files or directories on a container's filesystem", cmd_diff, { NULL }, 1, 1, false, 1 },
+    { "container export", "export", "[OPTIONS] CONTAINER", "Export a container's filesystem as a tar archive", cmd_export, { OPT_OUTPUT }, 1, 1, false, 1 },
+    { "container cp", "cp", "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|- | SRC_PATH|- CONTAINER:DEST_PATH", "Copy files/folders between a container and the local filesystem", cmd_cp, { OPT_CP }, 2, 2, false, 1 },
+    { "container commit", "commit", "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]", "Create a new image from a container's changes", cmd_commit, { OPT_COMMIT }, 1, 2, false, 1 },
+    { "container prune", NULL, "[OPTIONS]", "Remove all stopped containers", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "image ls", "images", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
+    { "image list", NULL, "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
+    { "image pull", "pull", "[OPTIONS] NAME[:TAG|@DIGEST]", "Download an image from a registry", cmd_pull, { OPT_PULL }, 1, 1, false, 1 },
+    { "image push", "push", "[OPTIONS] NAME[:TAG]", "Upload an image to a registry", cmd_push, { OPT_PULL }, 1, 1, false, 1 },
+    { "image tag", "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", cmd_tag, { NULL }, 2, 2, false, 1 },
+    { "image rm", "rmi", "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
+    { "image remove", NULL, "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
+    { "image inspect", NULL, "[OPTIONS] IMAGE [IMAGE...]", "Display detailed information on one or more images", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
+    { "image history", "history", "[OPTIONS] IMAGE", "Show the history of an image", cmd_history, { OPT_HISTORY }, 1, 1, false, 1 },
+    { "image prune", NULL, "[OPTIONS]", "Remove unused images", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "image save", "save", "[OPTIONS] IMAGE [IMAGE...]", "Save one or more images to a tar archive (streamed to STDOUT by default)", cmd_save, { OPT_OUTPUT }, 1, -1, false, 1 },
+    { "image load", "load", "[OPTIONS]", "Load an image from a tar archive or STDIN", cmd_load, { OPT_LOAD }, 0, 0, false, 1 },
+    { "image import", "import", "[OPTIONS] file|- [REPOSITORY[:TAG]]", "Import the contents from a tarball to create a filesystem image", cmd_import, { OPT_IMPORT }, 1, 2, false, 1 },
+    { "inspect", NULL, "[OPTIONS] NAME|ID [NAME|ID...]", "Return low-level information on skiff objects", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
+    { "login", NULL, "[OPTIONS] [SERVER]", "Authenticate to a registry", cmd_login, { OPT_LOGIN }, 0, 1, false, 1 },
+    { "logout", NULL, "[SERVER]", "Log out from a registry", cmd_logout, { NULL }, 0, 1, false, 1 },
+    { "volume create", NULL, "[OPTIONS] [VOLUME]", "Create a volume", cmd_volume_create, { OPT_VCREATE }, 0, 1, false, 1 },
+    { "volume ls", NULL, "[OPTIONS]", "List volumes", cmd_volume_ls, { OPT_PS }, 0, 0, false, 1 },
+    { "volume list", NULL, "[OPTIONS]", "List volumes", cmd_volume_ls, { OPT_PS }, 0, 0, false, 1 },
+    { "volume inspect", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Display detailed information on one or more volumes", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
+    { "volume rm", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Remove one or more volumes", cmd_volume_rm, { OPT_RM }, 1, -1, false, 1 },
+    { "volume remove", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Remove one or more volumes", cmd_volume_rm, { OPT_RM }, 1, -1, false, 1 },
+    { "volume prune", NULL, "[OPTIONS]", "Remove unused local volumes", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "system df", NULL, "[OPTIONS]", "Show disk usage", cmd_df, { OPT_DF }, 0, 0, false, 1 },
+    { "system prune", NULL, "[OPTIONS]", "Remove unused data", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "system check", NULL, "[OPTIONS]", "Verify every blob, index and chunk of the store", cmd_check, { OPT_CHECK }, 0, 0, false, 1 },
+    { "system info", "info", "[OPTIONS]", "Display system-wide information", cmd_info, { OPT_FORMAT }, 0, 0, false, 1 },
+    { "system events", "events", "[OPTIONS]", "Get real time events", cmd_events, { OPT_EVENTS }, 0, 0, false, 1 },
+    { "version", NULL, "[OPTIONS]", "Show the version information", cmd_version, { OPT_VERSION }, 0, 0, false, 1 },
+    { "doctor", NULL, "", "Try each thing that skiff needs of this host, and say what is lost without it", cmd_doctor, { NULL }, 0, 0, false, 1 },
 };
 /* }==== 26 cmd */
 
