@@ -43,7 +43,8 @@
  *   containers/ID/lock         flock held by the living supervisor
  *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
  *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
- *   containers/ID/{upper,work,lower,rootfs,etc}/   the writable layer, mount points, /etc files
+ *   containers/ID/{hosts,hostname,resolv.conf}    bound over the files of that name in /etc
+ *   containers/ID/{upper,work,lower,l,rootfs}/   the writable layer, lower layers, mount point
  *   volumes/NAME/{meta.json,_data/}
  *   cache/                     compiled seccomp filters, build cache records; always safe to delete
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
@@ -728,19 +729,22 @@ static int file_poke(int dir, const char *path, const char *text) {
     return write(fd, text, n) == (ssize_t)n ? 0 : -1;
 }
 
-enum { FILE_SYNC = 1 };   /* file_replace: reaches the disk before the name does */
+enum {
+    FILE_SYNC = 1,        /* file_replace: reaches the disk before the name does */
+    FILE_FRESH = 2,       /* in a directory that nobody looks at yet: written in place */
+};
 
 /* Writes a file aside and renames it over `name` in `dir`. */
 static int file_replace(int dir, const char *name, const void *data, size_t n, mode_t mode,
                         int flags, struct err *e) {
     static unsigned counter;
     char tmp[64];
-    snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(),
-             __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    if (flags & FILE_FRESH) snprintf(tmp, sizeof tmp, "%s", name);
+    else snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(), __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
     AUTO_FD fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
     if (fd < 0) return err_set(e, errno, "create a file beside %s", name);
     if (fd_write_all(fd, data, n) || ((flags & FILE_SYNC) && fsync(fd)) ||
-        renameat(dir, tmp, dir, name)) {
+        (!(flags & FILE_FRESH) && renameat(dir, tmp, dir, name))) {
         int no = errno;
         unlinkat(dir, tmp, 0);
         return err_set(e, no, "write %s", name);
@@ -2562,6 +2566,7 @@ static u64 store_collect(const struct store *s) {
     while (dir && (de = dir_next(dir))) {
         AUTO_FREE char *path = str_fmt("%s/config.json", de->d_name);
         AUTO_JSON *c = js_load(dirfd(dir), path, &e);
+        if (faccessat(dirfd(dir), path, F_OK, 0)) tree_remove(dirfd(dir), de->d_name);    /* a create that was killed */
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
     }
     u64 freed = store_sweep(s, "blobs/sha256", "", live);
@@ -7263,7 +7268,7 @@ struct tarring {
     bool squash_owner;            /* everything belongs to 0:0 in the archive (COPY, cp -a's opposite) */
     i64 clamp;                    /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
     json_t *links;                /* owned: "dev:ino" -> name of the first */
-    const struct strv *skip;      /* names at the top of the archive that are left out; NULL: none */
+    const struct strv *skip;      /* paths in the archive that are left out; NULL: none */
 };
 
 static int tar_xattrs(struct archive_entry *en, int dir, const char *name, bool overlay, bool *ret_opaque) {
@@ -7359,8 +7364,8 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     while ((de = dir_next(d))) strv_add(&names, de->d_name);
     if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     for (size_t i = 0; i < names.n; i++) {
-        if (!*as && t->skip && strv_has(t->skip, names.v[i])) continue;
         AUTO_FREE char *sub = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
+        if (t->skip && strv_has(t->skip, sub)) continue;
         if (tar_add(t, dirfd(d), names.v[i], sub, depth + 1, e)) return -1;
     }
     return 0;
@@ -7747,7 +7752,8 @@ struct super_client {
 };
 
 struct super_log {
-    int fd;                       /* owned; -1: no log */
+    int fd;                       /* owned; -1: not open yet */
+    bool off;                     /* --log-driver none */
     u64 size, max_size;           /* 0: no rotation */
     i64 max_file;
     struct buf part[2];           /* the unfinished line of stdout, stderr */
@@ -7784,11 +7790,16 @@ struct super {
 /* ---- 21.1 the log ---- */
 static void log_open(struct super_log *g, const struct ctr *c) {
     const json_t *o = js_path(c->config, "skiff.log");
+    *g = (struct super_log){ .fd = -1, .max_file = js_int(o, "maxFile", 1), .max_size = (u64)js_int(o, "maxSize", 0),
+                             .off = str_eq(js_str(o, "driver"), "none") };
+}
+
+/* The file is made by the first output: many containers have none. */
+static void log_open_file(struct super_log *g, int dir) {
     struct stat st;
-    *g = (struct super_log){ .fd = -1, .max_file = js_int(o, "maxFile", 1), .max_size = (u64)js_int(o, "maxSize", 0) };
-    if (str_eq(js_str(o, "driver"), "none")) return;
-    g->fd = openat(c->dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (g->fd >= 0 && !fstat(g->fd, &st)) g->size = (u64)st.st_size;
+    g->fd = openat(dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    g->size = g->fd >= 0 && !fstat(g->fd, &st) ? (u64)st.st_size : 0;
+    if (g->fd < 0) g->off = true;
 }
 
 static void log_rotate(struct super_log *g, int dir) {
@@ -7801,8 +7812,7 @@ static void log_rotate(struct super_log *g, int dir) {
     }
     if (g->max_file <= 1) unlinkat(dir, "log.json", 0);
     close(g->fd);
-    g->fd = openat(dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    g->size = 0;
+    log_open_file(g, dir);
 }
 
 static void log_line(struct super_log *g, int dir, int stream, const char *p, size_t n) {
@@ -7829,6 +7839,7 @@ static void log_line(struct super_log *g, int dir, int stream, const char *p, si
 /* Cuts output into lines; a line longer than LOG_LINE is logged in parts, as Docker does. */
 static void log_add(struct super_log *g, int dir, int stream, const char *p, size_t n) {
     struct buf *part = &g->part[stream];
+    if (g->fd < 0 && !g->off) log_open_file(g, dir);
     while (g->fd >= 0 && n) {
         const char *nl = memchr(p, '\n', n);
         size_t k = nl ? (size_t)(nl - p) + 1 : n;
@@ -8254,7 +8265,7 @@ static void super_finish(struct super *s) {
     js_sets(attr, "exitCode", code);
     if (oom) ctr_event(c, "oom", NULL);
     ctr_event(c, "die", attr);
-    ctr_save_state(c, &e);
+    if (!js_bool(c->config, "skiff.autoRemove")) ctr_save_state(c, &e);
 }
 
 static void super_tell_exit(struct super *s) {
@@ -9595,9 +9606,8 @@ static int make_volumes(struct make *m, json_t *spec, struct err *e) {
 
 /* ---- 24.6 /etc files ---- */
 static int make_etc_file(struct make *m, json_t *spec, const char *name, const char *text, struct err *e) {
-    AUTO_FD etc = dir_open(m->c.dir, "etc", e);
-    if (etc < 0 || file_replace(etc, name, text, strlen(text), 0644, 0, e)) return -1;
-    AUTO_FREE char *from = str_fmt("%s/containers/%s/etc/%s", m->s->path, m->c.id, name), *to = str_fmt("/etc/%s", name);
+    if (file_replace(m->c.dir, name, text, strlen(text), 0644, FILE_FRESH, e)) return -1;
+    AUTO_FREE char *from = str_fmt("%s/containers/%s/%s", m->s->path, m->c.id, name), *to = str_fmt("/etc/%s", name);
     json_t *old;
     size_t i;
     json_array_foreach(js_get(m->sk, "mounts"), i, old)
@@ -9716,11 +9726,16 @@ static int make_copy_run(void *arg) {
 
 /* Makes the directories of the container's tree for its rung. */
 static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
-    static const char *const DIRS[] = { "upper", "work", "lower", "rootfs", "etc", "l" };
+    static const struct { const char *name; mode_t mode; bool overlay, fuse, layers; } DIRS[] = {
+        { "rootfs", 0755, false, false, false }, { "upper", 0755, true, false, false }, { "work", 0700, true, false, false },
+        { "lower", 0700, true, true, false },    { "l", 0700, true, false, true },
+    };
     json_t *r = js_sub(m->sk, "rootfs");
+    bool fuse = !strcmp(m->driver, "overlay-fuse"), layers = !strcmp(m->driver, "overlay");
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
-        if (mkdirat(m->c.dir, DIRS[i], strcmp(DIRS[i], "upper") && strcmp(DIRS[i], "rootfs") ? 0700 : 0755))
-            return err_set(e, errno, "make the container's directory %s", DIRS[i]);
+        if (((!DIRS[i].overlay || fuse || layers) && (!DIRS[i].fuse || fuse) && (!DIRS[i].layers || layers)) &&
+            mkdirat(m->c.dir, DIRS[i].name, DIRS[i].mode))
+            return err_set(e, errno, "make the container's directory %s", DIRS[i].name);
     js_sets(r, "driver", m->driver);
     if (!m->image.manifest) {             /* --rootfs DIR, as it is */
         js_sets(js_sub(spec, "root"), "path", cli_text(m->cli, "rootfs"));
@@ -10233,7 +10248,7 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
         js_sets(st, "error", "");
         js_sets(st, "startedAt", "0001-01-01T00:00:00Z");
         js_sets(st, "finishedAt", "0001-01-01T00:00:00Z");
-        rc = ctr_save_state(&m->c, e) || js_save(m->c.dir, "config.json", m->c.config, 0, e) ? -1 : 0;
+        rc = js_save(m->c.dir, "state.json", st, FILE_FRESH, e) || js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e) ? -1 : 0;
     }
     if (!rc) {
         ctr_event(&m->c, "create", NULL);
@@ -10583,13 +10598,21 @@ static int visit_fail(const struct err *e) {
 
 struct committing { struct ctr *k; int fd; i64 clamp; };
 
+/* What the launcher put into the upper for its mounts: no change of the container's own. Paths without
+ * the leading slash. */
+static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
+    size_t i;
+    json_t *m;
+    json_array_foreach(js_get(k->config, "mounts"), i, m) strv_add(ret, js_str_or(m, "destination", "/") + 1);
+}
+
 /* As the upper's owner: the upper directory as a layer's tar. */
 static int commit_run(void *arg) {
     struct committing *x = arg;
     struct err e = { 0 };
     struct tarring t = { .overlay = true, .clamp = x->clamp };
     AUTO_STRV skip = { 0 };
-    strv_add(&skip, "dev"), strv_add(&skip, "proc"), strv_add(&skip, "sys");
+    ctr_mount_points(x->k, &skip);
     t.skip = &skip;
     AUTO_FD upper = openat(x->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (upper < 0 || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
@@ -11543,7 +11566,7 @@ static json_t *ctr_inspect(const struct ctr *k) {
     AUTO_FREE char *image = str_fmt("sha256:%s", js_str_or(c, "skiff.imageId", "")), *name = str_fmt("/%s", ctr_name(k));
     AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id), *log = str_fmt("%s/log.json", dir);
     js_sets(j, "Image", image);
-    AUTO_FREE char *resolv = str_fmt("%s/etc/resolv.conf", dir), *hostname = str_fmt("%s/etc/hostname", dir), *hosts = str_fmt("%s/etc/hosts", dir);
+    AUTO_FREE char *resolv = str_fmt("%s/resolv.conf", dir), *hostname = str_fmt("%s/hostname", dir), *hosts = str_fmt("%s/hosts", dir);
     js_sets(j, "ResolvConfPath", resolv);
     js_sets(j, "HostnamePath", hostname);
     js_sets(j, "HostsPath", hosts);
@@ -12060,9 +12083,10 @@ static int cmd_export(struct cli *c, struct err *e) {
 }
 
 /* Changes of the upper directory against the image, read as its owner. */
-struct diffing { struct ctr *k; const struct idx *x; int fd; };
+struct diffing { struct ctr *k; const struct idx *x; struct strv skip; };
 
-static void diff_dir(const struct diffing *d, int dir, const char *path, FILE *out, int depth) {
+/* A directory that is there only to hold a mount point has not changed. */
+static void diff_dir(const struct diffing *d, int dir, const char *path, struct buf *out, int depth) {
     AUTO_STRV names = { 0 };
     AUTO_DIR *s = dir_stream(dir, ".");
     struct dirent *de;
@@ -12073,20 +12097,22 @@ static void diff_dir(const struct diffing *d, int dir, const char *path, FILE *o
         AUTO_FREE char *full = str_fmt("%s/%s", path, names.v[i]), *shown = str_printable(full);
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW)) continue;
         const struct idx_inode *was = d->x ? idx_resolve(d->x, full) : NULL;
-        bool white = S_ISCHR(st.st_mode) && !st.st_rdev;
-        fprintf(out, "%c %s\n", white ? 'D' : was ? 'C' : 'A', shown);
-        if (!S_ISDIR(st.st_mode) || depth > MAX_TREE_DEPTH) continue;
-        AUTO_FD sub = openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (sub >= 0) diff_dir(d, sub, full, out, depth + 1);
+        bool white = S_ISCHR(st.st_mode) && !st.st_rdev, held = strv_has(&d->skip, full + 1);
+        AUTO_BUF below = { 0 };
+        AUTO_FD sub = S_ISDIR(st.st_mode) && depth < MAX_TREE_DEPTH ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        if (sub >= 0) diff_dir(d, sub, full, &below, depth + 1);
+        for (size_t k = 0; k < d->skip.n && !held && !below.n; k++) held = str_prefix(d->skip.v[k], full + 1) && d->skip.v[k][strlen(full) - 1] == '/';
+        if (!held) buf_addf(out, "%c %s\n", white ? 'D' : was ? 'C' : 'A', shown);
+        if (below.n) buf_adds(out, below.p);
     }
 }
 
 static int diff_run(void *arg) {
     struct diffing *d = arg;
     AUTO_FD upper = openat(d->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (upper >= 0) diff_dir(d, upper, "", stdout, 0);
-    fflush(stdout);
-    return 0;
+    AUTO_BUF out = { 0 };
+    if (upper >= 0) diff_dir(d, upper, "", &out, 0);
+    return out.n && fd_write_all(1, out.p, out.n) ? 1 : 0;
 }
 
 static int cmd_diff(struct cli *c, struct err *e) {
@@ -12098,9 +12124,11 @@ static int cmd_diff(struct cli *c, struct err *e) {
     if (!str_prefix(js_str_or(k.config, "skiff.rootfs.driver", ""), "overlay"))
         return err_set(e, 0, "diff of a container with the storage driver %s is not supported yet by skiff: use overlay", js_str_or(k.config, "skiff.rootfs.driver", ""));
     if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
-    struct diffing d = { &k, &x, -1 };
+    struct diffing d = { &k, &x, { 0 } };
+    ctr_mount_points(&k, &d.skip);
     fflush(NULL);
     int rc = launch_as_owner(&p.ids, diff_run, &d, e);
+    strv_done(&d.skip);
     plan_done(&p);
     return rc;
 }

@@ -175,8 +175,8 @@ def test_whiteouts(sk):
         true(a.load(base, tar(wh("d/a"))), "load")
         a.sees("find / -xdev -name '.wh*'", "")
     with sk.case("a file .wh.x that the container writes stays data or is refused"):
-        sk("run --name w busybox sh -c", "mkdir /d; echo 1 >/d/x; echo 2 >/d/.wh.x; echo 3 >/bin/.wh.vi").ok
-        if sk("commit w w:1").code == 0:
+        sk("run --name ww busybox sh -c", "mkdir /d; echo 1 >/d/x; echo 2 >/d/.wh.x; echo 3 >/bin/.wh.vi").ok
+        if sk("commit ww ww:1").code == 0:
             sk("run --rm w:1 sh -c", "cat /d/x; ls /bin/vi").says("1\n/bin/vi")
 
 
@@ -220,8 +220,8 @@ def test_no_privilege(sk):
     with sk.case("user xattrs are kept"):
         e = entry("x", "1", pax_headers={"SCHILY.xattr.user.note": "hi"})
         true(a.load(tar(e)), "load")
-        sk("create --name x attack").ok
-        data = sk("export x").ok.raw
+        sk("create --name xx attack").ok
+        data = sk("export xx").ok.raw
         with tarfile.open(fileobj=io.BytesIO(data)) as t:
             eq({k: v for k, v in t.getmember("x").pax_headers.items() if "xattr" in k}, {"SCHILY.xattr.user.note": "hi"})
 
@@ -358,12 +358,12 @@ def test_import_attacks(sk):
         with sk.case("import " + name):
             sk("import - x:y", input=tar(*items))
             eq(a.snapshot(), a.before, "files outside")
-    sk("create --name c busybox").ok
+    sk("create --name cc busybox").ok
     for name, items in [("dots", [entry(dots(sk) + "file", "bad")]), ("symlink", [entry("a", link=a.canary), entry("a/file", "bad")]),
                         ("absolute", [entry(a.canary + "/file", "bad")]),
                         ("hard link", [entry("h", type=tarfile.LNKTYPE, link=a.canary + "/file"), entry("h", "bad")])]:
         with sk.case("cp - " + name):
-            sk("cp - c:/tmp", input=tar(*items))
+            sk("cp - cc:/tmp", input=tar(*items))
             eq(a.snapshot(), a.before, "files outside")
 
 

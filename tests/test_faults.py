@@ -58,10 +58,10 @@ def test_read_only_store(sk):
         sk.root = disk + "/root"
         sk.env["SKIFF_ROOT"] = sk.root
         sk("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
-        sk("create --name c busybox true").ok
+        sk("create --name cc busybox true").ok
         lib.tool("mount", "-o", "remount,ro", disk)
-        for line, code in [("images -q", 0), ("ps -aq", 0), ("inspect c", 0), ("rmi -f busybox", 1), ("rm c", 1), ("start c", 1), ("run --rm busybox true", 125),
-                           ("volume create v", 1), ("tag busybox x", 1)]:
+        for line, code in [("images -q", 0), ("ps -aq", 0), ("inspect cc", 0), ("rmi -f busybox", 1), ("rm cc", 1), ("start cc", 1), ("run --rm busybox true", 125),
+                           ("volume create vv", 1), ("tag busybox x", 1)]:
             with sk.case(line):
                 r = sk(line)
                 if code:
@@ -74,7 +74,7 @@ def test_read_only_store(sk):
 
 def test_damaged_store(sk):
     """Files of the store cut, emptied, exchanged: a clear error, never a crash or a wrong content."""
-    sk("create --name c busybox echo fine").ok
+    sk("create --name cc busybox echo fine").ok
     good = sk.dir + "/good"
     shutil.copytree(sk.root, good, symlinks=True)
     files = [os.path.relpath(os.path.join(d, f), good) for d, _, fs in os.walk(good) for f in fs]
@@ -100,7 +100,7 @@ def test_damaged_store(sk):
                     os.unlink(p)
                     if how == "directory":
                         os.mkdir(p)
-                for line in "ps -a", "images", "start -a c" if how in ("cut", "garbage", "gone") else "inspect c":
+                for line in "ps -a", "images", "start -a cc" if how in ("cut", "garbage", "gone") else "inspect cc":
                     r = sk(line, wait=30)
                     true(r.code in (0, 1, 2, 125, 126, 127), "%s with %s %s: an ordered end, got %d %r" % (line, how, f, r.code, lib.short(r.err)))
                     true(r.code == 0 or r.err, "%s with %s %s: an error text" % (line, how, f))
@@ -111,14 +111,14 @@ def test_unusable_store(sk):
     for name, path in [("a file", sk.file("file", "x")), ("below a file", sk.file("file", "x") + "/x"), ("not allowed", "/root/x"), ("a missing parent of root's", "/no/such/dir"),
                        ("proc", "/proc/self/x"), ("empty name", ""), ("a device", "/dev/null")]:
         with sk.case(name):
-            r = sk("volume create v", env={"SKIFF_ROOT": path, "HOME": sk.dir if path else "/nonexistent"})
+            r = sk("volume create vv", env={"SKIFF_ROOT": path, "HOME": sk.dir if path else "/nonexistent"})
             if path or r.code:
                 r.exits(None, ".")
     with sk.case("unreadable"):
         d = sk.folder("closed")
         os.chmod(d, 0)
         try:
-            sk("volume create v", env={"SKIFF_ROOT": d}).exits(None, "permission denied|private|mode|0700")
+            sk("volume create vv", env={"SKIFF_ROOT": d}).exits(None, "permission denied|private|mode|0700")
         finally:
             os.chmod(d, 0o700)
     with sk.case("a store of a later version"):
@@ -130,9 +130,9 @@ def test_unusable_store(sk):
     with sk.case("a very long path"):
         long = sk.dir + "/" + "/".join(["p" * 60] * 12)
         sk("load -q -i", lib.ENV["FIXTURE_busybox"], env={"SKIFF_ROOT": long}).ok
-        sk("run -d --name l busybox sleep 100", env={"SKIFF_ROOT": long}).ok
-        sk("exec l echo x", env={"SKIFF_ROOT": long}).says("x")
-        sk("rm -f l", env={"SKIFF_ROOT": long}).ok
+        sk("run -d --name ll busybox sleep 100", env={"SKIFF_ROOT": long}).ok
+        sk("exec ll echo x", env={"SKIFF_ROOT": long}).says("x")
+        sk("rm -f ll", env={"SKIFF_ROOT": long}).ok
     with sk.case("a path with spaces, quotes, commas, colons, backslashes"):
         odd = sk.dir + "/a b,c:d\\e'f\"g%h=i"
         sk("load -q -i", lib.ENV["FIXTURE_busybox"], env={"SKIFF_ROOT": odd}).ok
@@ -140,8 +140,8 @@ def test_unusable_store(sk):
             sk("--storage-driver %s run --rm busybox echo x" % driver, env={"SKIFF_ROOT": odd}).says("x")
     with sk.case("through a symlink"):
         os.symlink(sk.folder("real"), sk.dir + "/link")
-        sk("volume create v", env={"SKIFF_ROOT": sk.dir + "/link/s"}).ok
-        sk("volume ls -q", env={"SKIFF_ROOT": sk.dir + "/real/s"}).says("v")
+        sk("volume create vv", env={"SKIFF_ROOT": sk.dir + "/link/s"}).ok
+        sk("volume ls -q", env={"SKIFF_ROOT": sk.dir + "/real/s"}).says("vv")
 
 
 def test_umask_and_signals(sk):

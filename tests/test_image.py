@@ -59,10 +59,10 @@ def test_tag_and_remove(sk):
     with sk.case("an image with two names is not removed by id"):
         sk("rmi", iid[7:19]).exits(1, "must be forced|multiple|referenced")
     with sk.case("in use"):
-        sk("create --name c busybox true").ok
+        sk("create --name cc busybox true").ok
         sk("rmi byid byid:2").ok
         sk("rmi busybox").exits(1, r"conflict|in use|used by")
-        sk("rm c").ok
+        sk("rm cc").ok
     with sk.case("last name removes the image"):
         r = sk("rmi busybox").ok
         match(r.out, r"^Untagged: busybox:latest$")
@@ -115,9 +115,9 @@ def test_inspect(sk):
 
 def test_prune(sk):
     sk("tag busybox keep").ok
-    sk("create --name c busybox true").ok
-    a = sk("commit c dangling").ok.out
-    sk("commit -m again c dangling").ok  # the first is now without a name
+    sk("create --name cc busybox true").ok
+    a = sk("commit cc dangling").ok.out
+    sk("commit -m again cc dangling").ok  # the first is now without a name
     sk("images -q --no-trunc --filter dangling=true").says(a)
     with sk.case("<none>"):
         sk("images").prints(r"(?m)^<none> +<none> +" + a[7:19])
@@ -133,7 +133,7 @@ def test_prune(sk):
     with sk.case("prune -a keeps what a container uses"):
         sk("image prune -af").ok
         eq(sorted(sk("images --format", "{{.Repository}}").ok.lines), ["busybox"])
-    sk("rm c").ok
+    sk("rm cc").ok
     with sk.case("system prune -af"):
         sk("system prune -af").prints("Total reclaimed space: [^0]")
         sk("images -aq").says("")
@@ -245,7 +245,7 @@ def test_load_bad(sk):
 
 
 def test_import_and_export(sk):
-    sk("create --name c -e A=1 busybox true").ok
+    sk("create --name cc -e A=1 busybox true").ok
     f = sk.dir + "/e.tar"
     with sk.case("export -o"):
         sk("export -o", f, "c").says("")
@@ -256,7 +256,7 @@ def test_import_and_export(sk):
             eq((b.uid, b.gid), (0, 0), "owner of bin/busybox in the export")
             true(not [n for n in names if n.startswith(".wh.")], "no whiteouts in an export")
     with sk.case("export | import -"):
-        data = sk("export c").ok.raw
+        data = sk("export cc").ok.raw
         r = sk("import - flat:1", input=data).ok
         match(r.out, r"^sha256:[0-9a-f]{64}$")
         sk("run --rm flat:1 /bin/echo x").says("x")
@@ -281,9 +281,9 @@ def test_import_and_export(sk):
 
 
 def test_commit(sk):
-    sk("run --name c -e A=1 -w /tmp --label l=m busybox sh -c", "echo new >/root/f; rm /etc/group; mkdir /d; chmod 700 /d").ok
+    sk("run --name cc -e A=1 -w /tmp --label l=m busybox sh -c", "echo new >/root/f; rm /etc/group; mkdir /d; chmod 700 /d").ok
     with sk.case("commit"):
-        r = sk("commit -a me -m why c made:1").ok
+        r = sk("commit -a me -m why cc made:1").ok
         match(r.out, r"^sha256:[0-9a-f]{64}$")
         sk("run --rm made:1 sh -c", "cat /root/f; ls /etc/group 2>&1; stat -c %a /d; pwd; echo $A").prints(
             r"^new\nls: /etc/group: No such file or directory\n700\n/tmp\n1$")
@@ -298,14 +298,14 @@ def test_commit(sk):
         true(os.path.exists(sk.dir + "/bundle/rootfs/root/f"), "root/f of the commit in umoci's tree")
         true(not os.path.exists(sk.dir + "/bundle/rootfs/etc/group"), "no etc/group in umoci's tree")
     with sk.case("of a running one"):
-        sk.up("r", "echo x >/live; sleep 1000")
-        lib.until(lambda: sk("exec r test -e /live").code == 0, "the file is written")
-        sk("commit r made:3").ok
-        eq(sk.status("r"), "running")
+        sk.up("rr", "echo x >/live; sleep 1000")
+        lib.until(lambda: sk("exec rr test -e /live").code == 0, "the file is written")
+        sk("commit rr made:3").ok
+        eq(sk.status("rr"), "running")
         sk("run --rm made:3 cat /live").says("x")
     with sk.case("errors"):
         sk("commit nosuch").exits(1, "no such container")
-        sk("commit c BAD").exits(1, "reference|lower ?case")
+        sk("commit cc BAD").exits(1, "reference|lower ?case")
 
 
 def test_store_is_an_oci_layout(sk):
@@ -375,9 +375,9 @@ def test_rootfs(sk):
 
 
 def test_diff(sk):
-    sk("run --name c busybox sh -c",
+    sk("run --name cc busybox sh -c",
        "echo x >/new; rm /bin/vi; echo y >>/etc/passwd; mkdir -p /d/e; touch /d/e/f; rm -rf /home; ln -s a /l").ok
-    got = sk("diff c").ok.lines
+    got = sk("diff cc").ok.lines
     for want in ["A /new", "C /bin", "D /bin/vi", "C /etc", "C /etc/passwd", "A /d", "A /d/e", "A /d/e/f", "D /home", "A /l"]:
         with sk.case(want):
             true(want in got, "%s in %s" % (want, got))
@@ -385,8 +385,8 @@ def test_diff(sk):
         eq([x for x in got if x not in ("A /new", "C /bin", "D /bin/vi", "C /etc", "C /etc/passwd", "A /d", "A /d/e", "A /d/e/f",
                                         "D /home", "A /l", "C /tmp", "C /root")], [])
     with sk.case("created only"):
-        sk("create --name d busybox true").ok
-        sk("diff d").says("")
+        sk("create --name dd busybox true").ok
+        sk("diff dd").says("")
     with sk.case("missing"):
         sk("diff nosuch").exits(1, "no such container")
 
@@ -436,9 +436,9 @@ def test_tree_equals_umoci(sk):
     for name in "python", "python-zstd", "nginx":
         with sk.case(name):
             ref = sk("pull -q oci:%s:%s" % (lib.ENV["REGISTRY_IMAGES"], name), wait=200).ok.lines[-1]
-            sk("create --name c", ref, "true").ok
-            ours = tree_of_tar(sk("export c").ok.raw)
-            sk("rm c").ok
+            sk("create --name cc", ref, "true").ok
+            ours = tree_of_tar(sk("export cc").ok.raw)
+            sk("rm cc").ok
             bundle = sk.dir + "/u-" + name
             # umoci as namespace root over the same ranges keeps owners, and needs no real root
             script = "umoci unpack --image %s:%s %s && exec python3 -c '%s'" % (

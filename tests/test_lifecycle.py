@@ -14,109 +14,109 @@ WHO = "ab"
 
 def test_stop(sk):
     with sk.case("stop: TERM, and the name is printed"):
-        sk.up("a")
-        sk("stop a").says("a")
-        eq(sk.get("a", "{{.State.Status}} {{.State.ExitCode}}"), "exited 0")
+        sk.up("aa")
+        sk("stop aa").says("aa")
+        eq(sk.get("aa", "{{.State.Status}} {{.State.ExitCode}}"), "exited 0")
     with sk.case("one that ignores TERM is killed"):
-        sk("run -d --name b busybox sleep 1000").ok  # pid 1 without a handler
-        sk("stop -t 1 b").says("b")
-        eq(sk.get("b", "{{.State.ExitCode}} {{.State.OOMKilled}}"), "137 false")
+        sk("run -d --name bb busybox sleep 1000").ok  # pid 1 without a handler
+        sk("stop -t 1 bb").says("bb")
+        eq(sk.get("bb", "{{.State.ExitCode}} {{.State.OOMKilled}}"), "137 false")
     with sk.case("-t 0"):
-        sk("run -d --name c busybox sleep 1000").ok
-        sk("stop -t 0 c").ok
-        eq(sk.get("c", "{{.State.ExitCode}}"), "137")
+        sk("run -d --name cc busybox sleep 1000").ok
+        sk("stop -t 0 cc").ok
+        eq(sk.get("cc", "{{.State.ExitCode}}"), "137")
     with sk.case("--stop-signal"):
-        sk("run -d --name d --stop-signal USR1 busybox sh -c", "trap 'exit 9' USR1; while :; do sleep 0.05; done").ok
+        sk("run -d --name dd --stop-signal USR1 busybox sh -c", "trap 'exit 9' USR1; while :; do sleep 0.05; done").ok
         time.sleep(0.3)
-        sk("stop d").ok
-        eq(sk.get("d", "{{.State.ExitCode}}"), "9")
+        sk("stop dd").ok
+        eq(sk.get("dd", "{{.State.ExitCode}}"), "9")
     with sk.case("--stop-timeout"):
-        sk("run -d --name e --stop-timeout 0 busybox sleep 1000").ok
-        sk("stop e").ok
-        eq(sk.get("e", "{{.State.ExitCode}}"), "137")
+        sk("run -d --name ee --stop-timeout 0 busybox sleep 1000").ok
+        sk("stop ee").ok
+        eq(sk.get("ee", "{{.State.ExitCode}}"), "137")
     with sk.case("stop -s"):
-        sk("run -d --name f busybox sh -c", "trap 'exit 8' INT; while :; do sleep 0.05; done").ok
+        sk("run -d --name ff busybox sh -c", "trap 'exit 8' INT; while :; do sleep 0.05; done").ok
         time.sleep(0.3)
-        sk("stop -s INT f").ok
-        eq(sk.get("f", "{{.State.ExitCode}}"), "8")
+        sk("stop -s INT ff").ok
+        eq(sk.get("ff", "{{.State.ExitCode}}"), "8")
     with sk.case("with --init"):
-        sk("run -d --init --name g busybox sleep 1000").ok
-        sk("stop g").ok
-        eq(sk.get("g", "{{.State.ExitCode}}"), "143")
+        sk("run -d --init --name gg busybox sleep 1000").ok
+        sk("stop gg").ok
+        eq(sk.get("gg", "{{.State.ExitCode}}"), "143")
     with sk.case("what is stopped stays so"):
-        sk("stop a").says("a")
+        sk("stop aa").says("aa")
     with sk.case("several, one missing"):
-        sk.up("h")
-        r = sk("stop nosuch h").exits(1, "no such container: nosuch")
-        eq((r.out, sk.status("h")), ("h", "exited"))
+        sk.up("hh")
+        r = sk("stop nosuch hh").exits(1, "no such container: nosuch")
+        eq((r.out, sk.status("hh")), ("h", "exited"))
     with sk.case("created only"):
-        sk("create --name i busybox").ok
-        sk("stop i").says("i")
+        sk("create --name ii busybox").ok
+        sk("stop ii").says("ii")
 
 
 def test_kill(sk):
-    sk.up("a")
+    sk.up("aa")
     with sk.case("kill"):
-        sk("kill a").says("a")
-        until(lambda: sk.status("a") == "exited", "it ends")
-        eq(sk.get("a", "{{.State.ExitCode}}"), "137")
+        sk("kill aa").says("aa")
+        until(lambda: sk.status("aa") == "exited", "it ends")
+        eq(sk.get("aa", "{{.State.ExitCode}}"), "137")
     for s in "USR1", "SIGUSR1", "10", "usr1":
         with sk.case("-s " + s):
-            sk("run -d --rm --name s busybox sh -c", "trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done").ok
-            until(lambda: sk("logs s").out == "ready", "it is ready")
-            w = sk.popen("wait s", stdout=subprocess.PIPE)
+            sk("run -d --rm --name ss busybox sh -c", "trap 'exit 3' USR1; echo ready; while :; do sleep 0.05; done").ok
+            until(lambda: sk("logs ss").out == "ready", "it is ready")
+            w = sk.popen("wait ss", stdout=subprocess.PIPE)
             time.sleep(0.2)
-            sk("kill -s", s, "s").says("s")
+            sk("kill -s", s, "s").says("ss")
             eq(w.communicate(timeout=30)[0], b"3\n")
             until(lambda: "s" not in sk("ps -a --format", "{{.Names}}").ok.lines, "it is removed")
     with sk.case("not running"):
-        sk("kill a").exits(1, "is not running")
+        sk("kill aa").exits(1, "is not running")
     with sk.case("bad signals"):
         for s in "NOSUCH", "0", "-1", "99", "":
             sk(["kill", "-s", s, "a"]).exits(None, ".")
 
 
 def test_pause(sk):
-    sk.up("a", "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.05; done")
-    r = sk("pause a")
+    sk.up("aa", "i=0; while :; do i=$((i+1)); echo $i >/n; sleep 0.05; done")
+    r = sk("pause aa")
     if r.code:
         r.exits(1, "cgroup|freez")  # no delegated cgroup: it must be said
-        eq(sk.status("a"), "running")
+        eq(sk.status("aa"), "running")
         return
     eq(r.out, "a")
-    eq(sk.status("a"), "paused")
-    eq(sk.get("a", "{{.State.Paused}} {{.State.Running}}"), "true true")
+    eq(sk.status("aa"), "paused")
+    eq(sk.get("aa", "{{.State.Paused}} {{.State.Running}}"), "true true")
     match(sk("ps --format", "{{.Status}}").ok.out, r"\(Paused\)$")
-    sk("pause a").exits(1, "already paused")
-    with sk.case("kill of a paused one"):
-        sk("unpause a").says("a")
-        eq(sk.status("a"), "running")
-        sk("unpause a").exits(1, "not paused")
-        sk("pause a").ok
-        sk("kill a").ok
-        until(lambda: sk.status("a") == "exited", "a paused container is killed")
-    with sk.case("stop of a paused one"):
-        sk("start a").ok
-        sk("pause a").ok
-        sk("stop -t 1 a").ok
-        eq(sk.status("a"), "exited")
+    sk("pause aa").exits(1, "already paused")
+    with sk.case("kill of aa paused one"):
+        sk("unpause aa").says("aa")
+        eq(sk.status("aa"), "running")
+        sk("unpause aa").exits(1, "not paused")
+        sk("pause aa").ok
+        sk("kill aa").ok
+        until(lambda: sk.status("aa") == "exited", "a paused container is killed")
+    with sk.case("stop of aa paused one"):
+        sk("start aa").ok
+        sk("pause aa").ok
+        sk("stop -t 1 aa").ok
+        eq(sk.status("aa"), "exited")
     with sk.case("not running"):
-        sk("pause a").exits(1, "is not running")
+        sk("pause aa").exits(1, "is not running")
         sk("pause nosuch").exits(1, "no such container")
 
 
 def test_restart(sk):
-    sk.up("a", "echo x >>/count; sleep 1000")
-    was = sk.pid("a")
+    sk.up("aa", "echo x >>/count; sleep 1000")
+    was = sk.pid("aa")
     with sk.case("restart"):
-        sk("restart -t 1 a").says("a")
-        eq(sk.status("a"), "running")
-        true(sk.pid("a") != was, "another process")
-        until(lambda: sk("exec a sh -c", "wc -l </count").out == "2", "files are kept")
+        sk("restart -t 1 aa").says("aa")
+        eq(sk.status("aa"), "running")
+        true(sk.pid("aa") != was, "another process")
+        until(lambda: sk("exec aa sh -c", "wc -l </count").out == "2", "files are kept")
     with sk.case("of a stopped one"):
-        sk("kill a").ok
-        sk("restart a").ok
-        eq(sk.status("a"), "running")
+        sk("kill aa").ok
+        sk("restart aa").ok
+        eq(sk.status("aa"), "running")
     with sk.case("missing"):
         sk("restart nosuch").exits(1, "no such container")
 
@@ -124,16 +124,16 @@ def test_restart(sk):
 @timeout(180)
 def test_policies(sk):
     with sk.case("on-failure:2"):
-        sk("run -d --name f --restart on-failure:2 busybox sh -c", "echo run; exit 3").ok
-        sk.becomes("f", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}", "exited 2 3")
-        eq(len(sk("logs f").ok.lines), 3)
+        sk("run -d --name ff --restart on-failure:2 busybox sh -c", "echo run; exit 3").ok
+        sk.becomes("ff", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}", "exited 2 3")
+        eq(len(sk("logs ff").ok.lines), 3)
     with sk.case("on-failure ends with success"):
         sk("run -d --name ok --restart on-failure busybox sh -c", "test -e /once && exit 0; touch /once; exit 1").ok
         sk.becomes("ok", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}", "exited 1 0")
     with sk.case("no"):
-        sk("run -d --name n --restart no busybox false").ok
-        sk("wait n").says("1")
-        eq(sk.get("n", "{{.RestartCount}}"), "0")
+        sk("run -d --name nn --restart no busybox false").ok
+        sk("wait nn").says("1")
+        eq(sk.get("nn", "{{.RestartCount}}"), "0")
     for policy in "always", "unless-stopped":
         with sk.case(policy):
             sk("run -d --name", policy, "--restart", policy, "busybox sh -c", "echo run; sleep 0.1").ok
@@ -143,19 +143,19 @@ def test_policies(sk):
             time.sleep(1)
             eq(sk.status(policy), "exited")
     with sk.case("a killed one is started again"):
-        sk("run -d --name k --restart always busybox sleep 1000").ok
-        was = sk.pid("k")
+        sk("run -d --name kk --restart always busybox sleep 1000").ok
+        was = sk.pid("kk")
         os.kill(was, signal.SIGKILL)
-        until(lambda: sk.status("k") == "running" and sk.pid("k") not in (0, was), "it runs again")
+        until(lambda: sk.status("kk") == "running" and sk.pid("kk") not in (0, was), "it runs again")
     with sk.case("kill by the user ends it, for unless-stopped as for always"):
-        sk("kill k").ok
+        sk("kill kk").ok
         time.sleep(1)
-        eq(sk.status("k"), "exited")
+        eq(sk.status("kk"), "exited")
     with sk.case("rm -f while it waits for its restart"):
-        sk("run -d --name w --restart always busybox false").ok
-        until(lambda: int(sk.get("w", "{{.RestartCount}}")) >= 3, "it is started again")
-        sk("rm -f w").ok
-        sk("inspect w").exits(1)
+        sk("run -d --name ww --restart always busybox false").ok
+        until(lambda: int(sk.get("ww", "{{.RestartCount}}")) >= 3, "it is started again")
+        sk("rm -f ww").ok
+        sk("inspect ww").exits(1)
     with sk.case("a command that is missing is not tried for ever in the foreground"):
         sk("run --restart on-failure:1 busybox nosuch").exits(127)
 
@@ -163,32 +163,32 @@ def test_policies(sk):
 @timeout(180)
 def test_health(sk):
     with sk.case("healthy, unhealthy, healthy"):
-        sk("run -d --name h --health-interval 1s --health-retries 2 --health-timeout 5s --health-cmd", "test ! -e /bad",
+        sk("run -d --name hh --health-interval 1s --health-retries 2 --health-timeout 5s --health-cmd", "test ! -e /bad",
            "busybox", "sleep", "1000").ok
-        match(sk.get("h", "{{.State.Health.Status}}"), "^(starting|healthy)$")
-        sk.becomes("h", "{{.State.Health.Status}}", "healthy")
+        match(sk.get("hh", "{{.State.Health.Status}}"), "^(starting|healthy)$")
+        sk.becomes("hh", "{{.State.Health.Status}}", "healthy")
         sk("ps --format", "{{.Status}}").prints(r"^Up .*\(healthy\)$")
-        sk("exec h touch /bad").ok
-        sk.becomes("h", "{{.State.Health.Status}}", "unhealthy")
-        true(int(sk.get("h", "{{.State.Health.FailingStreak}}")) >= 2, "a failing streak of two")
+        sk("exec hh touch /bad").ok
+        sk.becomes("hh", "{{.State.Health.Status}}", "unhealthy")
+        true(int(sk.get("hh", "{{.State.Health.FailingStreak}}")) >= 2, "a failing streak of two")
         sk("ps -q --filter health=unhealthy").prints("^[0-9a-f]{12}$")
-        log = json.loads(sk.get("h", "{{json .State.Health.Log}}"))
+        log = json.loads(sk.get("hh", "{{json .State.Health.Log}}"))
         true(1 <= len(log) <= 5 and log[-1]["ExitCode"] == 1, "a log of at most five, got %s" % log)
-        sk("exec h rm /bad").ok
-        sk.becomes("h", "{{.State.Health.Status}}", "healthy")
+        sk("exec hh rm /bad").ok
+        sk.becomes("hh", "{{.State.Health.Status}}", "healthy")
     with sk.case("its output is kept"):
-        sk("run -d --name o --health-cmd", "echo checked; exit 0", "--health-interval", "1s", "busybox", "sleep", "1000").ok
-        sk.becomes("o", "{{.State.Health.Status}}", "healthy")
-        match(sk.get("o", "{{json .State.Health.Log}}"), "checked")
+        sk("run -d --name oo --health-cmd", "echo checked; exit 0", "--health-interval", "1s", "busybox", "sleep", "1000").ok
+        sk.becomes("oo", "{{.State.Health.Status}}", "healthy")
+        match(sk.get("oo", "{{json .State.Health.Log}}"), "checked")
     with sk.case("a check that hangs"):
-        sk("run -d --name t --health-cmd", "sleep 1000", "--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "1", "busybox", "sleep", "1000").ok
-        sk.becomes("t", "{{.State.Health.Status}}", "unhealthy")
-        until(lambda: sk("top t").ok.out.count("sleep 1000") <= 3, "the hanging check is ended")
+        sk("run -d --name tt --health-cmd", "sleep 1000", "--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "1", "busybox", "sleep", "1000").ok
+        sk.becomes("tt", "{{.State.Health.Status}}", "unhealthy")
+        until(lambda: sk("top tt").ok.out.count("sleep 1000") <= 3, "the hanging check is ended")
     with sk.case("of the image, --no-healthcheck, start period"):
         sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="hc", config={
             "Healthcheck": {"Test": ["CMD", "true"], "Interval": 10**9, "Retries": 1}})).ok
-        sk("run -d --name i hc sleep 1000").ok
-        sk.becomes("i", "{{.State.Health.Status}}", "healthy")
+        sk("run -d --name ii hc sleep 1000").ok
+        sk.becomes("ii", "{{.State.Health.Status}}", "healthy")
         sk("run -d --name no --no-healthcheck hc sleep 1000").ok
         no_match(sk("ps --filter name=^no$ --format", "{{.Status}}").ok.out, "health")
         sk("run -d --name sp --health-cmd false --health-interval 1s --health-retries 1 --health-start-period 300s busybox sleep 1000").ok
@@ -202,43 +202,43 @@ def test_health(sk):
 
 def test_wait_and_rm(sk):
     with sk.case("wait"):
-        sk("run -d --name a busybox sh -c", "sleep 0.3; exit 6").ok
-        sk("wait a").says("6")
-        sk("wait a a").says("6\n6")
+        sk("run -d --name aa busybox sh -c", "sleep 0.3; exit 6").ok
+        sk("wait aa").says("6")
+        sk("wait aa aa").says("6\n6")
         sk("wait nosuch").exits(1, "no such container")
     with sk.case("rm"):
-        sk("rm a").says("a")
-        sk("rm a").exits(1, "no such container")
-        sk("rm -f a").ok
-    with sk.case("rm of a running one"):
-        sk.up("b")
-        sk("rm b").exits(1, "running")
-        eq(sk.status("b"), "running")
-        pid = sk.pid("b")
-        sk("rm -f b").says("b")
+        sk("rm aa").says("aa")
+        sk("rm aa").exits(1, "no such container")
+        sk("rm -f aa").ok
+    with sk.case("rm of aa running one"):
+        sk.up("bb")
+        sk("rm bb").exits(1, "running")
+        eq(sk.status("bb"), "running")
+        pid = sk.pid("bb")
+        sk("rm -f bb").says("bb")
         until(lambda: not os.path.exists("/proc/%d" % pid), "its process ends")
     with sk.case("rm -v takes anonymous volumes, not named ones"):
-        sk("create --name c -v /anon -v named:/n busybox").ok
+        sk("create --name cc -v /anon -v named:/n busybox").ok
         eq(len(sk("volume ls -q").ok.lines), 2)
-        sk("rm -v c").ok
+        sk("rm -v cc").ok
         sk("volume ls -q").says("named")
     with sk.case("--rm takes them as well"):
         sk("run --rm -v /anon busybox true").ok
         sk("volume ls -q").says("named")
     with sk.case("several"):
-        sk("create --name d busybox").ok
-        sk("create --name e busybox").ok
-        r = sk("rm d nosuch e").exits(1, "nosuch")
+        sk("create --name dd busybox").ok
+        sk("create --name ee busybox").ok
+        r = sk("rm dd nosuch ee").exits(1, "nosuch")
         eq(r.out, "d\ne")
     with sk.case("container prune"):
-        cid = sk("create --name f busybox").ok.out
-        sk.up("g")
+        cid = sk("create --name ff busybox").ok.out
+        sk.up("gg")
         r = sk("container prune -f").ok
         match(r.out, "Deleted Containers:\n%s\n\nTotal reclaimed space: " % cid)
         sk("ps -a --format", "{{.Names}}").says("g")
     with sk.case("prune filters"):
-        sk("create --name h -l keep busybox").ok
-        sk("create --name i busybox").ok
+        sk("create --name hh -l keep busybox").ok
+        sk("create --name ii busybox").ok
         sk("container prune -f --filter label!=keep").ok
         eq(sorted(sk("ps -a --format", "{{.Names}}").ok.lines), ["g", "h"])
         sk("container prune -f --filter until=1h").ok
@@ -299,25 +299,25 @@ def test_ps(sk):
 
 
 def test_port(sk):
-    sk("create --name c busybox").ok
-    sk("port c").says("")
+    sk("create --name cc busybox").ok
+    sk("port cc").says("")
     sk("port nosuch").exits(1, "no such container")
 
 
 def test_events(sk):
-    sk("run --name a -l x=y busybox true").ok
-    sk("rm a").ok
-    sk("volume create v").ok
-    sk("volume rm v").ok
+    sk("run --name aa -l x=y busybox true").ok
+    sk("rm aa").ok
+    sk("volume create vv").ok
+    sk("volume rm vv").ok
     with sk.case("in order"):
         r = sk("events --since 10m --until 0s --filter type=container --format {{.Action}}").ok
         got = [x for x in r.lines if x in ("create", "start", "die", "destroy")]
         eq(got, ["create", "start", "die", "destroy"])
     with sk.case("text"):
         r = sk("events --since 10m --until 0s").ok
-        match(r.out, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}\S* container create [0-9a-f]{64} \(.*image=busybox.*name=a.*\)$")
+        match(r.out, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}\S* container create [0-9a-f]{64} \(.*image=busybox.*name=aa.*\)$")
         match(r.out, r"container die [0-9a-f]{64} \(.*exitCode=0.*\)")
-        match(r.out, r"volume create v ")
+        match(r.out, r"volume create vv ")
         match(r.out, r"image load ")
     with sk.case("filters"):
         eq(sk("events --since 10m --until 0s -f event=die --format {{.Type}}").ok.out, "container")
@@ -336,32 +336,32 @@ def test_events(sk):
 def test_after_the_supervisor(sk):
     """ps is right, whatever became of the supervisor or the container."""
     with sk.case("kill -9 of the supervisor"):
-        sk("run -d --name a busybox sleep 1000").ok
-        pid, sup = sk.pid("a"), sk.supervisor("a")
+        sk("run -d --name aa busybox sleep 1000").ok
+        pid, sup = sk.pid("aa"), sk.supervisor("aa")
         os.kill(sup, signal.SIGKILL)
         until(lambda: not os.path.exists("/proc/%d" % sup) or open("/proc/%d/stat" % sup).read().split(") ")[1][0] == "Z", "it is dead")
         # Either the container ended with its supervisor or it is still managed; never a lie.
-        until(lambda: (sk.status("a") == "running") == os.path.exists("/proc/%d/ns" % pid), "ps agrees with what runs")
+        until(lambda: (sk.status("aa") == "running") == os.path.exists("/proc/%d/ns" % pid), "ps agrees with what runs")
         shown = sk("ps -aq -f status=running").ok.out != ""
-        eq(shown, sk.status("a") == "running")
-        sk("rm -f a").ok
+        eq(shown, sk.status("aa") == "running")
+        sk("rm -f aa").ok
         until(lambda: not os.path.exists("/proc/%d" % pid), "rm -f ends its process")
     with sk.case("it starts again afterwards"):
-        sk("run -d --name b busybox sleep 1000").ok
-        os.kill(sk.supervisor("b"), signal.SIGKILL)
-        until(lambda: sk.status("b") == "exited", "it is seen to have ended (it is %s)" % sk.status("b"))
-        true(sk.get("b", "{{.State.ExitCode}}") != "0", "an exit code that is no success")
-        sk("start b").ok
-        eq(sk.status("b"), "running")
-        sk("rm -f b").ok
+        sk("run -d --name bb busybox sleep 1000").ok
+        os.kill(sk.supervisor("bb"), signal.SIGKILL)
+        until(lambda: sk.status("bb") == "exited", "it is seen to have ended (it is %s)" % sk.status("bb"))
+        true(sk.get("bb", "{{.State.ExitCode}}") != "0", "an exit code that is no success")
+        sk("start bb").ok
+        eq(sk.status("bb"), "running")
+        sk("rm -f bb").ok
     with sk.case("kill -9 of the first process"):
-        sk("run -d --name c busybox sleep 1000").ok
-        os.kill(sk.pid("c"), signal.SIGKILL)
-        sk("wait c").says("137")
+        sk("run -d --name cc busybox sleep 1000").ok
+        os.kill(sk.pid("cc"), signal.SIGKILL)
+        sk("wait cc").says("137")
     with sk.case("a pid that was taken by another process"):
-        sk("run -d --name d busybox sleep 1000").ok
-        os.kill(sk.supervisor("d"), signal.SIGKILL)
-        until(lambda: sk.status("d") == "exited", "it has ended")
+        sk("run -d --name dd busybox sleep 1000").ok
+        os.kill(sk.supervisor("dd"), signal.SIGKILL)
+        until(lambda: sk.status("dd") == "exited", "it has ended")
         other = subprocess.Popen(["sleep", "1000"])
         for base, _, files in os.walk(sk.root + "/containers"):  # as if the number came round
             for f in files:
@@ -372,22 +372,22 @@ def test_after_the_supervisor(sk):
                     if new != text:
                         open(p, "w").write(new)
         eq(sk("ps -q").ok.out, "", "running containers")
-        sk("kill d").exits(1, "is not running")
-        sk("rm -f d").ok
+        sk("kill dd").exits(1, "is not running")
+        sk("rm -f dd").ok
         eq(other.poll(), None, "the other process lives")
         other.kill()
         other.wait()
     with sk.case("the terminal's group gets Ctrl-C: a detached one does not"):
-        sk("run -d --name e busybox sleep 1000").ok
-        eq(sk.status("e"), "running")
-        true(os.getpgid(sk.supervisor("e")) != os.getpgid(0), "a process group of its own")
+        sk("run -d --name ee busybox sleep 1000").ok
+        eq(sk.status("ee"), "running")
+        true(os.getpgid(sk.supervisor("ee")) != os.getpgid(0), "a process group of its own")
     with sk.case("standard streams are not held"):
         for fd in "0", "1", "2":
-            to = os.readlink("/proc/%d/fd/%s" % (sk.supervisor("e"), fd))
+            to = os.readlink("/proc/%d/fd/%s" % (sk.supervisor("ee"), fd))
             true(to == "/dev/null" or sk.root in to or "deleted" not in to and "pipe" not in to, "no stream of the caller's, got " + to)
     with sk.case("nothing is left of those that have ended"):
-        sk("rm -f e").ok
-        sk("rm -f c").ok
+        sk("rm -f ee").ok
+        sk("rm -f cc").ok
         until(lambda: not sk.processes(), "no process is left: %s" % sk.processes())
 
 
@@ -396,7 +396,7 @@ def test_after_the_supervisor(sk):
 def test_many(sk):
     """Thirty at once: each has its own result."""
     for i in range(30):
-        sk("run -d --name m%d busybox sh -c" % i, "exit %d" % i).ok
+        sk("run -d --name mm%d busybox sh -c" % i, "exit %d" % i).ok
     eq(sk(["wait"] + ["m%d" % i for i in range(30)]).ok.lines, [str(i) for i in range(30)])
     eq(len(sk("ps -aq").ok.lines), 30)
     sk(["rm"] + ["m%d" % i for i in range(30)]).ok
@@ -408,14 +408,14 @@ def test_many(sk):
             eq(codes, [0, 125], "exit codes of two with one name")
             sk("rm -f same").ok
     with sk.case("rm -f by two at once"):
-        sk.up("r")
-        ps = [sk.popen("rm -f r", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
+        sk.up("rr")
+        ps = [sk.popen("rm -f rr", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
         for p in ps:
             true(p.wait(60) in (0, 1), "an ordered end")
-        sk("inspect r").exits(1)
+        sk("inspect rr").exits(1)
     with sk.case("stop by three at once"):
-        sk.up("s")
-        ps = [sk.popen("stop -t 2 s", stdout=subprocess.DEVNULL) for _ in range(3)]
+        sk.up("ss")
+        ps = [sk.popen("stop -t 2 ss", stdout=subprocess.DEVNULL) for _ in range(3)]
         eq([p.wait(60) for p in ps], [0, 0, 0])
 
 
@@ -423,8 +423,8 @@ def test_many(sk):
 def test_socket_attacks(sk):
     """Nonsense on the supervisor's socket, half-open clients: it stays up."""
     import socket
-    sk.up("c")
-    cid = sk.get("c", "{{.Id}}")
+    sk.up("cc")
+    cid = sk.get("cc", "{{.Id}}")
     paths = [os.path.join(d, f) for d, _, fs in os.walk(sk.root + "/containers/" + cid) for f in fs
              if not os.path.islink(os.path.join(d, f)) and (os.lstat(os.path.join(d, f)).st_mode & 0o170000) == 0o140000]
     for path in paths:
@@ -446,6 +446,6 @@ def test_socket_attacks(sk):
                 open_ones.append(s)
             for s in open_ones[::2]:
                 s.close()
-    eq(sk.status("c"), "running")
-    sk("exec c echo x").says("x")
-    sk("stop -t 2 c").ok
+    eq(sk.status("cc"), "running")
+    sk("exec cc echo x").says("x")
+    sk("stop -t 2 cc").ok

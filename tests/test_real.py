@@ -30,7 +30,7 @@ def test_debian(sk):
     with sk.case("bash"):
         sk("run --rm debian bash -c", "echo $BASH_VERSION | cut -c1; . /etc/os-release; echo $ID").prints(r"^\d\n\w+")
     with sk.case("dpkg -i"):
-        r = sk("run --name c -v", debs + ":/debs:ro", "debian sh -c",
+        r = sk("run --name cc -v", debs + ":/debs:ro", "debian sh -c",
                "dpkg -i /debs/probe.deb && cat /opt/probe/f && getent passwd probe && dpkg -s skiff-probe | grep Status", wait=150).ok
         for want in "configured", "payload", "^probe:x:", "Status: install ok installed":
             match(r.out, want)
@@ -46,7 +46,7 @@ def test_debian(sk):
                "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*; echo 'deb [trusted=yes] file:/debs ./' >/etc/apt/sources.list; "
                "apt-get update -qq >/dev/null && apt-get install -y -qq skiff-probe >/dev/null && cat /opt/probe/f", wait=150).says("payload")
     with sk.case("what was installed can be committed"):
-        sk("commit c made").ok
+        sk("commit cc made").ok
         sk("run --rm made sh -c", "getent passwd probe >/dev/null && stat -c %U:%G /var/lib/probe").prints("probe:probe|root:root")
     with sk.case("useradd, su, passwd"):
         r = sk("run --rm debian sh -c", "useradd -m u && su u -c 'cd && touch f && echo from-u'; echo u:pw | chpasswd && echo set")
@@ -80,10 +80,10 @@ print(a == b == 40425, m.Lock() is not None, os.listdir('/dev/shm') == [])
 """).says("True True True")
     with sk.case("a server"):
         port = free_port()
-        sk("run -d --name s", ref, "python3 -m http.server", str(port)).ok
+        sk("run -d --name ss", ref, "python3 -m http.server", str(port)).ok
         body = until(lambda: fetch("http://127.0.0.1:%d/app.py" % port), "the server answers")
         match(body, "http.server")
-        sk("stop -t 3 s").ok
+        sk("stop -t 3 ss").ok
 
 
 def free_port():
@@ -108,17 +108,17 @@ def test_nginx(sk):
     port = free_port()
     conf = sk.file("site/default", "server { listen 127.0.0.1:%d; root /var/www/html; location / { try_files $uri =404; } }\n" % port)
     sk.file("site/hello.txt", "served\n")
-    sk("run -d --name n -v", conf + ":/etc/nginx/sites-enabled/default:ro", "-v", sk.dir + "/site/hello.txt:/var/www/html/hello.txt:ro", ref).ok
+    sk("run -d --name nn -v", conf + ":/etc/nginx/sites-enabled/default:ro", "-v", sk.dir + "/site/hello.txt:/var/www/html/hello.txt:ro", ref).ok
     with sk.case("serves"):
-        eq(until(lambda: fetch("http://127.0.0.1:%d/hello.txt" % port), "nginx answers: %s" % sk("logs n").err), "served\n")
+        eq(until(lambda: fetch("http://127.0.0.1:%d/hello.txt" % port), "nginx answers: %s" % sk("logs nn").err), "served\n")
     with sk.case("its log is the container's"):
-        until(lambda: "GET /hello.txt" in sk("logs n").out, "the access log is in logs")
+        until(lambda: "GET /hello.txt" in sk("logs nn").out, "the access log is in logs")
     with sk.case("reload"):
-        sk("kill -s HUP n").ok
+        sk("kill -s HUP nn").ok
         eq(until(lambda: fetch("http://127.0.0.1:%d/hello.txt" % port), "nginx answers"), "served\n")
     with sk.case("stops by its own signal"):
-        sk("stop n").ok
-        eq(sk.get("n", "{{.State.ExitCode}}"), "0")
+        sk("stop nn").ok
+        eq(sk.get("nn", "{{.State.ExitCode}}"), "0")
 
 
 @image(None)
@@ -130,19 +130,19 @@ def test_postgres(sk):
     port = free_port()
     run = ["run", "-d", "--name", "p", "-v", "pg:/data", ref, "postgres", "-c", "listen_addresses=127.0.0.1", "-c", "port=%d" % port]
     sk(run).ok
-    query = lambda sql: sk("exec p psql -h 127.0.0.1 -p %d -U postgres -tAc" % port, sql)
+    query = lambda sql: sk("exec pp psql -h 127.0.0.1 -p %d -U postgres -tAc" % port, sql)
     with sk.case("comes up"):
-        until(lambda: query("select 6 * 7").out == "42" or sk.status("p") != "running", "it answers")
-        eq(query("select 6 * 7").out, "42", "logs: " + lib.short(sk("logs p").err))
+        until(lambda: query("select 6 * 7").out == "42" or sk.status("pp") != "running", "it answers")
+        eq(query("select 6 * 7").out, "42", "logs: " + lib.short(sk("logs pp").err))
     with sk.case("keeps data over restarts"):
         query("create table t as select generate_series(1, 10000) a").ok
-        sk("stop p").ok
-        eq(sk.get("p", "{{.State.ExitCode}}"), "0")
-        sk("start p").ok
+        sk("stop pp").ok
+        eq(sk.get("pp", "{{.State.ExitCode}}"), "0")
+        sk("start pp").ok
         until(lambda: query("select count(*) from t").out == "10000", "the data is there again")
     with sk.case("survives kill -9, in a new container"):
-        sk("kill p").ok
-        sk("rm p").ok
+        sk("kill pp").ok
+        sk("rm pp").ok
         sk(run).ok
         until(lambda: query("select count(*) from t").out == "10000", "the data is there again")
-        sk("rm -f p").ok
+        sk("rm -f pp").ok

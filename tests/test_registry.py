@@ -242,8 +242,8 @@ def test_push(sk):
     with sk.case("-q"):
         sk("push -q", name + ":1").says(name + ":1")
     with sk.case("a commit"):
-        sk("run --name c", name + ":1", "sh -c", "echo x >/f").ok
-        sk("commit c", name + ":2").ok
+        sk("run --name cc", name + ":1", "sh -c", "echo x >/f").ok
+        sk("commit cc", name + ":2").ok
         sk("push", name + ":2").ok
         tool("skopeo", "copy", "-q", "--src-tls-verify=false", "docker://" + name + ":2", "oci:%s/o:x" % sk.dir)
         tool("umoci", "unpack", "--rootless", "--image", sk.dir + "/o:x", sk.dir + "/bundle")
@@ -619,7 +619,7 @@ def test_killed_at_any_point(sk):
     """kill -9 during pull, load, commit, rmi: the store is in order each time, and goes on."""
     http = ENV["REGISTRY_HTTP"]
     rnd = random.Random(3)
-    for line in "pull -q %s/nginx" % http, "load -q -i " + ENV["FIXTURE_busybox"], "run -d --name k%d busybox sleep 100", "rmi busybox":
+    for line in "pull -q %s/nginx" % http, "load -q -i " + ENV["FIXTURE_busybox"], "run -d --name kk%d busybox sleep 100", "rmi busybox":
         with sk.case(line.split()[0]):
             for i in range(7):
                 if line.startswith("r"):

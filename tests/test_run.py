@@ -142,8 +142,8 @@ def test_entrypoint_and_command(sk):
     with sk.case("--entrypoint drops the image's command"):
         sk("run --rm --entrypoint echo ep").says("")
     with sk.case("inspect"):
-        sk("create --name c ep x").ok
-        eq(sk.get("c", "{{.Path}} {{json .Args}} {{.Config.User}} {{.Config.WorkingDir}} {{.Config.StopSignal}} {{.Config.Labels.l}}"),
+        sk("create --name cc ep x").ok
+        eq(sk.get("cc", "{{.Path}} {{json .Args}} {{.Config.User}} {{.Config.WorkingDir}} {{.Config.StopSignal}} {{.Config.Labels.l}}"),
            '/bin/echo ["ep","x"] app /work/dir SIGINT m')
     with sk.case("no command"):
         sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="none", config={"Cmd": None})).ok
@@ -199,20 +199,20 @@ def test_terminal(sk):
         t.send("\x04")
         t.exits(0)
     with sk.case("detach with Ctrl-P Ctrl-Q, attach, exit"):
-        t = Terminal(sk, "run -it --name d busybox sh")
+        t = Terminal(sk, "run -it --name dd busybox sh")
         t.expect("# ")
         t.send("X=kept\n")
         t.expect("# ")
         t.send("\x10")
         t.send("\x11")
         t.exits(0)
-        eq(sk.status("d"), "running")
-        t = Terminal(sk, "attach d")
+        eq(sk.status("dd"), "running")
+        t = Terminal(sk, "attach dd")
         t.send("echo is-$X\n")
         t.expect("is-kept")
         t.send("exit 5\n")
         t.exits(5)
-        eq(sk.get("d", "{{.State.ExitCode}}"), "5")
+        eq(sk.get("dd", "{{.State.ExitCode}}"), "5")
     with sk.case("Ctrl-P alone passes"):
         t = Terminal(sk, "run --rm -it busybox sh -c", "stty raw -echo; echo ready; dd bs=1 count=3 2>/dev/null | od -An -tx1")
         t.expect("ready")
@@ -221,17 +221,17 @@ def test_terminal(sk):
         t.expect("10 61 10")
         t.exits(0)
     with sk.case("--detach-keys"):
-        t = Terminal(sk, "run -it --name e --detach-keys ctrl-x,y busybox sh")
+        t = Terminal(sk, "run -it --name ee --detach-keys ctrl-x,y busybox sh")
         t.expect("# ")
         t.send("\x18y")
         t.exits(0)
-        t = Terminal(sk, "attach --detach-keys q e")
+        t = Terminal(sk, "attach --detach-keys q ee")
         t.send("q")
         t.exits(0)
-        eq(sk.status("e"), "running")
+        eq(sk.status("ee"), "running")
     with sk.case("start -ai"):
-        sk("create -it --name f busybox sh").ok
-        t = Terminal(sk, "start -ai f")
+        sk("create -it --name ff busybox sh").ok
+        t = Terminal(sk, "start -ai ff")
         t.expect("# ")
         t.send("exit 3\n")
         t.exits(3)
@@ -244,12 +244,12 @@ def test_terminal(sk):
         t.exits(0)
         eq(len(re.findall(r"\d+\r\n", t.seen)), 20000, "lines on the terminal")
     with sk.case("hang-up of the terminal leaves the container"):
-        t = Terminal(sk, "run -it --name g busybox sh")
+        t = Terminal(sk, "run -it --name gg busybox sh")
         t.expect("# ")
         os.close(t.slave)
         os.close(t.master)
         t.p.wait(30)
-        eq(sk.status("g"), "running")
+        eq(sk.status("gg"), "running")
 
 
 def test_signals(sk):
@@ -261,25 +261,25 @@ def test_signals(sk):
             p.send_signal(sig)
             eq(p.wait(30), want)
     with sk.case("--sig-proxy=false"):
-        p = sk.popen("run --sig-proxy=false --name s busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
+        p = sk.popen("run --sig-proxy=false --name ss busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
         eq(p.stdout.readline(), b"ready\n")
         p.send_signal(signal.SIGTERM)
         p.wait(30)
-        eq(sk.status("s"), "running")
+        eq(sk.status("ss"), "running")
     with sk.case("kill -9 of the client leaves the container"):
-        p = sk.popen("run --name k busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
+        p = sk.popen("run --name kk busybox sh -c", "echo ready; sleep 1000", stdout=subprocess.PIPE)
         eq(p.stdout.readline(), b"ready\n")
         p.kill()
         p.wait()
-        eq(sk.status("k"), "running")
+        eq(sk.status("kk"), "running")
 
 
 def test_detached(sk):
     with sk.case("-d prints the id, output goes to the log"):
-        cid = sk("run -d --name a busybox echo hello").ok.out
+        cid = sk("run -d --name aa busybox echo hello").ok.out
         match(cid, "^[0-9a-f]{64}$")
-        sk("wait a").says("0")
-        sk("logs a").says("hello")
+        sk("wait aa").says("0")
+        sk("logs aa").says("hello")
     with sk.case("--cidfile"):
         f = sk.dir + "/cid"
         cid = sk("run -d --cidfile", f, "busybox true").ok.out
@@ -413,44 +413,44 @@ def test_ownership(sk):
 
 def test_create_start(sk):
     with sk.case("create, then start"):
-        cid = sk("create --name c busybox echo hi").ok.out
-        eq(sk.status("c"), "created")
-        sk("start c").says("c")
-        sk("wait c").says("0")
-        sk("logs c").says("hi")
+        cid = sk("create --name cc busybox echo hi").ok.out
+        eq(sk.status("cc"), "created")
+        sk("start cc").says("cc")
+        sk("wait cc").says("0")
+        sk("logs cc").says("hi")
     with sk.case("start -a"):
-        sk("start -a c").says("hi")
+        sk("start -a cc").says("hi")
     with sk.case("start again keeps the files"):
-        sk("create --name f busybox sh -c", "echo x >>/f; wc -l </f").ok
+        sk("create --name ff busybox sh -c", "echo x >>/f; wc -l </f").ok
         for n in "123":
-            sk("start -a f").says(n)
+            sk("start -a ff").says(n)
     with sk.case("start -i"):
-        sk("create -i --name i busybox cat").ok
-        sk("start -ai i", input="through").says("through")
+        sk("create -i --name ii busybox cat").ok
+        sk("start -ai ii", input="through").says("through")
     with sk.case("start -a: its exit code"):
-        sk("create --name e busybox sh -c", "exit 33").ok
-        sk("start -a e").exits(33)
+        sk("create --name ee busybox sh -c", "exit 33").ok
+        sk("start -a ee").exits(33)
     with sk.case("start of several"):
-        sk("create --name x busybox sleep 100").ok
-        sk("create --name y busybox sleep 100").ok
-        sk("start x y").says("x\ny")
-        sk("start x").says("x")
+        sk("create --name xx busybox sleep 100").ok
+        sk("create --name yy busybox sleep 100").ok
+        sk("start xx yy").says("xx\nyy")
+        sk("start xx").says("xx")
     with sk.case("start of a missing one goes on"):
-        sk("create --name z busybox sleep 100").ok
-        r = sk("start nosuch z").exits(1, "no such container: nosuch")
-        eq((r.out, sk.status("z")), ("z", "running"))
+        sk("create --name zz busybox sleep 100").ok
+        r = sk("start nosuch zz").exits(1, "no such container: nosuch")
+        eq((r.out, sk.status("zz")), ("z", "running"))
     with sk.case("a broken one"):
         sk("create --name broken busybox nosuch").ok
         sk("start broken").exits(1, "not found|no such")
     with sk.case("start --detach-keys, options kept"):
-        sk("create --name o -e A=1 -w /tmp -u app --hostname hh busybox sh -c", "echo $A $(pwd) $(id -u) $(hostname)").ok
-        sk("start -a o").says("1 /tmp 1000 hh")
+        sk("create --name oo -e A=1 -w /tmp -u app --hostname hh busybox sh -c", "echo $A $(pwd) $(id -u) $(hostname)").ok
+        sk("start -a oo").says("1 /tmp 1000 hh")
 
 
 def test_inspect(sk):
-    cid = sk("create --name c -e A=1 -l x=y -w /tmp -u app --hostname hh --restart on-failure:3 --cap-add NET_ADMIN --read-only "
+    cid = sk("create --name cc -e A=1 -l x=y -w /tmp -u app --hostname hh --restart on-failure:3 --cap-add NET_ADMIN --read-only "
              "-v vol:/v --tmpfs /t --init --stop-timeout 7 --stop-signal USR1 --entrypoint echo busybox a b").ok.out
-    j = sk("inspect c").ok.json[0]
+    j = sk("inspect cc").ok.json[0]
     for path, want in [
             ("Id", cid), ("Name", "/c"), ("Path", "echo"), ("Args", ["a", "b"]), ("State.Status", "created"), ("State.Running", False), ("State.Pid", 0),
             ("State.ExitCode", 0), ("State.StartedAt", "0001-01-01T00:00:00Z"), ("RestartCount", 0), ("Config.User", "app"), ("Config.Hostname", "hh"),
@@ -478,15 +478,15 @@ def test_inspect(sk):
     with sk.case("times"):
         match(j["Created"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
     with sk.case("running"):
-        sk.up("r")
-        j = sk("inspect r").ok.json[0]
+        sk.up("rr")
+        j = sk("inspect rr").ok.json[0]
         true(os.path.exists("/proc/%d" % j["State"]["Pid"]), "State.Pid of a process of the host")
         eq((j["State"]["Status"], j["State"]["Running"]), ("running", True))
     with sk.case("-s"):
-        true("SizeRw" in sk("inspect -s c").ok.json[0], "SizeRw in inspect -s")
+        true("SizeRw" in sk("inspect -s cc").ok.json[0], "SizeRw in inspect -s")
 
 
 def test_containers_are_apart(sk):
     """What one container writes, another does not see."""
-    sk("run --name a busybox sh -c", "echo secret >/secret; echo $$ >/tmp/x").ok
+    sk("run --name aa busybox sh -c", "echo secret >/secret; echo $$ >/tmp/x").ok
     sk("run --rm busybox sh -c", "ls /secret /tmp/x 2>&1 | grep -c 'No such'").says("2")

@@ -26,10 +26,10 @@ def test_capabilities(sk):
     with sk.case("another user has none"):
         eq(sk("run --rm -u 1000 busybox sh -c", show).ok.out.split(), [zero, zero, zero, c, zero])
     with sk.case("exec"):
-        sk.up("c")
-        eq(sk("exec c sh -c", show).ok.out.split(), [zero, c, c, c, zero])
-        sk.up("d", "sleep 1000", "--cap-drop", "ALL")
-        eq(sk("exec d sh -c", show).ok.out.split(), [zero] * 5)
+        sk.up("cc")
+        eq(sk("exec cc sh -c", show).ok.out.split(), [zero, c, c, c, zero])
+        sk.up("dd", "sleep 1000", "--cap-drop", "ALL")
+        eq(sk("exec dd sh -c", show).ok.out.split(), [zero] * 5)
     with sk.case("ALL"):
         r = sk("run --rm --cap-add ALL busybox sh -c", show).ok
         true(int(r.out.split()[2], 16) & 1 << 21, "CAP_SYS_ADMIN with --cap-add ALL")
@@ -155,8 +155,8 @@ def test_descriptors(sk):
                 true("(unreachable)" not in got.out and sk.dir not in got.out, "a directory inside, got %r" % got.out)
             sk("run --rm -w", d, "busybox cat ..%s/canary/x" % ("/.." * 20 + sk.dir)).exits(None, ".")
     with sk.case("nothing of the host in the container's memory maps"):
-        sk.up("c")
-        no_match(sk("exec c cat /proc/1/maps").ok.out, "skiff")
+        sk.up("cc")
+        no_match(sk("exec cc cat /proc/1/maps").ok.out, "skiff")
 
 
 def test_own_binary(sk):
@@ -169,13 +169,13 @@ def test_own_binary(sk):
     sk("load -q", input=docker_archive(lib.busybox_layer(), tar(entry("evil", link="/proc/self/exe"), entry(
         "script", "#!/proc/self/exe\n", mode=0o755)), tag="evil")).ok
     writer = "while :; do for p in /proc/[0-9]*; do [ $p = /proc/$$ ] || (printf bad >>$p/exe) 2>/dev/null; done; done"
-    sk.up("c", writer)
-    for line in "exec c /proc/self/exe --help", "exec c true", "run --rm evil /evil --help", "run --rm evil /script", "run --rm --entrypoint /proc/self/exe evil", "exec c true", "exec c /proc/1/exe":
+    sk.up("cc", writer)
+    for line in "exec cc /proc/self/exe --help", "exec cc true", "run --rm evil /evil --help", "run --rm evil /script", "run --rm --entrypoint /proc/self/exe evil", "exec cc true", "exec cc /proc/1/exe":
         with sk.case(line):
             sk(line)
             eq(lib.digest(open(mine, "rb").read()), before, "the engine's binary after " + line)
     for _ in range(20):
-        sk("exec c true")
+        sk("exec cc true")
     eq(lib.digest(open(mine, "rb").read()), before)
 
 
@@ -250,23 +250,23 @@ def test_isolation(sk):
     with sk.case("keyrings are not shared"):
         sk("run --rm busybox sh -c", "cat /proc/keys | wc -c").says("0")
     with sk.case("the environment of the host and of other containers"):
-        sk.up("c", "sleep 1000", "-e", "SECRET_OF_C=1")
-        r = sk("exec c sh -c", "cat /proc/1/environ | tr '\\0' '\\n'", env={"HOST_SECRET": "1"}).ok
+        sk.up("cc", "sleep 1000", "-e", "SECRET_OF_C=1")
+        r = sk("exec cc sh -c", "cat /proc/1/environ | tr '\\0' '\\n'", env={"HOST_SECRET": "1"}).ok
         no_match(r.out, "HOST_SECRET|SKIFF|XDG")
         no_match(sk("run --rm busybox env").ok.out, "SECRET_OF_C")
     with sk.case("no new privileges in the supervisor's children: ptrace of the joining process"):
-        r = sk("exec c sh -c", "cat /proc/self/status | grep -e TracerPid").ok
+        r = sk("exec cc sh -c", "cat /proc/self/status | grep -e TracerPid").ok
         match(r.out, r"TracerPid:\s+0")
     with sk.case("a process that has left its terminal does not outlive its container"):
-        sk("run -d --name k busybox sh -c", "setsid sleep 4242 & sleep 0.2; exit 0").ok
-        sk("wait k").ok
+        sk("run -d --name kk busybox sh -c", "setsid sleep 4242 & sleep 0.2; exit 0").ok
+        sk("wait kk").ok
         until(lambda: not [p for p, n in sk.processes() if n == "sleep" and b"4242" in open("/proc/%d/cmdline" % p, "rb").read()], "it is ended")
 
 
 @only("root")
 def test_other_user(sk):
     """Another user finds nothing: store private, sockets refuse, planted links are not followed."""
-    sk.up("c")
+    sk.up("cc")
     other = dict(user="skiffa", group="skiffa", extra_groups=[])
     for path in sk.root, sk.root + "/containers", sk.root + "/index.json":
         with sk.case("closed: " + path[len(sk.root):]):
@@ -276,20 +276,20 @@ def test_other_user(sk):
         r = subprocess.run([sk.binary, "ps"], env=sk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
         true(r.returncode not in (0,) and r.stderr, "a clear error for another's store, got %d %r" % (r.returncode, r.stderr))
     with sk.case("the supervisor cannot be read or traced"):
-        sup = sk.supervisor("c")
+        sup = sk.supervisor("cc")
         r = subprocess.run(["ls", "-l", "/proc/%d/fd" % sup], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
         true(r.returncode != 0, "no descriptors for another user")
     with sk.case("a world-writable store is made private or refused"):
         loose = sk.folder("loose")
         os.chmod(loose, 0o777)
         os.chown(loose, *sk.user)
-        r = sk("volume create x", env={"SKIFF_ROOT": loose})
+        r = sk("volume create xx", env={"SKIFF_ROOT": loose})
         true(r.code != 0 or os.stat(loose).st_mode & 0o077 == 0, "a refusal, or a store of 0700; mode %o" % os.stat(loose).st_mode)
     with sk.case("a store of another user's"):
         theirs = sk.folder("theirs")
         os.chmod(theirs, 0o777)
         subprocess.run(["mkdir", "-m", "777", theirs + "/root"], **other)
-        sk("volume create x", env={"SKIFF_ROOT": theirs + "/root"}).exits(None, ".")
+        sk("volume create xx", env={"SKIFF_ROOT": theirs + "/root"}).exits(None, ".")
 
 
 @only("b")

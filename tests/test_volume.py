@@ -10,22 +10,22 @@ WHO = "ab"
 
 def test_commands(sk):
     with sk.case("create"):
-        sk("volume create v").says("v")
-        sk("volume create v").says("v")
+        sk("volume create vv").says("vv")
+        sk("volume create vv").says("vv")
         name = sk("volume create").ok.out
         match(name, "^[0-9a-f]{64}$")
     with sk.case("ls"):
         r = sk("volume ls").ok
         match(r.lines[0], r"^DRIVER +VOLUME NAME$")
-        match(r.out, r"^local +v$")
-        eq(sorted(sk("volume ls -q").ok.lines), sorted(["v", name]))
+        match(r.out, r"^local +vv$")
+        eq(sorted(sk("volume ls -q").ok.lines), sorted(["vv", name]))
     with sk.case("inspect"):
-        j = sk("volume inspect v").ok.json[0]
-        eq((j["Name"], j["Driver"], j["Scope"]), ("v", "local", "local"))
+        j = sk("volume inspect vv").ok.json[0]
+        eq((j["Name"], j["Driver"], j["Scope"]), ("vv", "local", "local"))
         true(os.path.isdir(j["Mountpoint"]), "the mount point to be a directory")
-        sk("volume inspect -f {{.Name}} v").says("v")
+        sk("volume inspect -f {{.Name}} vv").says("v")
         sk("volume inspect nosuch").exits(1, "no such volume|nosuch")
-        eq(sk("inspect --type volume v").ok.json[0]["Name"], "v")
+        eq(sk("inspect --type volume vv").ok.json[0]["Name"], "vv")
     with sk.case("labels and filters"):
         sk("volume create --label a=b lab").ok
         sk("volume ls -qf label=a=b").says("lab")
@@ -34,20 +34,20 @@ def test_commands(sk):
         sk("volume ls -f nosuch=1").exits(None, "invalid filter")
         eq(sk("volume inspect -f {{.Labels.a}} lab").ok.out, "b")
     with sk.case("in use"):
-        sk("create --name c -v v:/x busybox").ok
-        sk("volume rm v").exits(1, "in use")
-        sk("volume ls -qf dangling=false").says("v")
-        true("v" not in sk("volume ls -qf dangling=true").ok.lines, "v not dangling")
-        sk("rm c").ok
-        sk("volume rm v").says("v")
+        sk("create --name cc -v vv:/x busybox").ok
+        sk("volume rm vv").exits(1, "in use")
+        sk("volume ls -qf dangling=false").says("vv")
+        true("vv" not in sk("volume ls -qf dangling=true").ok.lines, "v not dangling")
+        sk("rm cc").ok
+        sk("volume rm vv").says("vv")
     with sk.case("rm"):
         sk("volume rm nosuch").exits(1, "no such volume|nosuch")
         sk("volume rm -f nosuch").ok
         sk("volume rm", name).says(name)
     with sk.case("prune takes anonymous ones, -a all"):
         sk("volume create named").ok
-        sk("create --name d -v /anon busybox").ok
-        sk("rm d").ok
+        sk("create --name dd -v /anon busybox").ok
+        sk("rm dd").ok
         r = sk("volume prune -f").ok
         match(r.out, r"^Deleted Volumes:\n[0-9a-f]{64}\n\nTotal reclaimed space: ")
         eq(sorted(sk("volume ls -q").ok.lines), ["lab", "named"])
@@ -57,7 +57,7 @@ def test_commands(sk):
         with sk.case("bad name %r" % bad[:9]):
             sk(["volume", "create", bad]).exits(None, ".")
     with sk.case("bad driver"):
-        sk("volume create -d nosuch x").exits(None, "nosuch|driver")
+        sk("volume create -d nosuch xx").exits(None, "nosuch|driver")
 
 
 def test_named(sk):
@@ -80,17 +80,17 @@ def test_named(sk):
             lib.entry("own/", mode=0o750), lib.entry("own/f", "in image\n")), tag="own", config={"Volumes": {"/own": {}}})).ok
         sk("run --rm own sh -c", "stat -c %a /own; cat /own/f").says("750\nin image")
     with sk.case("VOLUME makes an anonymous one"):
-        sk("create --name o own true").ok
-        m = sk("inspect o").ok.json[0]["Mounts"]
+        sk("create --name oo own true").ok
+        m = sk("inspect oo").ok.json[0]["Mounts"]
         eq((len(m), m[0]["Type"], m[0]["Destination"]), (1, "volume", "/own"))
         match(m[0]["Name"], "^[0-9a-f]{64}$")
-        sk("rm -v o").ok
+        sk("rm -v oo").ok
     with sk.case("two containers at once"):
-        sk.up("w", "echo shared >/d/s; sleep 1000", "-v", "data:/d")
+        sk.up("ww", "echo shared >/d/s; sleep 1000", "-v", "data:/d")
         until(lambda: sk("run --rm -v data:/d busybox cat /d/s").out == "shared", "the other sees the file")
     with sk.case("mount over a path that is not there, a file, nested"):
-        sk("run --rm -v a:/new/deep/path -v b:/new/deep/path/in busybox sh -c", "echo 1 >/new/deep/path/in/f; ls /new/deep/path").says("in")
-        sk("run --rm -v b:/x busybox cat /x/f").says("1")
+        sk("run --rm -v aa:/new/deep/path -v bb:/new/deep/path/in busybox sh -c", "echo 1 >/new/deep/path/in/f; ls /new/deep/path").says("in")
+        sk("run --rm -v bb:/x busybox cat /x/f").says("1")
 
 
 def test_binds(sk):
@@ -147,7 +147,7 @@ def test_binds(sk):
 
 
 def test_df(sk):
-    sk("run --name c -v vol:/v busybox sh -c", "head -c 300000 /dev/urandom >/f; head -c 200000 /dev/urandom >/v/g").ok
+    sk("run --name cc -v vol:/v busybox sh -c", "head -c 300000 /dev/urandom >/f; head -c 200000 /dev/urandom >/v/g").ok
     with sk.case("table"):
         r = sk("system df").ok
         match(r.lines[0], r"^TYPE +TOTAL +ACTIVE +SIZE +RECLAIMABLE$")

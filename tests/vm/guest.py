@@ -279,7 +279,8 @@ echo more >>/kept && [ "$(wc -l </kept)" = 2 ]
 rm /new && [ ! -e /new ]
 echo again >/new && [ "$(cat /new)" = again ]
 mkdir /made && mv /made /moved && [ -d /moved ]
-ln /dir/b /hard && [ /dir/b -ef /hard ]
+ln /dir/b /hard && echo c >>/hard && [ "$(cat /dir/b)" = "$(cat /hard)" ]
+echo x >/one && ln /one /two && [ /one -ef /two ]
 ln -s kept /soft && [ "$(readlink /soft)" = kept ]
 rm -r /dir && mkdir /dir && [ -z "$(ls /dir)" ]
 chmod 600 /kept && [ "$(stat -c %a /kept)" = 600 ]
@@ -297,7 +298,7 @@ def root_works(*words):
 def driver_of(*words):
     out(*words, 'create', '--name', 'which', '--network', 'none', 'tiny:1', 'true')
     try:
-        return inspect('which', '{{.GraphDriver.Name}}')
+        return inspect('which', '{{.Driver}}')
     finally:
         out('rm', 'which')
 
