@@ -2569,6 +2569,14 @@ static u64 store_collect(const struct store *s) {
         if (faccessat(dirfd(dir), path, F_OK, 0)) tree_remove(dirfd(dir), de->d_name);    /* a create that was killed */
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
     }
+    AUTO_DIR *cache = dir_stream(s->dir, "cache");
+    while (cache && (de = dir_next(cache))) {     /* layers that the build cache may take again */
+        if (!str_prefix(de->d_name, "build-")) continue;
+        AUTO_JSON *c = js_load(dirfd(cache), de->d_name, &e);
+        const char *blob = digest_hex(js_str(c, "layer.digest")), *diff = digest_hex(js_str(c, "diff_id"));
+        if (blob) js_setb(live, blob, true);
+        if (diff) js_setb(live, diff, true);
+    }
     u64 freed = store_sweep(s, "blobs/sha256", "", live);
     freed += store_sweep(s, "layers", "", live);
     freed += store_sweep(s, "merged", "chain:", live);
@@ -5564,15 +5572,17 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     const char *at = "rootfs";
     if (!strcmp(p->driver, "overlay-fuse") || !strcmp(p->driver, "overlay")) {
         AUTO_BUF data = { 0 };
+        buf_adds(&data, "lowerdir=");
+        /* the uppers of earlier build steps lie above the image */
+        for (i64 i = js_int(p->spec, "skiff.rootfs.steps", 0); i-- > 0;) buf_addf(&data, "s%" PRId64 ":", i);
         if (!strcmp(p->driver, "overlay")) {
             size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
-            for (size_t i = n; i-- > 0;) buf_addf(&data, "%sl/%zu", data.n ? ":" : "lowerdir=", i);
-            if (!n) buf_adds(&data, "lowerdir=lower");
+            for (size_t i = n; i-- > 0;) buf_addf(&data, "l/%zu%s", i, i ? ":" : "");
         } else {
             int fds[UFS_MAX_THREADS], n = ufs_mount("lower", fds, e);
             if (n < 0 || launch_say(sync, MSG_FUSE, fds, (unsigned)n, e)) return -1;
             while (n > 0) close(fds[--n]);
-            buf_adds(&data, "lowerdir=lower");
+            buf_adds(&data, "lower");
         }
         buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
         size_t plain = data.n;
@@ -7269,7 +7279,33 @@ struct tarring {
     i64 clamp;                    /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
     json_t *links;                /* owned: "dev:ino" -> name of the first */
     const struct strv *skip;      /* paths in the archive that are left out; NULL: none */
+    /* where one id cannot keep owners: what the lower layers (newest first) say, and given ones */
+    const struct idx *lower;
+    size_t lowers;
+    const json_t *owners;         /* path -> "uid:gid"; NULL: none */
 };
+
+static const struct idx_inode *tar_lower(const struct tarring *t, const char *path) {
+    for (size_t i = 0; i < t->lowers; i++) {
+        const struct idx_inode *n = &t->lower[i].inodes[0];
+        for (const char *s = path; n && *s;) {
+            size_t k = strcspn(s, "/");
+            const struct idx_dirent *d = idx_lookup(&t->lower[i], n, s, k);
+            n = d && !(d->flags & DIRENT_WHITEOUT) ? idx_inode(&t->lower[i], d->inode) : NULL;
+            s += k + (s[k] == '/');
+        }
+        if (n) return n;
+    }
+    return NULL;
+}
+
+static void tar_owner(const struct tarring *t, const char *path, struct archive_entry *en) {
+    const char *given = json_string_value(js_get(t->owners, path));
+    unsigned uid, gid;
+    const struct idx_inode *n = tar_lower(t, path);
+    if (given && sscanf(given, "%u:%u", &uid, &gid) == 2) archive_entry_set_uid(en, uid), archive_entry_set_gid(en, gid);
+    else if (n) archive_entry_set_uid(en, n->uid), archive_entry_set_gid(en, n->gid);
+}
 
 static int tar_xattrs(struct archive_entry *en, int dir, const char *name, bool overlay, bool *ret_opaque) {
     AUTO_FREE char *path = str_fmt("/proc/self/fd/%d/%s", dir, name);
@@ -7331,6 +7367,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     archive_entry_copy_stat(en, &st);
     archive_entry_set_pathname(en, as);
     if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+    if (t->lowers || t->owners) tar_owner(t, as, en);
     archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
     if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
     tar_xattrs(en, dir, name, t->overlay, &opaque);
@@ -7396,6 +7433,7 @@ struct placing {
     i64 uid, gid;                 /* -1: the archive's, where that can be had */
     i64 chmod;                    /* -1: the archive's */
     bool keep_owner;
+    int placed;                   /* gets a line with each path that was placed; -1: nobody wants it */
 };
 
 static int place_file(struct ar *r, int dir, const char *name, mode_t mode, struct err *e) {
@@ -7473,6 +7511,10 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     }
     struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
+    if (pl->placed >= 0) {
+        AUTO_FREE char *line = str_fmt("%s%s%s\n", full + (*full == '/'), full[0] && full[1] ? "/" : "", name);
+        (void)!fd_write_all(pl->placed, line, strlen(line));
+    }
     return 0;
 }
 
@@ -7490,6 +7532,29 @@ static int place_archive(const struct placing *pl, int fd, struct err *e) {
     while (!more && inf.src.read(&inf.src, rest, sizeof rest, &ignored) > 0) continue;
     src_inflate_done(&inf);
     return more;
+}
+
+/* Where an archive goes: into `path` if that is a directory (or ends with "/"), else as `path`. */
+static int place_layout(int root, const char *path, bool whole, struct placing *pl, char **ret_into, char **ret_rename, struct err *e) {
+    AUTO_FREE char *clean = path_clean(path);
+    struct stat st;
+    AUTO_FD at = sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    bool there = at >= 0 && !fstat(at, &st), dir = there && S_ISDIR(st.st_mode);
+    if (dir) {
+        *ret_into = str_dup(clean);
+        pl->into = *ret_into;
+        return 0;
+    }
+    if (str_suffix(path, "/") && there) return err_set(e, 0, "destination \"%s\" is not a directory", path);
+    if (str_suffix(path, "/") && !whole) return err_set(e, 0, "destination directory %s must exist", path);
+    char *slash = strrchr(clean, '/');
+    *ret_rename = str_dup(slash ? slash + 1 : clean);
+    *ret_into = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
+    AUTO_FD parent = sys_openat2(root, **ret_into ? *ret_into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (parent < 0) return err_set(e, 0, "no such directory: /%s", *ret_into);
+    pl->into = *ret_into;
+    pl->rename = *ret_rename;
+    return 0;
 }
 /* }==== 19 image */
 
@@ -7730,6 +7795,27 @@ static size_t ctr_pids(pid_t of, pid_t **ret) {
         (*ret)[n++] = atoi(de->d_name);
     }
     return n;
+}
+/* ---- 20.2 visiting a container's file tree ---- */
+
+/* Runs fn in the container's file tree; its exit status. */
+static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid, struct err *e) {
+    struct plan p = { 0 };
+    struct launch l;
+    AUTO_FD pidfd = ctr_alive(k) ? ctr_pidfd(k, e) : -1;
+    if (plan_parse(k->config, &p, e)) return -1;
+    ctr_launch_init(k, &p, &l);
+    fflush(NULL);
+    pid_t pid = launch_visit(&l, pidfd, fn, arg, e);
+    int status = 0, rc = pid < 0 ? -1 : 0;
+    if (pid > 0 && ret_pid) *ret_pid = pid;
+    else if (pid > 0) {
+        waitpid(pid, &status, 0);
+        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+    }
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
 }
 /* }==== 20 ctr */
 
@@ -9129,6 +9215,8 @@ static i64 cli_int(const struct cli *c, const char *name, i64 fallback) {
     return v;
 }
 static void cli_list(const struct cli *c, const char *name, struct strv *ret) { js_to_strv(js_get(c->opts, name), ret); }
+/* --tls-verify: 1, 0, or -1 where it was not given. */
+static int tls_verify(const struct cli *c) { return cli_has(c, "tls-verify") ? cli_flag(c, "tls-verify") : -1; }
 /* }==== 23 flag */
 
 /* {==== 24 make: from words to a plan ====
@@ -10596,7 +10684,14 @@ static int visit_fail(const struct err *e) {
     return 1;
 }
 
-struct committing { struct ctr *k; int fd; i64 clamp; };
+struct committing {
+    struct ctr *k;
+    int fd;
+    i64 clamp;
+    struct idx *lower;            /* owned; only with one id */
+    size_t lowers;
+    const json_t *owners;
+};
 
 /* What the launcher put into the upper for its mounts: no change of the container's own. Paths without
  * the leading slash. */
@@ -10610,7 +10705,7 @@ static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
 static int commit_run(void *arg) {
     struct committing *x = arg;
     struct err e = { 0 };
-    struct tarring t = { .overlay = true, .clamp = x->clamp };
+    struct tarring t = { .overlay = true, .clamp = x->clamp, .lower = x->lower, .lowers = x->lowers, .owners = x->owners };
     AUTO_STRV skip = { 0 };
     ctr_mount_points(x->k, &skip);
     t.skip = &skip;
@@ -10621,8 +10716,10 @@ static int commit_run(void *arg) {
     return 0;
 }
 
-/* The container's changes as a stored layer. */
-static int ctr_commit_layer(struct ctr *k, i64 clamp, json_t **ret_desc, char *ret_diff, struct err *e) {
+/* The container's changes as a stored layer. With one id the files' owners are not those of the image:
+ * diff_ids (the layers below) and owners (may be NULL) tell them. */
+static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, const struct strv *diff_ids, json_t **ret_desc,
+                            char *ret_diff, struct err *e) {
     int p[2];
     struct plan plan = { 0 };
     if (plan_parse(k->config, &plan, e)) return -1;
@@ -10632,7 +10729,15 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, json_t **ret_desc, char *r
         return -1;
     }
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct committing x = { k, p[1], clamp };
+    struct committing x = { .k = k, .fd = p[1], .clamp = clamp, .owners = owners };
+    if (idmap_single(&plan.ids)) {
+        x.lower = mem_new((diff_ids->n + 1) * sizeof *x.lower);
+        for (size_t i = diff_ids->n; i-- > 0;) {
+            char path[96];
+            snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_ids->v[i]));
+            if (!idx_open(k->s->dir, path, false, &x.lower[x.lowers], e)) x.lowers++;
+        }
+    }
     fflush(NULL);
     pid_t pid = fork();
     if (!pid) {
@@ -10645,6 +10750,8 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, json_t **ret_desc, char *r
     close(p[0]);
     if (pid > 0) waitpid(pid, &status, 0);
     plan_done(&plan);
+    while (x.lowers) idx_close(&x.lower[--x.lowers]);
+    free(x.lower);
     if (!rc && status) {
         json_decref(*ret_desc);
         return err_set(e, 0, "reading the container's changes failed");
@@ -10665,6 +10772,1345 @@ static void config_add_layer(json_t *config, const char *diff, const char *creat
     if (!diff) js_setb(h, "empty_layer", true);
     json_array_append_new(js_suba(config, "history"), h);
     js_sets(config, "created", created);
+}
+
+/* ---- 25.4 parsing a Dockerfile ---- */
+struct df_heredoc { char *name, *text; bool expand; };      /* owned */
+
+struct df_inst {
+    char *name;                   /* upper case; owned */
+    struct strv flags;            /* "--from=x" */
+    char *text;                   /* what follows, continuation lines joined; owned */
+    int line;                     /* where it starts, from 1 */
+    struct df_heredoc doc[8];
+    unsigned docs;
+};
+
+struct df_stage {
+    char *name;                   /* lower case; NULL: none */
+    char *base;                   /* FROM's argument, not yet expanded; owned */
+    char *platform;               /* owned; NULL: none */
+    struct df_inst *inst;         /* owned */
+    size_t n;
+    int line;
+};
+
+struct dockerfile {
+    struct df_inst *global;       /* ARGs before the first FROM; owned */
+    size_t nglobal;
+    struct df_stage *stage;       /* owned */
+    size_t n;
+    char escape;
+};
+
+enum { DF_MAX_BYTES = 16 << 20, DF_MAX_STAGES = 256, DF_MAX_INST = 4096 };
+
+static void df_inst_done(struct df_inst *i) {
+    free(i->name), free(i->text);
+    strv_done(&i->flags);
+    for (unsigned k = 0; k < i->docs; k++) free(i->doc[k].name), free(i->doc[k].text);
+}
+
+static void dockerfile_done(struct dockerfile *d) {
+    for (size_t s = 0; s < d->n; s++) {
+        for (size_t i = 0; i < d->stage[s].n; i++) df_inst_done(&d->stage[s].inst[i]);
+        free(d->stage[s].inst), free(d->stage[s].name), free(d->stage[s].base), free(d->stage[s].platform);
+    }
+    for (size_t i = 0; i < d->nglobal; i++) df_inst_done(&d->global[i]);
+    free(d->stage), free(d->global);
+    *d = (struct dockerfile){ 0 };
+}
+
+/* Parser directives: "# escape=`" and the like, before anything else. */
+static const char *df_directives(const char *s, struct dockerfile *d, int *line) {
+    d->escape = '\\';
+    for (;;) {
+        const char *p = s + strspn(s, " \t"), *end = strchrnul(p, '\n');
+        char key[16], value[64];
+        if (*p != '#' || sscanf(p + 1, " %15[a-z] = %63[^ \r\n]", key, value) != 2) return s;
+        if (strcmp(key, "escape") && strcmp(key, "syntax") && strcmp(key, "check")) return s;
+        if (!strcmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1]) d->escape = *value;
+        if (!*end) return end;
+        s = end + 1;
+        ++*line;
+    }
+}
+
+/* The next logical line: comments and blank lines go, continuations are joined. False at the end. */
+static bool df_line(const char **p, int *line, char esc, struct buf *out, int *ret_first) {
+    bool open = false;
+    out->n = 0;
+    while (**p) {
+        const char *s = *p, *end = strchrnul(s, '\n');
+        size_t n = (size_t)(end - s), lead = strspn(s, " \t");
+        *p = *end ? end + 1 : end;
+        ++*line;
+        if (n && s[n - 1] == '\r') n--;
+        if (lead >= n || s[lead] == '#') {
+            if (!open || lead >= n || s[lead] == '#') continue;
+        }
+        if (!open) *ret_first = *line, s += lead, n -= lead;
+        size_t cut = n;
+        while (cut && (s[cut - 1] == ' ' || s[cut - 1] == '\t')) cut--;
+        open = cut && s[cut - 1] == esc;
+        buf_add(out, s, open ? cut - 1 : n);
+        if (!open) return true;
+    }
+    return out->n > 0;
+}
+
+/* Heredocs named on the line: their bodies follow it. */
+static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err *e) {
+    for (const char *s = i->text; (s = strstr(s, "<<")); ) {
+        const char *w = s + 2;
+        bool strip = *w == '-';
+        w += strip;
+        char q = *w == '"' || *w == '\'' ? *w++ : 0;
+        size_t n = 0;
+        while (isalnum((u8)w[n]) || w[n] == '_' || w[n] == '.' || w[n] == '-') n++;
+        s += 2;
+        if (!n || (q && w[n] != q) || (s - i->text >= 3 && s[-3] == '<') || *w == '<') continue;
+        if (i->docs == ARRAY_LEN(i->doc)) return err_set(e, 0, "line %d: more than %zu heredocs", i->line, ARRAY_LEN(i->doc));
+        struct df_heredoc *h = &i->doc[i->docs++];
+        *h = (struct df_heredoc){ .name = str_dupn(w, n), .expand = !q };
+        AUTO_BUF body = { 0 };
+        buf_add(&body, "", 0);
+        for (bool found = false; !found;) {
+            if (!**p) return err_set(e, 0, "line %d: unterminated heredoc %s", i->line, h->name);
+            const char *l = *p, *end = strchrnul(l, '\n');
+            *p = *end ? end + 1 : end;
+            ++*line;
+            size_t len = (size_t)(end - l);
+            if (strip) while (len && *l == '\t') l++, len--;
+            found = len == strlen(h->name) && !strncmp(l, h->name, len);
+            if (!found) buf_add(&body, l, len), buf_addc(&body, '\n');
+        }
+        h->text = buf_steal(&body);
+        s = w + n;
+    }
+    return 0;
+}
+
+static int df_inst_parse(const char *l, int first, const char **p, int *line, struct df_inst *i, struct err *e) {
+    static const char KNOWN[] = "ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL MAINTAINER ONBUILD RUN SHELL STOPSIGNAL USER VOLUME WORKDIR";
+    size_t n = strcspn(l, " \t");
+    *i = (struct df_inst){ .name = str_dupn(l, n), .line = first };
+    for (char *s = i->name; *s; s++) *s = (char)toupper((u8)*s);
+    if (!word_in(KNOWN, i->name, n)) return err_set(e, 0, "line %d: unknown instruction: %.40s", first, i->name);
+    l += n + strspn(l + n, " \t");
+    bool takes_flags = word_in("ADD COPY FROM RUN", i->name, n);
+    while (takes_flags && str_prefix(l, "--")) {
+        size_t k = strcspn(l, " \t");
+        strv_take(&i->flags, str_dupn(l, k));
+        l += k + strspn(l + k, " \t");
+    }
+    i->text = str_dup(l);
+    for (size_t k = strlen(i->text); k && strchr(" \t\r", i->text[k - 1]); k--) i->text[k - 1] = 0;
+    return word_in("RUN COPY ADD", i->name, n) ? df_heredocs(p, line, i, e) : 0;
+}
+
+/* "base [AS name]" */
+static int df_from(struct df_stage *s, const struct df_inst *i, struct err *e) {
+    AUTO_STRV w = { 0 }, parts = { 0 };
+    strv_split(&parts, i->text, ' ');
+    for (size_t k = 0; k < parts.n; k++) if (*parts.v[k]) strv_add(&w, parts.v[k]);
+    if (w.n != 1 && !(w.n == 3 && !strcasecmp(w.v[1], "AS"))) return err_set(e, 0, "line %d: FROM requires either one or three arguments: FROM image [AS name]", i->line);
+    s->base = str_dup(w.v[0]);
+    s->line = i->line;
+    if (w.n == 3) {
+        s->name = str_dup(w.v[2]);
+        for (char *c = s->name; *c; c++) *c = (char)tolower((u8)*c);
+        if (!isalpha((u8)*s->name)) return err_set(e, 0, "line %d: invalid name for build stage: \"%.60s\", name can't start with a number or contain symbols", i->line, s->name);
+    }
+    for (size_t k = 0; k < i->flags.n; k++) {
+        if (!str_prefix(i->flags.v[k], "--platform=")) return err_set(e, 0, "line %d: unknown flag: %s", i->line, i->flags.v[k]);
+        s->platform = str_dup(i->flags.v[k] + 11);
+    }
+    return 0;
+}
+
+static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err *e) {
+    struct dockerfile d = { 0 };
+    AUTO_BUF l = { 0 };
+    int line = 0, first = 0, rc = 0;
+    const char *p = df_directives(text, &d, &line);
+    d.stage = mem_new(DF_MAX_STAGES * sizeof *d.stage);
+    while (!rc && df_line(&p, &line, d.escape, &l, &first)) {
+        struct df_inst i;
+        rc = df_inst_parse(l.p, first, &p, &line, &i, e);
+        if (!rc && !strcmp(i.name, "FROM")) {
+            rc = d.n == DF_MAX_STAGES ? err_set(e, 0, "more than %d stages", DF_MAX_STAGES) : df_from(&d.stage[d.n], &i, e);
+            d.n++;
+            df_inst_done(&i);
+            continue;
+        }
+        struct df_inst **list = d.n ? &d.stage[d.n - 1].inst : &d.global;
+        size_t *n = d.n ? &d.stage[d.n - 1].n : &d.nglobal;
+        if (!rc && !d.n && strcmp(i.name, "ARG")) rc = err_set(e, 0, "line %d: no build stage in current context: expected FROM before %s", first, i.name);
+        if (!rc && *n == DF_MAX_INST) rc = err_set(e, 0, "line %d: too many instructions", first);
+        if (rc) {
+            df_inst_done(&i);
+            break;
+        }
+        *list = mem_grow(*list, *n + 1, sizeof **list);
+        (*list)[(*n)++] = i;
+    }
+    if (!rc && !d.n) rc = err_set(e, 0, "file with no instructions: expected FROM");
+    if (rc && first) {
+        const char *s = text;
+        for (int k = 1; k < first && (s = strchr(s, '\n')); k++) s++;
+        AUTO_FREE char *shown = str_dupn(s ? s : "", strcspn(s ? s : "", "\r\n")), *safe = str_printable(shown);
+        size_t n = strlen(e->msg);
+        snprintf(e->msg + n, sizeof e->msg - n, "\n  %d | %.200s", first, safe);
+    }
+    if (rc) dockerfile_done(&d);
+    else *ret = d;
+    return rc;
+}
+
+/* ---- 25.5 .dockerignore ---- */
+
+/* Docker's pattern rules: "**" any number of directories, "!" takes back, later lines win. */
+static bool ignore_match(const char *pat, const char *path) {
+    if (str_prefix(pat, "**/")) {
+        for (const char *s = path;; s++) {
+            if (ignore_match(pat + 3, s)) return true;
+            if (!(s = strchr(s, '/'))) return false;
+        }
+    }
+    if (!strcmp(pat, "**")) return true;
+    const char *ps = strchr(pat, '/'), *ss = strchr(path, '/');
+    AUTO_FREE char *p = str_dupn(pat, ps ? (size_t)(ps - pat) : strlen(pat)), *s = str_dupn(path, ss ? (size_t)(ss - path) : strlen(path));
+    if (fnmatch(p, s, FNM_PERIOD * 0)) return false;
+    if (!ps) return true;         /* a matched directory takes all below it along */
+    return ss && ignore_match(ps + 1, ss + 1);
+}
+
+static bool ignored(const struct strv *patterns, const char *path) {
+    bool out = false;
+    for (size_t i = 0; i < patterns->n; i++) {
+        const char *p = patterns->v[i];
+        bool back = *p == '!';
+        if (ignore_match(p + back, path)) out = !back;
+    }
+    return out;
+}
+
+static void ignore_load(int dir, const char *name, struct strv *ret) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    char *save = NULL;
+    if (file_read(dir, name, 1 << 20, &b, &e)) return;
+    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        l += strspn(l, " \t");
+        for (size_t n = strlen(l); n && strchr(" \t\r", l[n - 1]); n--) l[n - 1] = 0;
+        if (!*l || *l == '#') continue;
+        bool back = *l == '!';
+        AUTO_FREE char *clean = path_clean(l + back);
+        strv_take(ret, str_fmt("%s%s", back ? "!" : "", clean));
+    }
+}
+
+/* ---- 25.6 sources of COPY ---- */
+
+/* The files that a COPY reads: below a directory (the context) or in an index (a stage, an image). */
+struct copy_src {
+    int dir;                      /* the context; -1: idx */
+    const struct idx *x;
+    struct packs *packs;
+    const struct strv *ignore;
+    struct strv exclude;
+};
+
+static bool copy_skips(const struct copy_src *c, const char *path) {
+    return (c->ignore && ignored(c->ignore, path)) || ignored(&c->exclude, path);
+}
+
+/* Digests a file or tree of the context: names, modes, contents; not times, not owners (they become 0). */
+static int digest_dir(const struct copy_src *c, int dir, const char *name, const char *path, const char *as, struct sha *h, int depth, struct err *e) {
+    struct stat st;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s", path);
+    bool skip = *path && copy_skips(c, path);
+    if (skip && !S_ISDIR(st.st_mode)) return 0;
+    AUTO_FREE char *head = str_fmt("%s\n%o\n", as, st.st_mode);
+    if (!skip) sha_add(h, head, strlen(head));
+    if (S_ISLNK(st.st_mode)) {
+        char to[PATH_MAX];
+        ssize_t k = readlinkat(dir, name, to, sizeof to);
+        if (k > 0) sha_add(h, to, (size_t)k);
+    } else if (S_ISREG(st.st_mode)) {
+        AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        char buf[65536];
+        if (fd < 0) return err_set(e, errno, "open %s", path);
+        for (ssize_t k; (k = read(fd, buf, sizeof buf));) {
+            if (k < 0) return err_set(e, errno, "read %s", path);
+            sha_add(h, buf, (size_t)k);
+        }
+    } else if (S_ISDIR(st.st_mode)) {
+        AUTO_STRV names = { 0 };
+        AUTO_DIR *d = depth < MAX_TREE_DEPTH ? dir_stream(dir, name) : NULL;
+        struct dirent *de;
+        if (!d) return err_set(e, errno, "open directory %s", path);
+        while ((de = dir_next(d))) strv_add(&names, de->d_name);
+        if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+        for (size_t i = 0; i < names.n; i++) {
+            AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]), *sas = str_fmt("%s/%s", as, names.v[i]);
+            if (digest_dir(c, dirfd(d), names.v[i], sub, sas, h, depth + 1, e)) return -1;
+        }
+    }
+    return 0;
+}
+
+/* The same for a tree in an index: chunk digests stand for the contents. */
+static void digest_idx(const struct idx *x, const struct idx_inode *i, const char *as, struct sha *h, int depth) {
+    AUTO_FREE char *head = str_fmt("%s\n%o %u %u %" PRIu64 "\n", as, i->mode, i->uid, i->gid, S_ISDIR(i->mode) ? 0 : i->size);
+    u32 n;
+    sha_add(h, head, strlen(head));
+    const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
+    if (text) sha_add(h, text, i->count);
+    const struct idx_chunk *ch = idx_chunks(x, i, &n);
+    for (u32 k = 0; k < n; k++) sha_add(h, ch[k].sha, 32);
+    const struct idx_dirent *d = idx_dir(x, i, &n);
+    for (u32 k = 0; k < n && depth < MAX_TREE_DEPTH; k++) {
+        const char *name = idx_name(x, d[k].name, d[k].name_len);
+        const struct idx_inode *c = idx_inode(x, d[k].inode);
+        if (!name || !c) continue;
+        AUTO_FREE char *sub = str_fmt("%s/%.*s", as, d[k].name_len, name);
+        digest_idx(x, c, sub, h, depth + 1);
+    }
+}
+
+/* Writes an index's tree into an archive. */
+static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct idx_inode *i, const char *as, int depth, struct err *e) {
+    const struct idx *x = c->x;
+    struct archive_entry *en = archive_entry_new();
+    AUTO_FREE char *link = NULL;
+    u32 n;
+    archive_entry_set_pathname(en, as);
+    archive_entry_set_mode(en, i->mode);
+    archive_entry_set_uid(en, i->uid);
+    archive_entry_set_gid(en, i->gid);
+    archive_entry_set_mtime(en, i->mtime, i->mtime_ns);
+    archive_entry_set_size(en, S_ISREG(i->mode) ? (la_int64_t)i->size : 0);
+    const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
+    if (text) archive_entry_set_symlink(en, link = str_dupn(text, i->count));
+    u64 at = 0;
+    u16 left, nlen;
+    u32 vlen;
+    const char *s;
+    const u8 *value;
+    while (idx_xattr_next(x, i, &at, &left, &s, &nlen, &value, &vlen)) {
+        AUTO_FREE char *key = str_dupn(s, nlen);
+        archive_entry_xattr_add_entry(en, key, value, vlen);
+    }
+    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a)) : 0;
+    archive_entry_free(en);
+    AUTO_FREE char *buf = S_ISREG(i->mode) ? mem_new(SRC_BUFFER) : NULL;
+    for (u64 off = 0; !rc && buf && off < i->size;) {
+        ssize_t k = packs_read(c->packs, i, buf, SRC_BUFFER, off);
+        if (k <= 0) rc = err_set(e, EIO, "read %s", as);
+        else if (archive_write_data(t->a, buf, (size_t)k) < 0) rc = err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+        off += k > 0 ? (u64)k : 0;
+    }
+    const struct idx_dirent *d = idx_dir(x, i, &n);
+    for (u32 k = 0; !rc && k < n && depth < MAX_TREE_DEPTH; k++) {
+        const char *name = idx_name(x, d[k].name, d[k].name_len);
+        const struct idx_inode *child = idx_inode(x, d[k].inode);
+        if (!name || !child) continue;
+        AUTO_FREE char *sub = str_fmt("%s%s%.*s", as, *as ? "/" : "", d[k].name_len, name);
+        if (!ignored(&c->exclude, sub)) rc = tar_add_idx(t, c, child, sub, depth + 1, e);
+    }
+    return rc;
+}
+
+/* The context's tree, without what .dockerignore and --exclude leave out. */
+static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir, const char *name, const char *path, const char *as, int depth, struct err *e) {
+    struct stat st;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s vanished while it was copied", path);
+    if (*path && copy_skips(c, path) && !S_ISDIR(st.st_mode)) return 0;
+    if (!S_ISDIR(st.st_mode)) return tar_add(t, dir, name, as, depth, e);
+    if (*as && !(*path && copy_skips(c, path))) {
+        struct archive_entry *en = archive_entry_new();
+        archive_entry_copy_stat(en, &st);
+        archive_entry_set_pathname(en, as);
+        archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+        int rc = archive_write_header(t->a, en);
+        archive_entry_free(en);
+        if (rc < ARCHIVE_WARN) return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+    }
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *d = depth < MAX_TREE_DEPTH ? dir_stream(dir, name) : NULL;
+    struct dirent *de;
+    if (!d) return err_set(e, errno, "open directory %s", path);
+    while ((de = dir_next(d))) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; i < names.n; i++) {
+        AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]), *sas = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
+        if (tar_add_context(t, c, dirfd(d), names.v[i], sub, sas, depth + 1, e)) return -1;
+    }
+    return 0;
+}
+
+/* ---- 25.7 the builder ---- */
+struct bstage {
+    const struct df_stage *df;
+    bool built, open;             /* finished; m is a container */
+    json_t *config, *layers;      /* owned: the image so far */
+    char key[DIGEST_LEN + 1];     /* of the cache's chain */
+    struct strv args;             /* ARG values in scope */
+    struct make m;                /* the container whose uppers become layers */
+    unsigned steps;               /* uppers moved aside: s0, s1, … */
+    struct idx x;                 /* merged, for COPY --from; map NULL: not yet */
+};
+
+struct build {
+    const struct cli *cli;
+    struct store *s;
+    struct dockerfile df;
+    struct bstage *stage;         /* owned; as many as df.n, then images named by COPY --from */
+    size_t nstages;
+    int ctx;                      /* the context, owned; -1: none */
+    struct strv ignore;
+    struct strv global;           /* NAME=VALUE of global ARGs and of the platform */
+    i64 epoch;                    /* SOURCE_DATE_EPOCH; -1: none */
+    bool quiet, no_cache;
+    unsigned step;
+    FILE *out;                    /* borrowed: progress */
+};
+
+/* What one step says, in the words of BuildKit's plain progress. */
+PRINTF(2, 3) static void build_say(struct build *b, const char *fmt, ...) {
+    va_list ap;
+    if (b->quiet) return;
+    fprintf(b->out, "#%u ", b->step);
+    va_start(ap, fmt);
+    vfprintf(b->out, fmt, ap);
+    va_end(ap);
+    fputc('\n', b->out);
+    fflush(b->out);
+}
+
+static const char *build_time(const struct build *b, char *out) {
+    return time_rfc3339(b->epoch >= 0 ? b->epoch * 1000000000 : time_now_ns(), out);
+}
+
+/* The chain's next key. */
+static void build_key(struct bstage *st, const char *what, const char *input) {
+    AUTO_FREE char *text = str_fmt("%s\n%s\n%s", st->key, what, input ? input : "");
+    digest_of(text, strlen(text), st->key);
+}
+
+static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
+    struct err e;
+    AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
+    json_t *r = b->no_cache ? NULL : js_load(b->s->dir, name, &e);
+    const char *diff = js_str(r, "diff_id");
+    if (r && digest_hex(diff) && layer_have(b->s, diff) && blob_have(b->s, js_str(r, "layer.digest"))) {
+        *ret = r;
+        return 0;
+    }
+    json_decref(r);
+    return -1;
+}
+
+static void build_remember(struct build *b, struct bstage *st, const json_t *desc, const char *diff) {
+    struct err e;
+    AUTO_FREE char *name = str_fmt("build-%s", st->key + 7);
+    AUTO_JSON *r = json_pack("{s:O,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff);
+    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
+    if (cache >= 0) js_save(cache, name, r, 0, &e);
+}
+
+/* The stage's container: made when the first step is not in the cache. */
+static int build_open(struct build *b, struct bstage *st, struct err *e) {
+    if (st->open) return 0;
+    char *argv[] = { (char *)(uintptr_t)"/bin/true", NULL };
+    st->m = (struct make){ .cli = b->cli, .s = b->s, .layers = -1, .rootdir = -1, .c = { .dir = -1 }, .image_name = str_dup("<build>") };
+    st->m.image.manifest = json_object();
+    st->m.image.config = json_pack("{s:{}}", "config");
+    if (image_diff_ids(st->config, &st->m.image.diff_ids, e) || make_container(&st->m, NULL, argv, e)) return -1;
+    if (!str_prefix(st->m.driver, "overlay"))
+        return err_set(e, 0, "build needs overlay, which this host does not allow in a user namespace here (storage driver %s)", st->m.driver);
+    return st->open = true, 0;
+}
+
+static void build_close(struct bstage *st) {
+    struct err e;
+    if (st->m.c.config && st->m.c.dir >= 0) ctr_remove(&st->m.c, true, &e);
+    make_done(&st->m);
+    idx_close(&st->x);
+    json_decref(st->config), json_decref(st->layers);
+    strv_done(&st->args);
+}
+
+/* The step's upper becomes a lower of the next, and a layer of the image. */
+static int build_seal(struct build *b, struct bstage *st, const json_t *owners, struct err *e) {
+    char diff[DIGEST_LEN + 1], aside[16];
+    json_t *desc = NULL;
+    if (ctr_commit_layer(&st->m.c, b->epoch, owners, &st->m.image.diff_ids, &desc, diff, e)) return -1;
+    snprintf(aside, sizeof aside, "s%u", st->steps);
+    char work[16];
+    snprintf(work, sizeof work, "w%u", st->steps);
+    if (renameat(st->m.c.dir, "upper", st->m.c.dir, aside) || renameat(st->m.c.dir, "work", st->m.c.dir, work) ||
+        mkdirat(st->m.c.dir, "upper", 0755) || mkdirat(st->m.c.dir, "work", 0700)) {
+        json_decref(desc);
+        return err_set(e, errno, "set the step's changes aside");
+    }
+    js_seti(js_path(st->m.c.config, "skiff.rootfs"), "steps", ++st->steps);
+    strv_add(&st->m.image.diff_ids, diff);
+    build_remember(b, st, desc, diff);
+    json_array_append_new(st->layers, desc);
+    js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), diff);
+    return 0;
+}
+
+static void build_history(struct build *b, struct bstage *st, const char *by, bool empty) {
+    char now[40];
+    json_t *h = json_object();
+    js_sets(h, "created", build_time(b, now));
+    js_sets(h, "created_by", by);
+    js_sets(h, "comment", "skiff");
+    if (empty) js_setb(h, "empty_layer", true);
+    json_array_append_new(js_suba(st->config, "history"), h);
+}
+
+/* Takes a layer from the cache. */
+static void build_take(struct bstage *st, const json_t *record) {
+    json_array_append(st->layers, js_get(record, "layer"));
+    js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), js_str(record, "diff_id"));
+}
+
+/* ---- 25.8 identity of a step ---- */
+struct who { const char *spec; int out; };
+
+static int who_run(int root, void *arg) {
+    struct who *w = arg;
+    struct rootfs_view v = { NULL, -1, root };
+    struct user u;
+    struct err e = { 0 };
+    if (user_resolve(&v, w->spec, &u, &e)) return visit_fail(&e);
+    u32 ids[2] = { u.uid, u.gid };
+    (void)!fd_write_all(w->out, ids, sizeof ids);
+    (void)!fd_write_all(w->out, u.home, sizeof u.home);
+    return 0;
+}
+
+/* Looks a user up in the stage's own account files, which earlier steps may have changed. */
+static int build_who(struct build *b, struct bstage *st, const char *spec, struct user *ret, struct err *e) {
+    *ret = (struct user){ .home = "/root" };
+    i64 n;
+    if (str_empty(spec) || !strcmp(spec, "root") || !strcmp(spec, "0") || !strcmp(spec, "0:0") || !strcmp(spec, "root:root")) return 0;
+    char *colon = strchr(spec, ':');
+    if (colon && strspn(spec, "0123456789:") == strlen(spec) && str_int(colon + 1, 0, INT32_MAX, &n)) {
+        ret->gid = (u32)n;
+        AUTO_FREE char *u = str_dupn(spec, (size_t)(colon - spec));
+        if (!str_int(u, 0, INT32_MAX, &n)) return err_set(e, 0, "invalid user '%s'", spec);
+        ret->uid = (u32)n;
+        strcpy(ret->home, "/");
+        return 0;
+    }
+    int p[2];
+    if (build_open(b, st, e) || pipe2(p, O_CLOEXEC)) return -1;
+    struct who w = { spec, p[1] };
+    int rc = ctr_visit(&st->m.c, who_run, &w, NULL, e);
+    close(p[1]);
+    u32 ids[2] = { 0 };
+    ssize_t k = fd_read_all(p[0], ids, sizeof ids);
+    if (!rc && k == sizeof ids) fd_read_all(p[0], ret->home, sizeof ret->home);
+    close(p[0]);
+    if (rc || k != sizeof ids) return rc < 0 ? -1 : err_set(e, 0, "unable to find user %s", spec);
+    ret->uid = ids[0];
+    ret->gid = ids[1];
+    return 0;
+}
+
+/* ---- 25.9 RUN ---- */
+
+/* --mount=…: a mount of the step's plan. tmp: a directory of the container's for what it needs. */
+static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text, json_t *env, struct err *e) {
+    AUTO_STRV kv = { 0 };
+    const char *type = "bind", *target = NULL, *source = "", *from = NULL, *id = NULL;
+    bool required = false, rw = false;
+    i64 mode = -1;
+    strv_split(&kv, text, ',');
+    for (size_t i = 0; i < kv.n; i++) {
+        char *v = strchr(kv.v[i], '='), *k = kv.v[i];
+        if (v) *v++ = 0;
+        if (!strcmp(k, "type") && v) type = v;
+        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v) target = v;
+        else if ((!strcmp(k, "source") || !strcmp(k, "src")) && v) source = v;
+        else if (!strcmp(k, "from") && v) from = v;
+        else if (!strcmp(k, "id") && v) id = v;
+        else if (!strcmp(k, "required")) required = !v || !strcmp(v, "true");
+        else if (!strcmp(k, "rw") || !strcmp(k, "readwrite")) rw = !v || !strcmp(v, "true");
+        else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) rw = v && !strcmp(v, "false");
+        else if (!strcmp(k, "mode") && v) mode = strtol(v, NULL, 8);
+        else if (!strcmp(k, "uid") || !strcmp(k, "gid") || !strcmp(k, "sharing") || !strcmp(k, "size") || !strcmp(k, "env")) continue;
+        else return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
+    }
+    json_t *mounts = js_suba(spec, "mounts");
+    AUTO_FREE char *at = target && *target != '/' ? str_fmt("%s/%s", js_str_or(spec, "process.cwd", "/"), target) : target ? str_dup(target) : NULL;
+    if (!strcmp(type, "tmpfs") && at) return mount_add(mounts, at, "tmpfs", "tmpfs", "nosuid,nodev", false), 0;
+    if (!strcmp(type, "cache") && at) {
+        char digest[DIGEST_LEN + 1];
+        digest_of(id ? id : at, strlen(id ? id : at), digest);
+        AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7), *full = str_fmt("%s/%s", b->s->path, dir);
+        if (dir_make(b->s->dir, dir, e)) return -1;
+        AUTO_FD d = dir_open(b->s->dir, dir, e);
+        if (d >= 0) fchmod(d, mode >= 0 ? (mode_t)mode : 0755);
+        return mount_add(mounts, at, "bind", full, "rbind", false), 0;
+    }
+    if (!strcmp(type, "secret")) {
+        AUTO_STRV secrets = { 0 };
+        cli_list(b->cli, "secret", &secrets);
+        const char *want = id ? id : target ? (strrchr(target, '/') ? strrchr(target, '/') + 1 : target) : "";
+        AUTO_FREE char *dest = at ? str_dup(at) : str_fmt("/run/secrets/%s", want);
+        for (size_t i = 0; i < secrets.n; i++) {
+            AUTO_STRV s = { 0 };
+            const char *sid = NULL, *src = NULL, *envname = NULL;
+            strv_split(&s, secrets.v[i], ',');
+            for (size_t k = 0; k < s.n; k++) {
+                if (str_prefix(s.v[k], "id=")) sid = s.v[k] + 3;
+                else if (str_prefix(s.v[k], "src=")) src = s.v[k] + 4;
+                else if (str_prefix(s.v[k], "source=")) src = s.v[k] + 7;
+                else if (str_prefix(s.v[k], "env=")) envname = s.v[k] + 4;
+            }
+            if (!str_eq(sid, want)) continue;
+            AUTO_BUF text_of = { 0 };
+            if (envname && getenv(envname)) buf_adds(&text_of, getenv(envname));
+            else if (file_read(AT_FDCWD, src ? src : sid, 512 << 10, &text_of, e)) return err_wrap(e, "secret %s", want);
+            AUTO_FREE char *name = str_fmt("secret-%zu", i), *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
+            if (file_replace(st->m.c.dir, name, text_of.p ? text_of.p : "", text_of.n, mode >= 0 ? (mode_t)mode : 0400, 0, e)) return -1;
+            return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
+        }
+        return required ? err_set(e, 0, "secret %s: not found", want) : 0;
+    }
+    if (!strcmp(type, "ssh")) {
+        const char *sock = getenv("SSH_AUTH_SOCK");
+        if (!sock) return required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set") : 0;
+        js_push(env, "SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0");
+        return mount_add(mounts, at ? at : "/run/buildkit/ssh_agent.0", "bind", sock, "bind", false), 0;
+    }
+    if (strcmp(type, "bind") || !at) return err_set(e, 0, "RUN --mount: type '%.20s' with target '%.100s' is not understood", type, target ? target : "");
+    if (from) return err_set(e, 0, "RUN --mount=type=bind,from=… is not supported yet by skiff: use COPY --from");
+    AUTO_FREE char *clean = path_clean(source);
+    AUTO_FD src = b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
+    char link[40], path[PATH_MAX];
+    if (src < 0) return err_set(e, errno, "RUN --mount: source %s of the context", source);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", src);
+    ssize_t k = readlink(link, path, sizeof path - 1);
+    if (k < 0) return err_set(e, errno, "RUN --mount: source %s", source);
+    path[k] = 0;
+    return mount_add(mounts, at, "bind", path, rw ? "rbind" : "rbind,ro,rro", false), 0;
+}
+
+/* Passes the step's output on, line by line, with its number and time. */
+static void run_output(struct build *b, int fd, i64 began) {
+    AUTO_BUF line = { 0 };
+    char buf[16384];
+    for (ssize_t k; (k = read(fd, buf, sizeof buf)) != 0;) {
+        if (k < 0) { if (errno == EINTR) continue; break; }
+        for (ssize_t i = 0; i < k; i++) {
+            if (buf[i] != '\n' && line.n < 4096) { if (buf[i] != '\r') buf_addc(&line, buf[i]); continue; }
+            double t = (double)(time_mono_ms() - began) / 1000;
+            build_say(b, "%.3f %s", t, line.p ? line.p : "");
+            line.n = 0;
+            if (line.p) *line.p = 0;
+        }
+    }
+    if (line.n) build_say(b, "%.3f %s", (double)(time_mono_ms() - began) / 1000, line.p);
+}
+
+/* The environment of a step: the image's, then arguments that it does not set. */
+static void build_env(struct build *b, struct bstage *st, const struct user *u, struct strv *env) {
+    static const char *const PROXY[] = { "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy" };
+    AUTO_STRV img = { 0 }, given = { 0 };
+    js_to_strv(js_path(st->config, "config.Env"), &img);
+    cli_list(b->cli, "build-arg", &given);
+    strv_add(env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    for (size_t i = 0; i < st->args.n; i++) env_set(env, st->args.v[i]);
+    for (size_t i = 0; i < ARRAY_LEN(PROXY); i++) {
+        const char *v = env_get(&given, PROXY[i]);
+        AUTO_FREE char *pair = str_fmt("%s=%s", PROXY[i], v ? v : "");
+        if (v) env_set(env, pair);
+    }
+    for (size_t i = 0; i < img.n; i++) env_set(env, img.v[i]);
+    if (!env_get(env, "HOME")) strv_take(env, str_fmt("HOME=%s", *u->home ? u->home : "/"));
+}
+
+/* Runs the plan of one step; the exit status of its process, -1: not started. */
+static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err *e) {
+    struct plan p = { 0 };
+    struct launch l;
+    int out[2];
+    if (plan_parse(spec, &p, e)) return -1;
+    if (pipe2(out, O_CLOEXEC)) return plan_done(&p), err_set(e, errno, "pipe");
+    ctr_launch_init(&st->m.c, &p, &l);
+    l.stdio[1] = l.stdio[2] = out[1];
+    l.die_with_parent = l.volatile_upper = true;
+    i64 began = time_mono_ms();
+    fflush(NULL);
+    int rc = launch_begin(&l, e) || launch_wait(&l, e) ? -1 : 0, status = 0;
+    close(out[1]);
+    if (rc) launch_abort(&l);
+    else {
+        run_output(b, out[0], began);
+        while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
+        if (l.server > 0) waitpid(l.server, NULL, 0);
+        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+    close(out[0]);
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+/* The step's spec: the stage container's plan with the step's process and identity. */
+static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args, const char *stdin_doc, struct err *e) {
+    (void)stdin_doc;
+    struct user u;
+    AUTO_STRV env = { 0 };
+    const char *spec_user = js_str_or(st->config, "config.User", "");
+    if (build_open(b, st, e) || build_who(b, st, spec_user, &u, e)) return NULL;
+    json_t *spec = json_deep_copy(st->m.c.config), *proc = js_get(spec, "process");
+    build_env(b, st, &u, &env);
+    json_object_set(proc, "args", args);
+    js_sets(proc, "cwd", js_str_or(st->config, "config.WorkingDir", "/"));
+    if (str_empty(js_str(proc, "cwd"))) js_sets(proc, "cwd", "/");
+    js_seti(js_sub(proc, "user"), "uid", u.uid);
+    js_seti(js_sub(proc, "user"), "gid", u.gid);
+    bool single = idmap_single(&st->m.ids);
+    if (u.uid) {
+        js_set(js_sub(proc, "capabilities"), "effective", json_array());
+        js_set(js_sub(proc, "capabilities"), "permitted", json_array());
+    }
+    if (single && u.uid) {                /* the one id is this user now; root's pretence is not needed */
+        struct idmap one = { .uid = { { u.uid, geteuid(), 1 } }, .uids = 1, .gid = { { u.gid, getegid(), 1 } }, .gids = 1 };
+        json_object_del(js_get(spec, "linux"), "uidMappings");
+        json_object_del(js_get(spec, "linux"), "gidMappings");
+        make_idmap(js_get(spec, "linux"), &one);
+        js_setb(js_get(spec, "skiff"), "fakeRoot", false);
+    } else if (single) strv_add(&env, "APT_CONFIG=/dev/.apt.conf");
+    json_t *env_json = js_strv(&env);
+    js_set(proc, "env", env_json);
+    for (size_t i = 0; i < in->flags.n; i++) {
+        const char *f = in->flags.v[i];
+        int rc = 0;
+        if (str_prefix(f, "--mount=")) rc = run_mount(b, st, spec, f + 8, env_json, e);
+        else if (!strcmp(f, "--network=none")) {
+            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none")) json_array_append_new(js_path(spec, "linux.namespaces"), json_pack("{ss}", "type", "network"));
+        } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") && strcmp(f, "--security=sandbox")) rc = err_set(e, 0, "unknown flag: %s", f);
+        if (rc) return json_decref(spec), NULL;
+    }
+    return spec;
+}
+
+static int build_run(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
+    AUTO_JSON *args = NULL, *record = NULL;
+    AUTO_BUF key = { 0 };
+    AUTO_STRV env = { 0 };
+    struct user nobody = { .home = "" };
+    if (in->docs && str_prefix(in->text, "<<")) {
+        const char *body = in->doc[0].text;
+        /* a script with its own interpreter, or one for the shell */
+        args = df_command(js_get(st->config, "config"), body);
+    } else if (in->docs) {
+        AUTO_FREE char *whole = str_fmt("%s\n%s%s\n", in->text, in->doc[0].text, in->doc[0].name);
+        args = df_command(js_get(st->config, "config"), whole);
+    } else args = df_command(js_get(st->config, "config"), in->text);
+    build_env(b, st, &nobody, &env);
+    AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"), *flags = str_join(&in->flags, " ");
+    buf_addf(&key, "RUN %s %s\n%s", flags, argtext, envtext);
+    build_key(st, key.p, NULL);
+    AUTO_STRV shown = { 0 };
+    js_to_strv(args, &shown);
+    AUTO_FREE char *by_args = str_join(&shown, " "), *by = str_fmt("RUN %s # skiff", by_args);
+    if (!build_cached(b, st, &record)) {
+        build_say(b, "CACHED");
+        build_take(st, record);
+        if (st->open) {                   /* cannot happen: a miss ends all hits of the chain */
+            return err_set(e, 0, "the build cache is inconsistent: 'skiff builder prune'");
+        }
+        build_history(b, st, by, false);
+        return 0;
+    }
+    i64 began = time_mono_ms();
+    AUTO_JSON *spec = run_spec(b, st, in, args, NULL, e);
+    if (!spec) return -1;
+    /* the step sees the lowers of all steps before it */
+    int rc = run_step(b, st, spec, e);
+    for (size_t i = 0; i < 64; i++) {
+        char name[24];
+        snprintf(name, sizeof name, "secret-%zu", i);
+        if (unlinkat(st->m.c.dir, name, 0)) break;
+    }
+    if (rc < 0) return -1;
+    if (rc) return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d", by_args, rc);
+    json_t *saved = st->m.c.config;       /* the step's own mount points are no changes either */
+    st->m.c.config = spec;
+    rc = build_seal(b, st, NULL, e);
+    js_seti(js_path(saved, "skiff.rootfs"), "steps", st->steps);
+    st->m.c.config = saved;
+    if (rc) return -1;
+    build_history(b, st, by, false);
+    build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+    return 0;
+}
+
+/* ---- 25.10 COPY and ADD ---- */
+struct copying {
+    struct build *b;
+    struct bstage *st;
+    struct copy_src src;
+    struct strv from;             /* expanded sources */
+    const char *dest;
+    i64 uid, gid, mode;           /* -1: as they are */
+    bool add, parents;
+    const struct df_inst *in;
+    int pipe;
+    bool dir_contents;            /* one directory: its contents go to dest */
+    int placed;                   /* descriptor for the list of placed paths; -1 */
+    struct packs packs;
+};
+
+/* Expands the patterns of a COPY against the source; every pattern must match something. */
+static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, const char *pat, struct strv *ret, int depth) {
+    const char *slash = strchr(pat, '/');
+    AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
+    if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, ret, depth) : 0;
+    AUTO_STRV names = { 0 };
+    if (!strpbrk(head, "*?[\\")) strv_add(&names, head);
+    else {
+        AUTO_DIR *d = dir_stream(dir, ".");
+        struct dirent *de;
+        while (d && (de = dir_next(d))) if (!fnmatch(head, de->d_name, 0)) strv_add(&names, de->d_name);
+        if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    }
+    for (size_t i = 0; i < names.n; i++) {
+        AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]);
+        struct stat st;
+        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || (copy_skips(c, sub) && !S_ISDIR(st.st_mode))) continue;
+        if (!slash || !slash[1]) {
+            if (!copy_skips(c, sub) || strpbrk(head, "*?[") == NULL) strv_add(ret, sub);
+            continue;
+        }
+        AUTO_FD next = sys_openat2(dir, names.v[i], O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+        if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, ret, depth + 1);
+    }
+    return 0;
+}
+
+static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
+    AUTO_FREE char *clean = path_clean(pattern);
+    size_t before = k->from.n;
+    if (k->src.dir >= 0) {
+        if (!*clean) strv_add(&k->from, "");
+        else copy_glob_dir(&k->src, k->src.dir, "", clean, &k->from, 0);
+    } else if (!strpbrk(clean, "*?[")) {
+        if (idx_resolve(k->src.x, clean)) strv_add(&k->from, clean);
+    } else {                              /* a pattern in the last component */
+        char *slash = strrchr(clean, '/');
+        AUTO_FREE char *parent = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
+        const struct idx_inode *dir = idx_resolve(k->src.x, parent);
+        u32 n = 0;
+        const struct idx_dirent *d = dir ? idx_dir(k->src.x, dir, &n) : NULL;
+        for (u32 i = 0; i < n; i++) {
+            const char *s = idx_name(k->src.x, d[i].name, d[i].name_len);
+            AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
+            if (!fnmatch(slash ? slash + 1 : clean, name, 0)) strv_take(&k->from, str_fmt("%s%s%s", parent, *parent ? "/" : "", name));
+        }
+    }
+    return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
+}
+
+static int copy_digest(struct copying *k, char *out, struct err *e) {
+    struct sha h;
+    u8 raw[32];
+    sha_init(&h);
+    for (size_t i = 0; i < k->from.n; i++) {
+        const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
+        if (k->src.dir >= 0) {
+            AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
+            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+            if (dir < 0) return err_set(e, errno, "%s of the context", p);
+            if (digest_dir(&k->src, dir, *base ? base : ".", p, base, &h, 0, e)) return -1;
+        } else digest_idx(k->src.x, idx_resolve(k->src.x, p), base, &h, 0);
+    }
+    for (unsigned i = 0; i < k->in->docs; i++) sha_add(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
+    sha_end(&h, raw);
+    hex_of(raw, 32, out);
+    return 0;
+}
+
+/* Is a source a tar archive that ADD takes apart? */
+static bool add_is_archive(struct copying *k, const char *p) {
+    if (!k->add || k->src.dir < 0) return false;
+    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_BENEATH);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < 512) return false;
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    u8 head[512];
+    size_t got = 0;
+    struct err e;
+    for (ssize_t n; got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;) got += (size_t)n;
+    src_inflate_done(&inf);
+    return got == sizeof head && !memcmp(head + 257, "ustar", 5);
+}
+
+/* In the stage's tree: lays out what comes through the pipe. */
+static int copy_place(int root, void *arg) {
+    struct copying *k = arg;
+    struct err e = { 0 };
+    struct placing pl = { .root = root, .uid = k->uid >= 0 ? k->uid : -1, .gid = k->uid >= 0 ? k->gid : -1, .chmod = k->mode,
+                          .keep_owner = k->uid < 0, .placed = k->placed };
+    AUTO_FREE char *into = NULL, *rename = NULL;
+    AUTO_FREE char *dest = path_clean(k->dest);
+    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents || !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
+    if (to_dir) {
+        AUTO_FD d = mnt_target(root, dest, true, false, &e);
+        if (d < 0) return visit_fail(&e);
+        pl.into = into = str_dup(dest);
+    } else {
+        char *slash = strrchr(dest, '/');
+        AUTO_FREE char *parent = str_dupn(dest, slash ? (size_t)(slash - dest) : 0);
+        AUTO_FD d = mnt_target(root, parent, true, false, &e);
+        if (d < 0 || place_layout(root, k->dest, true, &pl, &into, &rename, &e)) return visit_fail(&e);
+    }
+    return place_archive(&pl, k->pipe, &e) ? visit_fail(&e) : 0;
+}
+
+/* Feeds the sources to the pipe as one archive. */
+static int copy_feed(struct copying *k, int fd, struct err *e) {
+    struct tarring t = { .clamp = k->b->epoch, .squash_owner = k->src.dir >= 0 };
+    int rc = tar_begin(&t, fd, e);
+    for (size_t i = 0; !rc && i < k->from.n; i++) {
+        const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
+        AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
+        if (k->src.dir >= 0) {
+            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+            struct stat st;
+            if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW)) rc = err_set(e, errno, "%s of the context", p);
+            else if (S_ISLNK(st.st_mode)) {       /* a named link is followed, inside the context */
+                AUTO_FD real = sys_openat2(k->src.dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
+                char link[40], path[PATH_MAX], top[PATH_MAX];
+                ssize_t n = -1, m = -1;
+                if (real >= 0) {
+                    snprintf(link, sizeof link, "/proc/self/fd/%d", real);
+                    n = readlink(link, path, sizeof path - 1);
+                    snprintf(link, sizeof link, "/proc/self/fd/%d", k->src.dir);
+                    m = readlink(link, top, sizeof top - 1);
+                }
+                if (n <= 0 || m <= 0 || n < m) rc = err_set(e, errno, "\"/%s\": a symbolic link out of the context", p);
+                else {
+                    path[n] = 0;
+                    AUTO_FREE char *rel = path_clean(path + m);
+                    rc = fstatat(k->src.dir, *rel ? rel : ".", &st, 0) ? err_set(e, errno, "%s", p)
+                         : tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel, S_ISDIR(st.st_mode) ? "" : base, 0, e);
+                }
+            } else rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p, k->parents ? p : S_ISDIR(st.st_mode) ? "" : base, 0, e);
+        } else {
+            const struct idx_inode *in = idx_resolve(k->src.x, p);
+            rc = !in ? err_set(e, 0, "\"/%s\": not found", p) : tar_add_idx(&t, &k->src, in, k->parents ? p : S_ISDIR(in->mode) ? "" : base, 0, e);
+        }
+    }
+    for (unsigned i = 0; !rc && i < k->in->docs; i++) rc = save_member(t.a, k->in->doc[i].name, k->in->doc[i].text, -1, strlen(k->in->doc[i].text), e);
+    struct err second;
+    if (tar_end(&t, rc ? &second : e) && !rc) rc = -1;
+    return rc;
+}
+
+/* The paths that a COPY placed, with their owner: what one id cannot keep in the files themselves. */
+static json_t *copy_owners(int fd, i64 uid, i64 gid) {
+    AUTO_BUF b = { 0 };
+    json_t *o = json_object();
+    lseek(fd, 0, SEEK_SET);
+    fd_slurp(fd, 256 << 20, &b);
+    char *save = NULL;
+    AUTO_FREE char *who = str_fmt("%" PRId64 ":%" PRId64, uid, gid);
+    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) js_sets(o, l, who);
+    return o;
+}
+
+/* Runs one placing in the stage's tree. archive: a file of the context to take apart, or NULL. */
+static int copy_once(struct copying *k, const char *archive, struct err *e) {
+    int p[2] = { -1, -1 }, status = 0;
+    pid_t pid = 0;
+    struct err we = { 0 };
+    AUTO_FD tar = archive ? sys_openat2(k->src.dir, archive, O_RDONLY, 0, RESOLVE_BENEATH) : -1;
+    if (!archive && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    k->pipe = archive ? tar : p[0];
+    bool contents = k->dir_contents;
+    if (archive) k->dir_contents = true;
+    int rc = ctr_visit(&k->st->m.c, copy_place, k, &pid, e);
+    k->dir_contents = contents;
+    fd_closep(&p[0]);
+    if (!rc && !archive) {
+        signal(SIGPIPE, SIG_IGN);
+        rc = copy_feed(k, p[1], &we);
+    }
+    fd_closep(&p[1]);
+    if (pid > 0) waitpid(pid, &status, 0);
+    if (status) return err_set(e, 0, "placing the files failed%s%s", we.msg[0] ? ": " : "", we.msg);
+    if (rc && we.msg[0]) *e = we;
+    return rc;
+}
+
+/* The stage or image that --from names. Mutual recursion: a stage may have to be built first. */
+static int build_stage(struct build *b, struct bstage *st, struct err *e);
+
+static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e);
+
+static int stage_index(struct build *b, struct bstage *st, struct err *e) {
+    char chain[HEX_LEN + 1], path[96];
+    AUTO_STRV diffs = { 0 };
+    if (st->x.map) return 0;
+    if (image_diff_ids(st->config, &diffs, e) || layer_merge(b->s, &diffs, chain, e)) return -1;
+    snprintf(path, sizeof path, "merged/%s.idx", chain);
+    return idx_open(b->s->dir, path, false, &st->x, e);
+}
+
+static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_from, char **ret_chown, struct err *e) {
+    for (size_t i = 0; i < k->in->flags.n; i++) {
+        const char *f = k->in->flags.v[i];
+        AUTO_FREE char *val = NULL;
+        const char *eq = strchr(f, '=');
+        if (eq && df_text(eq + 1, k->b->df.escape, v, &val, e)) return -1;
+        if (str_prefix(f, "--from=") && !k->add) *ret_from = str_dup(val);
+        else if (str_prefix(f, "--chown=")) *ret_chown = str_dup(val);
+        else if (str_prefix(f, "--chmod=")) {
+            char *end;
+            k->mode = strtol(val, &end, 8);
+            if (*end || !*val || k->mode < 0 || k->mode > 07777) return err_set(e, 0, "invalid chmod parameter: '%.20s'. it should be octal string and between 0 and 07777", val);
+        } else if (str_prefix(f, "--exclude=")) strv_add(&k->src.exclude, val);
+        else if (!strcmp(f, "--parents") || !strcmp(f, "--parents=true")) k->parents = true;
+        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir") || str_prefix(f, "--unpack")) continue;
+        else return err_set(e, 0, "unknown flag: %s", f);
+    }
+    return 0;
+}
+
+static int copy_run(struct copying *k, const char *chown, struct err *e) {
+    struct build *b = k->b;
+    struct bstage *st = k->st;
+    struct user u = { 0 };
+    AUTO_JSON *owners = NULL;
+    if (build_open(b, st, e)) return -1;
+    k->uid = k->gid = -1;
+    if (chown) {
+        AUTO_FREE char *spec = strchr(chown, ':') ? str_dup(chown) : str_fmt("%s", chown);
+        if (build_who(b, st, spec, &u, e)) return err_wrap(e, "--chown=%s", chown);
+        k->uid = u.uid;
+        k->gid = strchr(chown, ':') || strspn(chown, "0123456789") != strlen(chown) ? u.gid : u.uid;
+    } else if (k->src.dir >= 0) k->uid = k->gid = 0;
+    bool single = idmap_single(&st->m.ids) && k->uid > 0;
+    AUTO_FD placed = single ? openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600) : -1;
+    k->placed = placed;
+    AUTO_STRV plain = { 0 }, archives = { 0 };
+    for (size_t i = 0; i < k->from.n; i++) strv_add(add_is_archive(k, k->from.v[i]) ? &archives : &plain, k->from.v[i]);
+    for (size_t i = 0; i < archives.n; i++) if (copy_once(k, archives.v[i], e)) return -1;
+    struct strv all = k->from;
+    k->from = plain;
+    int rc = plain.n || k->in->docs ? copy_once(k, NULL, e) : 0;
+    k->from = all;
+    if (rc) return -1;
+    if (single) owners = copy_owners(placed, k->uid, k->gid);
+    return build_seal(b, st, owners, e);
+}
+
+/* ADD of a URL: downloaded into the context of a single file. */
+static int add_url(struct copying *k, const char *url, const char *checksum, struct err *e) {
+    struct http_req q = { .method = "GET", .url = url, .body_fd = -1 };
+    AUTO_HTTP *h = http_open(&q, NULL, e);
+    AUTO_BUF body = { 0 };
+    char digest[DIGEST_LEN + 1];
+    if (!h) return -1;
+    if (h->status != 200) return err_set(e, 0, "ADD %s: HTTP %ld", url, h->status);
+    if (http_slurp(h, 1u << 30, &body, e)) return -1;
+    if (checksum && strcmp(digest_of(body.p, body.n, digest), checksum)) return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, checksum);
+    const char *base = strrchr(url, '/') ? strrchr(url, '/') + 1 : url;
+    AUTO_FREE char *name = str_dupn(base, strcspn(base, "?#"));
+    if (!*name || *name == '.') return err_set(e, 0, "ADD %s: cannot determine filename from url", url);
+    AUTO_FD dir = dir_open(k->b->s->dir, "tmp", e);
+    char id[HEX_LEN + 1];
+    id_random(id);
+    AUTO_FREE char *sub = str_fmt("add-%.16s", id);
+    if (dir < 0 || mkdirat(dir, sub, 0700)) return err_set(e, errno, "temporary directory");
+    AUTO_FD at = dir_open(dir, sub, e);
+    if (at < 0 || file_replace(at, name, body.p ? body.p : "", body.n, 0600, 0, e)) return -1;
+    k->src.dir = fd_steal(&at);
+    k->src.ignore = NULL;
+    if (k->mode < 0) k->mode = 0600;
+    strv_add(&k->from, name);
+    return 0;
+}
+
+static int build_copy(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
+    AUTO_STRV env = { 0 }, words = { 0 };
+    AUTO_FREE char *from = NULL, *chown = NULL, *dest = NULL;
+    AUTO_JSON *record = NULL, *json = df_json(in->text);
+    struct copying k = { .b = b, .st = st, .src = { .dir = b->ctx, .ignore = &b->ignore }, .mode = -1, .add = !strcmp(in->name, "ADD"), .in = in, .placed = -1 };
+    js_to_strv(js_path(st->config, "config.Env"), &env);
+    struct df_vars v = { &env, &st->args };
+    int rc = copy_flags(&k, &v, &from, &chown, e);
+    if (!rc && json) js_to_strv(json, &words);
+    else if (!rc) rc = df_words(in->text, b->df.escape, &v, &words, e);
+    if (!rc && words.n < 2) rc = err_set(e, 0, "%s requires at least two arguments", in->name);
+    if (!rc && words.n > 2 && !str_suffix(words.v[words.n - 1], "/")) rc = err_set(e, 0, "when using %s with more than one source file, the destination must be a directory and end with a /", in->name);
+    struct bstage *src = NULL;
+    if (!rc && from) {
+        rc = build_from(b, from, &src, e) || stage_index(b, src, e) ? -1 : 0;
+        k.src = (struct copy_src){ .dir = -1, .x = rc ? NULL : &src->x, .packs = &k.packs, .exclude = k.src.exclude };
+    }
+    int layers = rc ? -1 : dir_open(b->s->dir, "layers", e);
+    if (!rc && from) packs_init(&k.packs, &src->x, layers);
+    bool own_dir = false;
+    for (size_t i = 0; !rc && i + 1 < words.n; i++) {
+        if (str_prefix(words.v[i], "<<")) continue;
+        const char *checksum = NULL;
+        for (size_t f = 0; f < in->flags.n; f++) if (str_prefix(in->flags.v[f], "--checksum=")) checksum = in->flags.v[f] + 11;
+        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://"))) rc = add_url(&k, words.v[i], checksum, e), own_dir = true;
+        else if (!from && b->ctx < 0) rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
+        else rc = copy_sources(&k, words.v[i], e);
+    }
+    char digest[HEX_LEN + 1] = "";
+    if (!rc) rc = copy_digest(&k, digest, e);
+    if (!rc) {
+        const char *to = words.v[words.n - 1];
+        dest = *to == '/' ? str_dup(to) : str_fmt("%s/%s", js_str_or(st->config, "config.WorkingDir", "/"), to);
+        k.dest = dest;
+        struct stat s;
+        const struct idx_inode *i = from && k.from.n == 1 ? idx_resolve(k.src.x, k.from.v[0]) : NULL;
+        k.dir_contents = from ? i && S_ISDIR(i->mode) : k.from.n == 1 && !fstatat(k.src.dir, *k.from.v[0] ? k.from.v[0] : ".", &s, 0) && S_ISDIR(s.st_mode);
+        AUTO_FREE char *flags = str_join(&in->flags, " "), *names = str_join(&words, " "), *what = str_fmt("%s %s %s %s", in->name, flags, names, dest);
+        AUTO_FREE char *by = str_fmt("%s %s # skiff", in->name, names);
+        build_key(st, what, digest);
+        i64 began = time_mono_ms();
+        if (!build_cached(b, st, &record)) {
+            build_say(b, "CACHED");
+            build_take(st, record);
+        } else if (!(rc = copy_run(&k, chown, e))) build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+        if (!rc) build_history(b, st, by, false);
+    }
+    if (from && k.packs.fd) packs_done(&k.packs);
+    if (own_dir) fd_closep(&k.src.dir);
+    fd_closep(&layers);
+    strv_done(&k.from), strv_done(&k.src.exclude);
+    return rc;
+}
+
+/* ---- 25.11 stages ---- */
+
+/* ARG NAME[=default] …: a build argument wins, then the default, then a global of that name. */
+static int build_arg(struct build *b, const struct df_inst *in, const struct strv *env, struct strv *into, struct err *e) {
+    AUTO_STRV words = { 0 }, given = { 0 };
+    struct df_vars v = { env, into };
+    if (df_words(in->text, b->df.escape, &v, &words, e)) return -1;
+    if (!words.n) return err_set(e, 0, "ARG requires at least one argument");
+    cli_list(b->cli, "build-arg", &given);
+    for (size_t i = 0; i < words.n; i++) {
+        AUTO_FREE char *name = str_dupn(words.v[i], strcspn(words.v[i], "="));
+        const char *dflt = strchr(words.v[i], '='), *value = env_get(&given, name);
+        for (size_t g = 0; !value && g < given.n; g++) if (!strcmp(given.v[g], name)) value = getenv(name);
+        if (!value && dflt) value = dflt + 1;
+        if (!value && into != &b->global) value = env_get(&b->global, name);
+        if (!value) continue;
+        AUTO_FREE char *pair = str_fmt("%s=%s", name, value);
+        env_set(into, pair);
+    }
+    return 0;
+}
+
+/* WORKDIR makes its directory, owned by the USER of the moment. */
+struct workdir { const char *path; u32 uid, gid; };
+static int workdir_run(int root, void *arg) {
+    struct workdir *w = arg;
+    struct err e = { 0 };
+    AUTO_FD had = sys_openat2(root, w->path + 1, O_PATH, 0, RESOLVE_IN_ROOT);
+    AUTO_FD d = mnt_target(root, w->path, true, false, &e);
+    if (d < 0) return visit_fail(&e);
+    char self[40];
+    snprintf(self, sizeof self, "/proc/self/fd/%d", d);
+    if (had < 0 && w->uid) (void)!chown(self, w->uid, w->gid);
+    return 0;
+}
+
+static int build_workdir(struct build *b, struct bstage *st, const struct df_inst *in, const struct df_vars *v, struct err *e) {
+    AUTO_JSON *record = NULL;
+    if (df_configure(st->config, in->name, in->text, b->df.escape, v, e)) return -1;
+    const char *path = js_str_or(st->config, "config.WorkingDir", "/");
+    AUTO_FREE char *what = str_fmt("WORKDIR %s", path);
+    build_key(st, what, js_str_or(st->config, "config.User", ""));
+    if (!strcmp(path, "/")) {
+        build_history(b, st, what, true);
+        return 0;
+    }
+    if (!build_cached(b, st, &record)) {
+        build_say(b, "CACHED");
+        build_take(st, record);
+    } else {
+        struct user u;
+        if (build_open(b, st, e) || build_who(b, st, js_str_or(st->config, "config.User", ""), &u, e)) return -1;
+        struct workdir w = { path, u.uid, u.gid };
+        int rc = ctr_visit(&st->m.c, workdir_run, &w, NULL, e);
+        if (rc) return rc < 0 ? -1 : err_set(e, 0, "WORKDIR %s failed", path);
+        AUTO_FREE char *owner = str_fmt("%u:%u", u.uid, u.gid);
+        AUTO_JSON *owners = u.uid ? json_pack("{s:s}", path + 1, owner) : NULL;
+        if (build_seal(b, st, owners, e)) return -1;
+        build_say(b, "DONE");
+    }
+    build_history(b, st, what, false);
+    return 0;
+}
+
+static int build_inst(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
+    AUTO_STRV env = { 0 };
+    js_to_strv(js_path(st->config, "config.Env"), &env);
+    struct df_vars v = { &env, &st->args };
+    if (!strcmp(in->name, "RUN")) return build_run(b, st, in, e);
+    if (!strcmp(in->name, "COPY") || !strcmp(in->name, "ADD")) return build_copy(b, st, in, e);
+    if (!strcmp(in->name, "WORKDIR")) return build_workdir(b, st, in, &v, e);
+    AUTO_FREE char *by = str_fmt("%s %s", in->name, in->text);
+    if (!strcmp(in->name, "ARG")) {
+        if (build_arg(b, in, &env, &st->args, e)) return -1;
+    } else {
+        if (df_configure(st->config, in->name, in->text, b->df.escape, &v, e)) return -1;
+        AUTO_FREE char *config = js_dump(js_get(st->config, "config"), JSON_COMPACT | JSON_SORT_KEYS);
+        build_key(st, by, config);
+    }
+    build_history(b, st, by, true);
+    return 0;
+}
+
+/* Puts file, line and text before an error. */
+static int build_blame(struct build *b, const struct df_inst *in, struct err *e) {
+    (void)b;
+    AUTO_FREE char *shown = str_printable(in->text);
+    return err_wrap(e, "Dockerfile:%d: %s %.120s", in->line, in->name, shown);
+}
+
+/* The image below a stage: scratch, an earlier stage, or one of the store or a registry. */
+static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform, struct err *e) {
+    char now[40];
+    struct platform p;
+    const char *want = platform ? platform : cli_text(b->cli, "platform");
+    for (size_t i = 0; i < b->df.n; i++) {
+        struct bstage *other = &b->stage[i];
+        if (other == st) break;
+        if (!str_eq(b->df.stage[i].name, base)) continue;
+        if (build_stage(b, other, e)) return -1;
+        st->config = json_deep_copy(other->config);
+        st->layers = json_deep_copy(other->layers);
+        memcpy(st->key, other->key, sizeof st->key);
+        return 0;
+    }
+    if (platform_parse(want, &p, e)) return -1;
+    if (!strcmp(base, "scratch")) {
+        st->config = json_pack("{ss,ss,ss,s:{},s:{s:s,s:[]},s:[]}", "architecture", p.arch, "os", p.os, "created", build_time(b, now), "config", "rootfs", "type", "layers", "diff_ids", "history");
+        st->layers = json_array();
+        snprintf(st->key, sizeof st->key, "scratch %s", p.arch);
+        return 0;
+    }
+    AUTO_IMAGE m = { 0 };
+    struct ref r;
+    if (cli_flag(b->cli, "pull") || image_find(b->s, base, &m, NULL, e)) {
+        struct pull_opts o = { want, true, tls_verify(b->cli) };
+        if (ref_parse(base, &r, e) || image_pull(b->s, &r, &o, e)) return err_wrap(e, "%s", base);
+        image_done(&m);
+        if (image_find(b->s, base, &m, NULL, e)) return -1;
+    }
+    st->config = json_deep_copy(m.config);
+    st->layers = json_deep_copy(js_get(m.manifest, "layers"));
+    snprintf(st->key, sizeof st->key, "sha256:%s", m.id);
+    return 0;
+}
+
+static int build_triggers(struct build *b, struct bstage *st, struct err *e) {
+    AUTO_STRV list = { 0 };
+    js_to_strv(js_path(st->config, "config.OnBuild"), &list);
+    json_object_del(js_get(st->config, "config"), "OnBuild");
+    for (size_t i = 0; i < list.n; i++) {
+        struct df_inst in;
+        const char *rest = "";
+        int line = 0, rc = df_inst_parse(list.v[i], 0, &rest, &line, &in, e);
+        if (!rc && build_inst(b, st, &in, e)) rc = build_blame(b, &in, e);
+        df_inst_done(&in);
+        if (rc) return err_wrap(e, "ONBUILD");
+    }
+    return 0;
+}
+
+static int build_stage(struct build *b, struct bstage *st, struct err *e) {
+    AUTO_FREE char *base = NULL, *platform = NULL;
+    struct df_vars v = { &b->global, NULL };
+    if (st->built) return 0;
+    const struct df_stage *df = st->df;
+    size_t number = (size_t)(st - b->stage);
+    if (df_text(df->base, b->df.escape, &v, &base, e) || (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e))) return -1;
+    if (!*base) return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line, df->base);
+    b->step++;
+    build_say(b, "[%s 1/%zu] FROM %s", df->name ? df->name : b->df.n > 1 ? "stage" : "", df->n + 1, base);
+    if (build_base(b, st, base, platform, e)) return -1;
+    js_sub(st->config, "config");
+    if (build_triggers(b, st, e)) return -1;
+    for (size_t i = 0; i < df->n; i++) {
+        const struct df_inst *in = &df->inst[i];
+        AUTO_FREE char *shown = str_printable(in->text);
+        b->step++;
+        build_say(b, "[%s%s%zu/%zu] %s %.200s", df->name ? df->name : "", df->name ? " " : "", i + 2, df->n + 1, in->name, shown);
+        if (build_inst(b, st, in, e)) return build_blame(b, in, e);
+    }
+    (void)number;
+    return st->built = true, 0;
+}
+
+/* --from: a stage by name or number, or an image. */
+static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e) {
+    i64 n;
+    for (size_t i = 0; i < b->df.n; i++)
+        if (str_eq(b->df.stage[i].name, name) || (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
+            *ret = &b->stage[i];
+            return build_stage(b, *ret, e);
+        }
+    if (b->nstages == b->df.n + 64) return err_set(e, 0, "more than 64 images in COPY --from");
+    struct bstage *st = &b->stage[b->nstages++];
+    *ret = st;
+    if (build_base(b, st, name, NULL, e)) return -1;
+    return st->built = true, 0;
+}
+
+/* Builds the target stage. Everything of b but what this sets is the caller's. */
+static int build_target(struct build *b, const char *target, struct bstage **ret, struct err *e) {
+    struct platform p;
+    size_t at = b->df.n - 1;
+    i64 n;
+    if (platform_parse(cli_text(b->cli, "platform"), &p, e)) return -1;
+    strv_take(&b->global, str_fmt("TARGETPLATFORM=%s/%s%s%s", p.os, p.arch, *p.variant ? "/" : "", p.variant));
+    strv_take(&b->global, str_fmt("TARGETOS=%s", p.os));
+    strv_take(&b->global, str_fmt("TARGETARCH=%s", p.arch));
+    strv_take(&b->global, str_fmt("TARGETVARIANT=%s", p.variant));
+    strv_take(&b->global, str_fmt("BUILDPLATFORM=linux/%s", host_arch()));
+    strv_add(&b->global, "BUILDOS=linux");
+    strv_take(&b->global, str_fmt("BUILDARCH=%s", host_arch()));
+    for (size_t i = 0; i < b->df.nglobal; i++) if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
+    b->stage = mem_new((b->df.n + 64) * sizeof *b->stage);
+    b->nstages = b->df.n;
+    for (size_t i = 0; i < b->df.n + 64; i++) b->stage[i] = (struct bstage){ .df = i < b->df.n ? &b->df.stage[i] : NULL, .m = { .layers = -1, .rootdir = -1, .c = { .dir = -1 } } };
+    if (target) {
+        for (at = 0; at < b->df.n; at++)
+            if (!strcasecmp(b->df.stage[at].name ? b->df.stage[at].name : "", target) || (str_int(target, 0, 1000, &n) && (size_t)n == at)) break;
+        if (at == b->df.n) return err_set(e, 0, "target stage \"%.60s\" could not be found", target);
+    }
+    *ret = &b->stage[at];
+    return build_stage(b, *ret, e);
+}
+
+static void build_done(struct build *b) {
+    for (size_t i = 0; b->stage && i < b->nstages; i++) build_close(&b->stage[i]);
+    free(b->stage);
+    dockerfile_done(&b->df);
+    strv_done(&b->ignore), strv_done(&b->global);
+    fd_closep(&b->ctx);
 }
 /* }==== 25 build */
 
@@ -10950,7 +12396,7 @@ static const struct opt OPT_RUN[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-static int tls_verify(const struct cli *c) { return cli_has(c, "tls-verify") ? cli_flag(c, "tls-verify") : -1; }
+
 
 /* The embedded image: the program itself as its one file. */
 static int hello_image(const struct store *s, struct err *e) {
@@ -12012,26 +13458,6 @@ struct visit {
     struct json_t *changes;
 };
 
-/* Runs fn in the container's file tree; its exit status. */
-static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid, struct err *e) {
-    struct plan p = { 0 };
-    struct launch l;
-    AUTO_FD pidfd = ctr_alive(k) ? ctr_pidfd(k, e) : -1;
-    if (plan_parse(k->config, &p, e)) return -1;
-    ctr_launch_init(k, &p, &l);
-    fflush(NULL);
-    pid_t pid = launch_visit(&l, pidfd, fn, arg, e);
-    int status = 0, rc = pid < 0 ? -1 : 0;
-    if (pid > 0 && ret_pid) *ret_pid = pid;
-    else if (pid > 0) {
-        waitpid(pid, &status, 0);
-        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
-    }
-    launch_done(&l);
-    plan_done(&p);
-    return rc;
-}
-
 static int export_run(int root, void *arg) {
     struct visit *v = arg;
     struct err e = { 0 };
@@ -12174,35 +13600,12 @@ static int cp_out_run(int root, void *arg) {
     return 0;
 }
 
-/* Where an archive goes: into `path` if that is a directory (or ends with "/"), else as `path`. */
-static int cp_layout(int root, const char *path, bool whole, struct placing *pl, char **ret_into, char **ret_rename, struct err *e) {
-    AUTO_FREE char *clean = path_clean(path);
-    struct stat st;
-    AUTO_FD at = sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-    bool there = at >= 0 && !fstat(at, &st), dir = there && S_ISDIR(st.st_mode);
-    if (dir) {
-        *ret_into = str_dup(clean);
-        pl->into = *ret_into;
-        return 0;
-    }
-    if (str_suffix(path, "/") && there) return err_set(e, 0, "destination \"%s\" is not a directory", path);
-    if (str_suffix(path, "/") && !whole) return err_set(e, 0, "destination directory %s must exist", path);
-    char *slash = strrchr(clean, '/');
-    *ret_rename = str_dup(slash ? slash + 1 : clean);
-    *ret_into = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
-    AUTO_FD parent = sys_openat2(root, **ret_into ? *ret_into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-    if (parent < 0) return err_set(e, 0, "no such directory: /%s", *ret_into);
-    pl->into = *ret_into;
-    pl->rename = *ret_rename;
-    return 0;
-}
-
 static int cp_in_run(int root, void *arg) {
     struct visit *v = arg;
     struct err e = { 0 };
-    struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive };
+    struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive, .placed = -1 };
     AUTO_FREE char *into = NULL, *rename = NULL;
-    if (cp_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
+    if (place_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
     if (v->name && !pl.rename) pl.rename = NULL;
     return place_archive(&pl, v->fd, &e) ? visit_fail(&e) : 0;
 }
@@ -12235,9 +13638,9 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
     AUTO_FREE char *into = NULL, *rename = NULL;
     AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     AUTO_FREE char *cwd = getcwd(NULL, 0), *full = *dest == '/' ? str_dup(dest) : str_fmt("%s/%s", cwd ? cwd : "", dest);
-    struct placing pl = { .root = root, .uid = -1, .gid = -1, .chmod = -1, .keep_owner = cli_flag(c, "archive") };
+    struct placing pl = { .root = root, .uid = -1, .gid = -1, .chmod = -1, .keep_owner = cli_flag(c, "archive"), .placed = -1 };
     /* below "/" of the host: resolving in the root is resolving as usual */
-    rc = cp_layout(root, full, true, &pl, &into, &rename, e);
+    rc = place_layout(root, full, true, &pl, &into, &rename, e);
     if (!rc && contents && rename) {      /* SRC/. to a new directory */
         AUTO_FREE char *made = str_fmt("%s/%s", into, rename);
         AUTO_FD d = mnt_target(root, made, true, false, e);
@@ -12343,7 +13746,9 @@ static int cmd_commit(struct cli *c, struct err *e) {
     AUTO_FD s = pause ? ctr_connect(k.dir) : -1;
     char answer[1100];
     if (s >= 0 && send(s, "P", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
-    int rc = ctr_commit_layer(&k, -1, &desc, diff, e);
+    AUTO_STRV below = { 0 };
+    if (image_diff_ids(config, &below, e)) return -1;
+    int rc = ctr_commit_layer(&k, -1, NULL, &below, &desc, diff, e);
     if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
     if (rc) return -1;
     AUTO_JSON *layers = json_deep_copy(js_get(base, "layers"));
@@ -13236,6 +14641,190 @@ static int cmd_doctor(struct cli *c, struct err *e) {
     return userns ? 0 : 1;
 }
 
+/* ---- 26.17 build ---- */
+static const struct opt OPT_BUILD[] = {
+    { "add-host", 0, OPT_LIST, "Add a custom host-to-IP mapping (host:ip)" },
+    { "build-arg", 0, OPT_LIST, "Set build-time variables" },
+    { "file", 'f', OPT_TEXT, "Name of the Dockerfile (default: PATH/Dockerfile)" },
+    { "iidfile", 0, OPT_TEXT, "Write the image ID to the file" },
+    { "label", 0, OPT_LIST, "Set metadata for an image" },
+    { "network", 0, OPT_TEXT, "Networking mode for the RUN instructions (host|none)" },
+    { "no-cache", 0, OPT_BOOL, "Do not use cache when building the image" },
+    { "output", 'o', OPT_TEXT, "Output destination (type=local,dest=path | type=tar,dest=path)" },
+    { "platform", 0, OPT_TEXT, "Set target platform for build" },
+    { "progress", 0, OPT_TEXT, "Set type of progress output (auto, plain, quiet)" },
+    { "pull", 0, OPT_BOOL, "Always attempt to pull all referenced images" },
+    { "quiet", 'q', OPT_BOOL, "Suppress the build output and print image ID on success" },
+    { "secret", 0, OPT_LIST, "Secret to expose to the build (id=mysecret,src=/local/secret)" },
+    { "shm-size", 0, OPT_BYTES, "Shared memory size for RUN" },
+    { "ssh", 0, OPT_LIST, "SSH agent socket to expose to the build (default)" },
+    { "tag", 't', OPT_LIST, "Name and optionally a tag (name:tag)" },
+    { "target", 0, OPT_TEXT, "Set the target build stage to build" },
+    { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates when pulling (true)" },
+    { "ulimit", 0, OPT_LIST, "Ulimit options" },
+    { "force-rm", 0, OPT_BOOL, "Accepted; nothing is left behind anyway" },
+    { "rm", 0, OPT_BOOL, "Accepted; nothing is left behind anyway" },
+    { "load", 0, OPT_BOOL, "Accepted; images are always in the store" },
+    { "allow", 0, OPT_LATER_TEXT, "" }, { "attest", 0, OPT_LATER_TEXT, "" }, { "annotation", 0, OPT_LATER_TEXT, "" },
+    { "build-context", 0, OPT_LATER_TEXT, "" }, { "cache-from", 0, OPT_LATER_TEXT, "" }, { "cache-to", 0, OPT_LATER_TEXT, "" },
+    { "cgroup-parent", 0, OPT_LATER_TEXT, "" }, { "compress", 0, OPT_LATER_BOOL, "" }, { "isolation", 0, OPT_LATER_TEXT, "" },
+    { "memory", 'm', OPT_LATER_TEXT, "" }, { "push", 0, OPT_LATER_BOOL, "" }, { "squash", 0, OPT_LATER_BOOL, "" },
+    { "provenance", 0, OPT_TEXT, "Accepted; none is made" }, { "sbom", 0, OPT_TEXT, "Accepted; none is made" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* A context that comes as an archive, laid out in tmp/. */
+static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct err *e) {
+    char id[HEX_LEN + 1];
+    id_random(id);
+    *ret_tmp = str_fmt("tmp/context-%.16s", id);
+    if (mkdirat(b->s->dir, *ret_tmp, 0700) || (b->ctx = dir_open(b->s->dir, *ret_tmp, e)) < 0) return err_set(e, errno, "make a directory for the context");
+    struct placing pl = { .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1, .placed = -1 };
+    return place_archive(&pl, fd, e);
+}
+
+/* The context and the Dockerfile's text from PATH, "-" and -f. */
+static int build_context(struct build *b, const char *where, char **ret_tmp, struct buf *text, struct err *e) {
+    const char *file = cli_text(b->cli, "file");
+    if (str_prefix(where, "http://") || str_prefix(where, "https://") || str_prefix(where, "git@") || str_suffix(where, ".git"))
+        return err_set(e, 0, "a context from a URL is not supported yet by skiff: clone it and give the directory");
+    if (!strcmp(where, "-")) {
+        AUTO_BUF in = { 0 };
+        buf_reserve(&in, 1024);
+        ssize_t k = fd_read_all(0, in.p, 512);
+        bool tar = k == 512 && (!memcmp(in.p + 257, "ustar", 5) || ((u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) || ((u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5));
+        if (k < 0) return err_set(e, errno, "read the context");
+        in.n = (size_t)k;
+        if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
+        if (!tar) return buf_add(text, in.p, in.n), 0;
+        AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+        if (tmp < 0 || fd_write_all(tmp, in.p, in.n) || lseek(tmp, 0, SEEK_SET) < 0) return err_set(e, errno, "keep the context");
+        if (build_context_archive(b, tmp, ret_tmp, e)) return -1;
+    } else {
+        AUTO_FD fd = open(where, O_RDONLY | O_CLOEXEC);
+        struct stat st;
+        if (fd < 0 || fstat(fd, &st)) return err_set(e, errno, "unable to prepare context: path \"%s\"", where);
+        if (S_ISDIR(st.st_mode)) b->ctx = fd_steal(&fd);
+        else if (build_context_archive(b, fd, ret_tmp, e)) return -1;
+    }
+    if (file && !strcmp(file, "-")) return fd_slurp(0, DF_MAX_BYTES, text) ? err_set(e, errno, "read the Dockerfile") : 0;
+    AUTO_FREE char *beside = str_fmt("%s.dockerignore", file ? file : "Dockerfile");
+    if (file && strcmp(where, "-")) {
+        if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e)) return err_wrap(e, "unable to read the Dockerfile");
+        if (!access(beside, R_OK)) ignore_load(AT_FDCWD, beside, &b->ignore);
+        else ignore_load(b->ctx, ".dockerignore", &b->ignore);
+        return 0;
+    }
+    if (!faccessat(b->ctx, beside, R_OK, 0)) ignore_load(b->ctx, beside, &b->ignore);
+    else ignore_load(b->ctx, ".dockerignore", &b->ignore);
+    return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e) ? err_wrap(e, "failed to read the Dockerfile") : 0;
+}
+
+/* --output: the tree of the result on the host. */
+static int build_output(struct build *b, struct bstage *st, const char *spec, struct err *e) {
+    AUTO_STRV kv = { 0 };
+    const char *type = "local", *dest = NULL;
+    strv_split(&kv, spec, ',');
+    for (size_t i = 0; i < kv.n; i++) {
+        if (str_prefix(kv.v[i], "type=")) type = kv.v[i] + 5;
+        else if (str_prefix(kv.v[i], "dest=")) dest = kv.v[i] + 5;
+        else if (!strchr(kv.v[i], '=')) dest = kv.v[i];
+    }
+    if (!strcmp(type, "image") || !strcmp(type, "docker")) return 0;
+    if ((strcmp(type, "local") && strcmp(type, "tar")) || !dest) return err_set(e, 0, "--output: type=%s with dest '%s' is not supported yet by skiff", type, dest ? dest : "");
+    AUTO_FD layers = dir_open(b->s->dir, "layers", e);
+    if (layers < 0 || stage_index(b, st, e)) return -1;
+    if (!strcmp(type, "local")) {
+        if (dir_make(AT_FDCWD, dest, e)) return -1;
+        AUTO_FD d = dir_open(AT_FDCWD, dest, e);
+        return d < 0 || idx_unpack(&st->x, layers, d, !geteuid(), e) ? -1 : 0;
+    }
+    AUTO_FD fd = strcmp(dest, "-") ? open(dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) : fcntl(1, F_DUPFD_CLOEXEC, 3);
+    struct tarring t = { .clamp = b->epoch };
+    struct packs packs;
+    if (fd < 0) return err_set(e, errno, "create %s", dest);
+    packs_init(&packs, &st->x, layers);
+    struct copy_src src = { .dir = -1, .x = &st->x, .packs = &packs };
+    int rc = tar_begin(&t, fd, e) || tar_add_idx(&t, &src, &st->x.inodes[0], "", 0, e) ? -1 : 0;
+    struct err second;
+    if (tar_end(&t, rc ? &second : e)) rc = -1;
+    packs_done(&packs);
+    return rc;
+}
+
+static int build_finish(struct build *b, struct bstage *st, struct err *e) {
+    AUTO_STRV tags = { 0 }, labels = { 0 };
+    char id[HEX_LEN + 1] = "", now[40];
+    const char *iid = cli_text(b->cli, "iidfile");
+    cli_list(b->cli, "tag", &tags);
+    cli_list(b->cli, "label", &labels);
+    for (size_t i = 0; i < labels.n; i++) {
+        char *eq = strchr(labels.v[i], '=');
+        if (eq) *eq++ = 0;
+        js_sets(js_sub(js_sub(st->config, "config"), "Labels"), labels.v[i], eq ? eq : "");
+    }
+    js_sets(st->config, "created", build_time(b, now));
+    for (size_t i = 0; i < (tags.n ? tags.n : 1); i++) {
+        struct ref r;
+        AUTO_FREE char *full = NULL;
+        if (tags.n && ref_parse(tags.v[i], &r, e)) return -1;
+        if (tags.n) full = ref_full(&r);
+        if (image_put(b->s, st->config, st->layers, full, NULL, id, NULL, e)) return -1;
+        AUTO_FREE char *familiar = full ? ref_familiar(&r) : NULL;
+        b->step += i == 0;
+        if (familiar) build_say(b, "naming to %s", familiar);
+    }
+    AUTO_FREE char *full_id = str_fmt("sha256:%s", id);
+    if (iid && file_replace(AT_FDCWD, iid, full_id, strlen(full_id), 0644, 0, e)) return -1;
+    build_say(b, "writing image %s done", full_id);
+    if (b->quiet) puts(full_id);
+    return cli_has(b->cli, "output") ? build_output(b, st, cli_text(b->cli, "output"), e) : 0;
+}
+
+static int cmd_build(struct cli *c, struct err *e) {
+    const char *progress = cli_text(c, "progress"), *epoch = getenv("SOURCE_DATE_EPOCH");
+    struct build b = { .cli = c, .ctx = -1, .epoch = -1, .out = stderr };
+    AUTO_BUF text = { 0 };
+    AUTO_FREE char *tmp = NULL;
+    struct bstage *st = NULL;
+    struct ref r;
+    AUTO_STRV tags = { 0 };
+    if (progress && strcmp(progress, "auto") && strcmp(progress, "plain") && strcmp(progress, "tty") && strcmp(progress, "quiet") && strcmp(progress, "rawjson"))
+        return err_set(e, 0, "invalid progress mode %.40s", progress);
+    if (!c->nargs) return err_set(e, 0, "\"skiff build\" requires exactly 1 argument: the context's PATH or -");
+    cli_list(c, "tag", &tags);
+    for (size_t i = 0; i < tags.n; i++) if (ref_parse(tags.v[i], &r, e)) return -1;
+    if (!(b.s = cli_store(c, e))) return -1;
+    b.quiet = cli_flag(c, "quiet") || str_eq(progress, "quiet");
+    b.no_cache = cli_flag(c, "no-cache");
+    if (epoch) str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch);
+    AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
+    int rc = build_context(&b, c->args[0], &tmp, &text, e);
+    if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e))) rc = text.p ? err_wrap(e, "Dockerfile parse error") : err_set(e, 0, "the Dockerfile cannot be empty");
+    if (!rc) rc = build_target(&b, cli_text(c, "target"), &st, e);
+    if (!rc) rc = build_finish(&b, st, e);
+    build_done(&b);
+    if (tmp) tree_remove(b.s->dir, tmp);
+    return rc;
+}
+
+static int cmd_builder_prune(struct cli *c, struct err *e) {
+    if (!cli_store(c, e)) return -1;
+    if (!cli_flag(c, "force") && !ask("WARNING! This will remove all build cache.")) return 0;
+    AUTO_DIR *d = dir_stream(c->store->dir, "cache");
+    struct dirent *de;
+    u64 freed = 0, inodes = 0;
+    while (d && (de = dir_next(d)))
+        if (str_prefix(de->d_name, "build-") || str_prefix(de->d_name, "mount-")) {
+            tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
+            tree_remove(dirfd(d), de->d_name);
+        }
+    freed += store_collect(c->store);
+    AUTO_FREE char *size = size_human(freed);
+    printf("Total:\t%s\n", size);
+    return 0;
+}
+
 /* ---- 26.19 hello: what the embedded image runs ---- */
 static int hello_main(void) {
     char uid[128] = "?", root[256] = "?", line[512];
@@ -13359,6 +14948,9 @@ static const struct cmd CMDS[] = {
     { "system events", "events", "[OPTIONS]", "Get real time events", cmd_events, { OPT_EVENTS }, 0, 0, false, 1 },
     { "version", NULL, "[OPTIONS]", "Show the version information", cmd_version, { OPT_VERSION }, 0, 0, false, 1 },
     { "doctor", NULL, "", "Try each thing that skiff needs of this host, and say what is lost without it", cmd_doctor, { NULL }, 0, 0, false, 1 },
+    { "image build", "build", "[OPTIONS] PATH | -", "Build an image from a Dockerfile", cmd_build, { OPT_BUILD }, 0, 1, false, 1 },
+    { "builder build", NULL, "[OPTIONS] PATH | -", "Build an image from a Dockerfile", cmd_build, { OPT_BUILD }, 0, 1, false, 1 },
+    { "builder prune", NULL, "[OPTIONS]", "Remove build cache", cmd_builder_prune, { OPT_PRUNE }, 0, 0, false, 1 },
 };
 /* }==== 26 cmd */
 

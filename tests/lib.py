@@ -193,7 +193,7 @@ class Skiff:
                 e[k] = v
         return subprocess.Popen(self.argv(words, rest), env=e, cwd=kw.pop("cwd", self.dir), **kw)
 
-    def __call__(self, words, *rest, input=None, env=None, wait=60, **kw):
+    def __call__(self, words, *rest, input=None, env=None, wait=40, **kw):
         command = "skiff " + shlex.join(self.argv(words, rest)[1:])
         if input is not None:
             kw["stdin"] = subprocess.PIPE

@@ -368,7 +368,7 @@ def test_environment(sk):
 def test_escapes(sk):
     """Terminal escapes of hostile names never reach the screen raw."""
     evil = "\x1b]0;pwned\x07\x1b[2J"
-    sk(["create", "--name", "e", "-l", "evil=" + evil, "busybox", "echo", evil + "\n\r"]).ok
+    sk(["create", "--name", "ee", "-l", "evil=" + evil, "busybox", "echo", evil + "\n\r"]).ok
     for line in ["ps -a --no-trunc", "ps -a --no-trunc --format table\\t{{.Labels}}", "inspect ee", "ps -a --format json",
                  "ps -a --no-trunc --format {{.Command}}"]:
         with sk.case(line):

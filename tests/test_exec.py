@@ -32,7 +32,7 @@ def test_exec(sk):
             sk(line).exits(code, pattern)
     for user in ":", "0:", "+1", "1x", "-1", "4294967296", "4294967295", "0:0:0", "0x0", " 0":
         with sk.case("-u %r" % user):
-            r = sk(["exec", "-u", user, "c", "id", "-u"])
+            r = sk(["exec", "-u", user, "cc", "id", "-u"])
             if r.code == 0:
                 eq(user in ("0:", ":"), True, "user %r to be refused; id -u said %s" % (user, r.out))
             else:
@@ -49,8 +49,8 @@ def test_exec(sk):
         sk("exec -d cc sh -c", "echo done >/tmp/flag").says("")
         until(lambda: sk("exec cc test -e /tmp/flag").code == 0, "a detached exec does its work")
     with sk.case("the same namespaces"):
-        eq(sk("exec cc readlink /proc/self/ns/mnt /proc/self/ns/pid /proc/self/ns/user /proc/self/ns/uts").ok.out,
-           sk("exec cc readlink /proc/1/ns/mnt /proc/1/ns/pid /proc/1/ns/user /proc/1/ns/uts").ok.out)
+        for n in "mnt", "pid", "user", "uts", "ipc", "net":
+            eq(sk("exec cc readlink /proc/self/ns/" + n).ok.out, sk("exec cc readlink /proc/1/ns/" + n).ok.out)
     with sk.case("terminal"):
         t = Terminal(sk, "exec -it cc sh", rows=33, cols=77)
         t.expect("# ")
@@ -82,8 +82,8 @@ def test_exec(sk):
         ps = [sk.popen("exec cc echo x", stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(15)]
         eq([p.communicate(timeout=60) for p in ps], [(b"x\n", b"")] * 15)
     with sk.case("its end with the container's"):
-        p = sk.popen("exec cc sleep 1000", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda: "sleep 1000" in sk("top cc").ok.out, "sleep runs")
+        p = sk.popen("exec cc sleep 2345", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: "sleep 2345" in sk("top cc").ok.out, "sleep runs")
         sk("kill cc").ok
         eq(p.wait(30), 137)
     with sk.case("not running"):
@@ -149,11 +149,11 @@ def test_stats(sk):
         r = sk("stats --no-stream").ok
         match(r.lines[0], r"^CONTAINER ID +NAME +CPU % +MEM USAGE / LIMIT +MEM % +NET I/O +BLOCK I/O +PIDS$")
         eq(len(r.lines), 2)
-        match(r.lines[1], r"^[0-9a-f]{12} +c +[\d.]+%")
+        match(r.lines[1], r"^[0-9a-f]{12} +cc +[\d.]+%")
     with sk.case("-a"):
         eq(len(sk("stats --no-stream -a").ok.lines), 3)
     with sk.case("--format"):
-        sk("stats --no-stream --format {{.Name}} cc").says("c")
+        sk("stats --no-stream --format {{.Name}} cc").says("cc")
         true("MemUsage" in sk("stats --no-stream --format json cc").ok.json, "MemUsage in stats --format json")
     with sk.case("missing"):
         sk("stats --no-stream nosuch").exits(1, "no such container")
@@ -168,7 +168,7 @@ def test_cp(sk):
     for state in "created", "running", "stopped":
         for name, args, script in [
                 ("file to directory", (src + "/f", "cc:/tmp"), "cat /tmp/f"), ("file to a new name", (src + "/f", "cc:/tmp/g"), "cat /tmp/g"),
-                ("file onto a file", (src + "/f", "cc:/etc/hostname2"), "cat /etc/hostname2"), ("to a relative path", (src + "/f", "c:relative"), "cat /relative"),
+                ("file onto a file", (src + "/f", "cc:/etc/hostname2"), "cat /etc/hostname2"), ("to a relative path", (src + "/f", "cc:relative"), "cat /relative"),
                 ("directory", (src, "cc:/new"), "cat /new/f"), ("directory into a directory", (src, "cc:/tmp"), "cat /tmp/src/f"),
                 ("contents", (src + "/.", "cc:/tmp"), "cat /tmp/f"), ("by full id", (src + "/f", sk.get("cc", "{{.Id}}") + ":/tmp/id"), "cat /tmp/id")]:
             with sk.case("%s, %s" % (name, state)):

@@ -42,7 +42,7 @@ def test_tag_and_remove(sk):
     iid = sk.get("busybox", "{{.Id}}")
     for ref, shown in [("a", "a:latest"), ("a:1", "a:1"), ("docker.io/library/b", "b:latest"), ("docker.io/u/r:t", "u/r:t"),
                        ("h:80/p/q", "h:80/p/q:latest"), ("localhost/x", "localhost/x:latest"),
-                       ("a-b_c.d/e__f:G.h-I_j", "a-b_c.d/e__f:G.h-I_j"), ("index.docker.io/library/z", "z:latest")]:
+                       ("a-b_c/e__f:G.h-I_j", "a-b_c/e__f:G.h-I_j"), ("index.docker.io/library/z", "z:latest")]:
         with sk.case("tag " + ref):
             sk("tag busybox", ref).says("")
             sk("rmi", ref).says("Untagged: " + shown)
@@ -132,7 +132,7 @@ def test_prune(sk):
         match(r.out + r.err, r"WARNING! This will remove all dangling images")
     with sk.case("prune -a keeps what a container uses"):
         sk("image prune -af").ok
-        eq(sorted(sk("images --format", "{{.Repository}}").ok.lines), ["busybox"])
+        eq(sorted(sk("images --format", "{{.Repository}}").ok.lines), ["busybox", "keep"])
     sk("rm cc").ok
     with sk.case("system prune -af"):
         sk("system prune -af").prints("Total reclaimed space: [^0]")
@@ -158,7 +158,8 @@ def test_save_and_load(sk):
     with sk.case("save is an OCI archive as well, as Docker's since 25"):
         names = docker_names(open(f, "rb").read())
         if "oci-layout" in names:
-            tool("skopeo", "inspect", "oci-archive:" + f, env=sk.env)
+            tool("tar", "-C", sk.folder("oci"), "--no-same-owner", "-xf", f)
+            tool("skopeo", "inspect", "oci:%s/oci" % sk.dir, env=sk.env)
     with sk.case("save to a pipe, load from it"):
         data = sk("save busybox").ok.raw
         sk("rmi busybox").ok
@@ -248,7 +249,7 @@ def test_import_and_export(sk):
     sk("create --name cc -e A=1 busybox true").ok
     f = sk.dir + "/e.tar"
     with sk.case("export -o"):
-        sk("export -o", f, "c").says("")
+        sk("export -o", f, "cc").says("")
         with tarfile.open(f) as t:
             names = {n.lstrip("./") for n in t.getnames()}
             true({"bin/busybox", "etc/passwd"} <= names, "bin/busybox in an export")
@@ -289,7 +290,7 @@ def test_commit(sk):
             r"^new\nls: /etc/group: No such file or directory\n700\n/tmp\n1$")
         eq(sk.get("made:1", "{{.Author}} {{.Comment}} {{len .RootFS.Layers}} {{.Config.Labels.l}}"), "me why 2 m")
     with sk.case("--change"):
-        sk("commit", "-c", "CMD [\"cat\",\"/root/f\"]", "--change", "ENV Z=1", "c", "made:2").ok
+        sk("commit", "-c", "CMD [\"cat\",\"/root/f\"]", "--change", "ENV Z=1", "cc", "made:2").ok
         sk("run --rm made:2").says("new")
     with sk.case("the layer is a layer"):
         sk("save -o", sk.dir + "/m.tar", "made:1").ok
@@ -340,7 +341,7 @@ def test_transports(sk):
     for ref in ["oci:%s:busybox" % layout, "oci-archive:" + f, "docker-archive:" + lib.ENV["FIXTURE_busybox"]]:
         with sk.case("pull " + ref.split(":")[0]):
             r = sk("pull -q", ref).ok
-            sk("run --rm", r.lines[-1], "echo x").says("x")
+            sk("run --rm", r.lines[-1], "echo", "x").says("x")
     with sk.case("load of an OCI archive"):
         sk("load -i", f).prints("^Loaded image")
     with sk.case("push oci:"):
@@ -363,7 +364,7 @@ def test_rootfs(sk):
         root = sk.folder("rootfs")
         t.extractall(root)
     with sk.case("--rootfs"):
-        sk("run --rm --rootfs", root, "sh -c".split()[0], "-c", "echo x >/f; cat /f").says("x")
+        sk("run --rm --rootfs", root, "sh", "-c", "echo x >/f; cat /f").says("x")
     with sk.case("--rootfs :O leaves it alone"):
         r = sk("run --rm --rootfs", root + ":O", "sh", "-c", "echo y >/g; cat /g")
         if r.code == 0:

@@ -33,7 +33,7 @@ def test_logs(sk):
             match(line, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (one|three)$")
     with sk.case("--since a time that -t showed"):
         stamp = sk("logs -t aa").ok.lines[-1].split()[0]
-        eq(sk("logs --since", stamp, "a").ok.lines, ["three"])
+        eq(sk("logs --since", stamp, "aa").ok.lines, ["three"])
     with sk.case("--details"):
         sk("run --name det --log-opt labels=x -l x=y busybox echo z").ok
         match(sk("logs --details det").ok.out, r"^(x=y )?z$")
@@ -63,7 +63,7 @@ def test_content(sk):
     with sk.case("binary, quotes, escapes"):
         sk("run --name bb busybox printf", r"\001\"\\\\\t\377\303\251\n").ok
         raw = sk("logs bb").ok.raw
-        true(raw.startswith(b"\x01\"\\\t") and raw.endswith(b"\xc3\xa9\n"), "the bytes, got %r" % raw)
+        true(raw.startswith(b'\x01\\"\\\\\t') and raw.endswith(b"\xc3\xa9\n"), "the bytes, got %r" % raw)
     with sk.case("a line of 100 kB"):
         sk("run --name cc busybox sh -c", "head -c 100000 /dev/zero | tr '\\0' x; echo").ok
         eq(sk("logs cc").ok.raw, b"x" * 100000 + b"\n")

@@ -30,19 +30,19 @@ def test_debian(sk):
     with sk.case("bash"):
         sk("run --rm debian bash -c", "echo $BASH_VERSION | cut -c1; . /etc/os-release; echo $ID").prints(r"^\d\n\w+")
     with sk.case("dpkg -i"):
-        r = sk("run --name cc -v", debs + ":/debs:ro", "debian sh -c",
+        r = sk("run --name cc -v", debs + ":/debs:ro", "debian", "sh", "-c",
                "dpkg -i /debs/probe.deb && cat /opt/probe/f && getent passwd probe && dpkg -s skiff-probe | grep Status", wait=150).ok
         for want in "configured", "payload", "^probe:x:", "Status: install ok installed":
             match(r.out, want)
     with sk.case("apt-get install from a folder"):
-        r = sk("run --rm -v", debs + ":/debs:ro", "debian sh -c",
+        r = sk("run --rm -v", debs + ":/debs:ro", "debian", "sh", "-c",
                "apt-get install -y --no-install-recommends /debs/probe.deb >/tmp/out 2>&1 || { cat /tmp/out; exit 1; }; cat /opt/probe/f; dpkg -r skiff-probe >/dev/null && echo removed",
                wait=150)
         r.says("payload\nremoved")
     with sk.case("a package source of its own"):
         sk.file("debs/Packages", lib.tool("sh", "-c", "cd %s && dpkg-scanpackages -m . 2>/dev/null || true" % debs))
         if os.path.getsize(sk.dir + "/debs/Packages"):
-            sk("run --rm -v", debs + ":/debs:ro", "debian sh -c",
+            sk("run --rm -v", debs + ":/debs:ro", "debian", "sh", "-c",
                "rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*; echo 'deb [trusted=yes] file:/debs ./' >/etc/apt/sources.list; "
                "apt-get update -qq >/dev/null && apt-get install -y -qq skiff-probe >/dev/null && cat /opt/probe/f", wait=150).says("payload")
     with sk.case("what was installed can be committed"):
@@ -66,9 +66,9 @@ def test_python(sk):
     ref = ENV["REGISTRY_HTTP"] + "/python"
     sk("pull -q", ref, wait=120).ok
     with sk.case("its user, directory and environment"):
-        sk("run --rm", ref, "python3 -c", "import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, os.getcwd(), os.environ['GREETING'])").says("app /app hello world")
+        sk("run --rm", ref, "python3", "-c", "import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, os.getcwd(), os.environ['GREETING'])").says("app /app hello world")
     with sk.case("threads, processes, sockets, tmp"):
-        sk("run --rm", ref, "python3 -c", """
+        sk("run --rm", ref, "python3", "-c", """
 import concurrent.futures as c, multiprocessing as m, tempfile, socket, sqlite3, ssl, os
 def f(x): return x * x
 with m.Pool(3) as p: a = sum(p.map(f, range(50)))
@@ -80,7 +80,7 @@ print(a == b == 40425, m.Lock() is not None, os.listdir('/dev/shm') == [])
 """).says("True True True")
     with sk.case("a server"):
         port = free_port()
-        sk("run -d --name ss", ref, "python3 -m http.server", str(port)).ok
+        sk("run -d --name ss", ref, "python3", "-m", "http.server", str(port)).ok
         body = until(lambda: fetch("http://127.0.0.1:%d/app.py" % port), "the server answers")
         match(body, "http.server")
         sk("stop -t 3 ss").ok
@@ -128,7 +128,7 @@ def test_postgres(sk):
     ref = ENV["REGISTRY_HTTP"] + "/postgres"
     sk("pull -q", ref, wait=150).ok
     port = free_port()
-    run = ["run", "-d", "--name", "p", "-v", "pg:/data", ref, "postgres", "-c", "listen_addresses=127.0.0.1", "-c", "port=%d" % port]
+    run = ["run", "-d", "--name", "pp", "-v", "pg:/data", ref, "postgres", "-c", "listen_addresses=127.0.0.1", "-c", "port=%d" % port]
     sk(run).ok
     query = lambda sql: sk("exec pp psql -h 127.0.0.1 -p %d -U postgres -tAc" % port, sql)
     with sk.case("comes up"):

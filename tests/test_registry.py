@@ -33,7 +33,7 @@ def test_pull(sk):
             match(r.out, r"(?m)^Status: Downloaded newer image for %s$" % ref)
             eq(r.lines[-1], ref, "last line")
             true("\x1b" not in r.out and "\r" not in r.out, "plain lines where there is no terminal")
-            sk("run --rm", ref, "echo x").says("x")
+            sk("run --rm", ref, "echo", "x").says("x")
         with sk.case("again " + tag):
             sk("pull", ref).prints("(?m)^Status: Image is up to date for " + ref)
         with sk.case("-q " + tag):
@@ -68,13 +68,13 @@ def test_run_pulls(sk):
     with sk.case("--pull never"):
         sk("run --pull never --rm", ref, "true").exits(125, "no such image")
     with sk.case("run pulls what is missing, and says so on stderr only"):
-        r = sk("run --rm", ref, "echo x").says("x")
+        r = sk("run --rm", ref, "echo", "x").says("x")
         match(r.err, "Unable to find image '.*busybox:latest' locally")
     with sk.case("--pull always"):
-        sk("run --rm --pull=always", ref, "echo x").says("x")
+        sk("run --rm --pull=always", ref, "echo", "x").says("x")
     with sk.case("--quiet"):
         sk("rmi", ref).ok
-        r = sk("run --rm -q", ref, "echo x").says("x")
+        r = sk("run --rm -q", ref, "echo", "x").says("x")
         eq(r.err, "")
     with sk.case("create pulls"):
         sk("rmi", ref).ok
@@ -242,7 +242,7 @@ def test_push(sk):
     with sk.case("-q"):
         sk("push -q", name + ":1").says(name + ":1")
     with sk.case("a commit"):
-        sk("run --name cc", name + ":1", "sh -c", "echo x >/f").ok
+        sk("run --name cc", name + ":1", "sh", "-c", "echo x >/f").ok
         sk("commit cc", name + ":2").ok
         sk("push", name + ":2").ok
         tool("skopeo", "copy", "-q", "--src-tls-verify=false", "docker://" + name + ":2", "oci:%s/o:x" % sk.dir)
@@ -300,7 +300,7 @@ def test_faults_that_heal(sk):
         with sk.case(name):
             g = Registry(m, blobs).fault(pattern, fault, times)
             sk("pull -q", g.ref).ok
-            sk("run --rm", g.ref, "wc -c /noise").says("300000 /noise")
+            sk("run --rm", g.ref, "wc", "-c", "/noise").says("300000 /noise")
             if "middle" in name:
                 true(any(h.get("Range", "").startswith("bytes=") for _, p, h in g.requests if big in p),
                      "a Range request after the connection broke")
@@ -343,7 +343,7 @@ def test_faults_that_heal(sk):
         stop.set()
         sk.check_store()
         sk("pull -q", g.ref).ok
-        sk("run --rm", g.ref, "wc -c /noise").says("300000 /noise")
+        sk("run --rm", g.ref, "wc", "-c", "/noise").says("300000 /noise")
     sk.check_store()
 
 
@@ -373,7 +373,7 @@ def test_faults_that_last(sk):
     diff = doc(lambda j: j["config"].update(digest=digest(wrong), size=len(wrong)))
     moved = lambda to: (lambda h: h.send(307, b"", "text/plain", {"Location": to}))
     for name, reg, pattern in [
-            ("bit flipped in a blob", Registry(m, other), "digest|checksum|mismatch|verif"),
+            ("bit flipped in a blob", Registry(m, other), "damaged|digest|checksum|mismatch|verif"),
             ("blob too short", Registry(m, short_), "size|short|digest|mismatch|truncated|unexpected|end"),
             ("blob too long", Registry(m, long_), "size|long|digest|mismatch|larger"),
             ("blob missing", Registry(m, {k: v for k, v in blobs.items() if k != big}), "not found|unknown|404"),
@@ -401,7 +401,7 @@ def test_faults_that_last(sk):
             ("not JSON", Registry(b"<html>", blobs), "JSON|parse|manifest|invalid"),
             ("empty manifest", Registry(b"", blobs), "JSON|parse|manifest|empty|invalid"),
             ("deep JSON", Registry(b'{"a":' + b"[" * 200000, blobs), "JSON|deep|manifest|parse|nest|invalid"),
-            ("index of indexes without end", None, "nest|deep|index|loop|recurs"),
+            ("index of indexes without end", None, "nest|deep|index|loop|recurs|no matching"),
             ("redirect loop", Registry(m, blobs), "redirect"),
             ("500 for ever", Registry(m, blobs).fault("GET .*blobs/" + big, lambda h: h.send(500, b"no")), "500|server error"),
             ("config of 100 MB", None, "size|large|limit|big"),
@@ -412,6 +412,7 @@ def test_faults_that_last(sk):
             ("redirect to gopher", Registry(m, blobs).fault("GET .*" + big, moved("gopher://127.0.0.1:1/x")), "redirect|protocol|gopher|scheme|unsupported"),
     ]:
         with sk.case(name):
+            sk.root = sk.env["SKIFF_ROOT"] = sk.folder("roots") + "/" + name.replace(" ", "-")
             ref = reg and reg.ref
             if name == "index of indexes without end":
                 reg = Registry()
@@ -443,6 +444,13 @@ def test_faults_that_last(sk):
                 ref = "%s/img@sha256:%s" % (reg.host, "1" * 64)
             sk("pull -q", ref, wait=90).exits(1, pattern)
             clean_after_failure(sk)
+    for name, bad in ("flipped", other), ("short", short_), ("long", long_):
+        with sk.case("a blob that came %s does not spoil the next pull" % name):
+            sk.root = sk.env["SKIFF_ROOT"] = sk.dir + "/roots/after-" + name
+            sk("pull -q", Registry(m, bad).ref).exits(1)
+            g = Registry(m, blobs)
+            sk("pull -q", g.ref).ok
+            sk("run --rm", g.ref, "wc", "-c", "/noise").says("300000 /noise")
     with sk.case("what went wrong is named"):
         g = Registry(m, other)
         r = sk("pull", g.ref).exits(1)

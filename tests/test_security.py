@@ -83,7 +83,7 @@ def test_seccomp(sk):
     with sk.case("a profile of one's own"):
         p = sk.file("p.json", json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}))
         sk("run --rm --security-opt seccomp=%s busybox sh -c" % p, "mkdir /x").exits(1, "not implemented")
-        sk("run --rm --security-opt", "seccomp=" + sk.file("bad.json", "{"), "busybox true").exits(125, "seccomp|profile|JSON|decod")
+        sk("run --rm --security-opt", "seccomp=" + sk.file("bad.json", "{"), "busybox", "true").exits(125, "seccomp|profile|JSON|decod")
     source = r"""
 #define _GNU_SOURCE
 #include <errno.h>
@@ -117,7 +117,7 @@ int main(void) {
 """
     sk.file("try/t.c", source)
     lib.tool("gcc", "-static", "-O1", "-w", "-o", sk.dir + "/try/t", sk.dir + "/try/t.c")
-    r = sk("run --rm -v", sk.dir + "/try:/try:ro", "busybox /try/t").ok
+    r = sk("run --rm -v", sk.dir + "/try:/try:ro", "busybox", "/try/t").ok
     got = dict((k, int(v)) for k, v in (x.split() for x in r.lines))
     EPERM, ENOSYS = 1, 38
     for name, want in [
@@ -150,10 +150,10 @@ def test_descriptors(sk):
         eq(t.seen.split(), ["0", "1", "2", "3"])
     for d in ["/proc/self/fd/%d" % n for n in range(3, 12)] + ["/proc/self/cwd", "/proc/1/cwd", "/proc/self/fd/7/../../.."]:
         with sk.case("-w " + d):
-            got = sk("run --rm -w", d, "busybox sh -c", "pwd -P; ls -d bin/busybox ../bin/busybox 2>/dev/null")
+            got = sk("run --rm -w", d, "busybox", "sh", "-c", "pwd -P; ls -d bin/busybox ../bin/busybox 2>/dev/null")
             if got.code == 0:
                 true("(unreachable)" not in got.out and sk.dir not in got.out, "a directory inside, got %r" % got.out)
-            sk("run --rm -w", d, "busybox cat ..%s/canary/x" % ("/.." * 20 + sk.dir)).exits(None, ".")
+            sk("run --rm -w", d, "busybox", "cat", "..%s/canary/x" % ("/.." * 20 + sk.dir)).exits(None, ".")
     with sk.case("nothing of the host in the container's memory maps"):
         sk.up("cc")
         no_match(sk("exec cc cat /proc/1/maps").ok.out, "skiff")
