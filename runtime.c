@@ -90,6 +90,7 @@
 /* {==== 1 sys: includes, constants, system calls ====
  * Uses: nothing. Every #include and every fall-back constant of the program is here. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <assert.h>
 #include <ctype.h>
 #include <dirent.h>
@@ -486,6 +487,16 @@ static char *str_join(const struct strv *l, const char *sep) {
         buf_adds(&b, l->v[i]);
     }
     return buf_steal(&b);
+}
+
+/* Is w (n characters) one of the space-separated words? */
+static bool word_in(const char *words, const char *w, size_t n) {
+    for (const char *p = words; *p;) {
+        size_t k = strcspn(p, " ");
+        if (k == n && !strncmp(p, w, n)) return true;
+        p += k + (p[k] == ' ');
+    }
+    return false;
 }
 
 /* Text from outside made safe for a terminal: control characters become \xNN. Caller owns it. */
@@ -4653,15 +4664,6 @@ static const char FAKE_CALLS[] =
     "setreuid32 setregid setregid32 setresuid setresuid32 setresgid setresgid32 setfsuid setfsuid32 "
     "setfsgid setfsgid32 setgroups setgroups32 capset";
 
-static bool word_in(const char *words, const char *w, size_t n) {
-    for (const char *p = words; *p;) {
-        size_t k = strcspn(p, " ");
-        if (k == n && !strncmp(p, w, n)) return true;
-        p += k + (p[k] == ' ');
-    }
-    return false;
-}
-
 static const struct scmp_arch *filter_native(void) {
     u32 native = seccomp_arch_native();
     for (size_t i = 0; i < ARRAY_LEN(SECCOMP_ARCHES); i++)
@@ -5308,7 +5310,9 @@ static void plan_mount_option(struct plan_mount *m, const char *o, struct buf *d
         if (!rec && strcmp(o, MNT_OPTS[i].name)) continue;
         u64 *slot = MNT_OPTS[i].clear ? (rec ? &m->rec_clear : &m->attr_clear)
                                       : (rec ? &m->rec_set : &m->attr_set);
+        u64 *opposite = MNT_OPTS[i].clear ? (rec ? &m->rec_set : &m->attr_set) : (rec ? &m->rec_clear : &m->attr_clear);
         *slot |= MNT_OPTS[i].attr;
+        *opposite &= ~MNT_OPTS[i].attr;       /* the last word wins */
         return;
     }
     if (data->n) buf_addc(data, ',');
@@ -5906,6 +5910,17 @@ static int launch_stdio(const struct launch *l, int slave, struct err *e) {
     return 0;
 }
 
+/* Not traceable from here on, and no /proc/PID/exe for others while we are still ourselves. The score
+ * comes first: a process that is not dumpable cannot open its own /proc files. */
+static int launch_hide(const struct plan *p, struct err *e) {
+    char text[24];
+    snprintf(text, sizeof text, "%" PRId64, p->oom_score_adj);
+    if (p->oom_score_adj != INT64_MIN && file_poke(AT_FDCWD, "/proc/self/oom_score_adj", text))
+        return err_set(e, errno, "set oom_score_adj to %s (only root may lower it)", text);
+    prctl(PR_SET_DUMPABLE, 0);
+    return 0;
+}
+
 /* Phases (b) and (c): what run and exec do alike. `sync` closes by itself at execve. */
 __attribute__((noreturn))
 static void launch_finish(struct launch *l, int sync, int slave) {
@@ -5914,14 +5929,6 @@ static void launch_finish(struct launch *l, int sync, int slave) {
     char cwd[PATH_MAX];
     setsid();
     if (launch_stdio(l, slave, &e)) launch_fail(sync, &e);
-    if (p->oom_score_adj != INT64_MIN) {
-        char text[24];
-        snprintf(text, sizeof text, "%" PRId64, p->oom_score_adj);
-        if (file_poke(AT_FDCWD, "/proc/self/oom_score_adj", text) && errno != EACCES) {
-            err_set(&e, errno, "set oom_score_adj to %s", text);
-            launch_fail(sync, &e);
-        }
-    }
     if (launch_rlimits(p, &e)) launch_fail(sync, &e);
     bool entered = !chdir(p->cwd);
     if (launch_identity(l, &e)) launch_fail(sync, &e);
@@ -5965,7 +5972,7 @@ static void launch_child(struct launch *l, int sync) {
         launch_fail(sync, &e);
     }
     if ((p->ids.helper || l->cgroup.path) && launch_hear(sync, MSG_GO, &e)) _exit(EXIT_ENGINE);
-    prctl(PR_SET_DUMPABLE, 0);        /* no tracing, no /proc/PID/exe while we are still ourselves */
+    if (launch_hide(p, &e)) launch_fail(sync, &e);
     if ((p->ns_new & CLONE_NEWCGROUP) && unshare(CLONE_NEWCGROUP)) {
         err_set(&e, errno, "new cgroup namespace");
         launch_fail(sync, &e);
@@ -6168,7 +6175,7 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
     if (!stage) {
         struct err ce = { 0 };
         close(pair[0]);
-        prctl(PR_SET_DUMPABLE, 0);    /* before the first namespace: CVE-2016-9962 */
+        if (launch_hide(p, &ce)) launch_fail(theirs, &ce);     /* before the first namespace: CVE-2016-9962 */
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
         if (setns(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
@@ -6553,6 +6560,10 @@ static int platform_parse(const char *s, struct platform *ret, struct err *e) {
     if (p.n > 1) strcpy(ret->os, p.v[0]);
     strcpy(ret->arch, host_arch_word(p.v[p.n > 1 ? 1 : 0]));
     if (p.n > 2) strcpy(ret->variant, p.v[2]);
+    static const char ARCHES[] = "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm";
+    static const char SYSTEMS[] = "linux windows darwin freebsd wasip1";
+    if (!word_in(ARCHES, ret->arch, strlen(ret->arch)) || !word_in(SYSTEMS, ret->os, strlen(ret->os)))
+        return err_set(e, 0, "\"%.60s\": unknown operating system or architecture: invalid argument", s);
     return 0;
 }
 
@@ -7019,7 +7030,7 @@ static int load_layer(const struct store *s, const struct bundle *b, const char 
 
 /* One image of a docker-archive (manifest.json) or an OCI layout; prints what it loaded. */
 static int load_image(const struct store *s, const struct bundle *b, const char *config_name, const json_t *layer_names,
-                      bool oci, const struct strv *names, bool quiet, struct err *e) {
+                      bool oci, const struct strv *names, struct err *e) {
     AUTO_JSON *config = bundle_json(b, config_name, e), *layers = json_array();
     AUTO_STRV diffs = { 0 };
     if (!config || image_diff_ids(config, &diffs, e)) return -1;
@@ -7042,15 +7053,15 @@ static int load_image(const struct store *s, const struct bundle *b, const char 
             shown = ref_familiar(&r);
         }
         if (image_put(s, config, layers, full, NULL, id, NULL, e)) return -1;
-        if (!quiet && shown) printf("Loaded image: %s\n", shown);
-        else if (!quiet) printf("Loaded image ID: sha256:%s\n", id);
+        if (shown) printf("Loaded image: %s\n", shown);
+        else printf("Loaded image ID: sha256:%s\n", id);
         store_event(s, "image", "load", id, NULL);
     }
     return 0;
 }
 
 /* An OCI layout: every manifest of index.json for this platform, or the one called `only`. */
-static int load_oci(const struct store *s, const struct bundle *b, const char *only, const char *as, bool quiet, struct err *e) {
+static int load_oci(const struct store *s, const struct bundle *b, const char *only, const char *as, struct err *e) {
     AUTO_JSON *index = bundle_json(b, "index.json", e);
     struct platform here;
     size_t i, done = 0;
@@ -7089,16 +7100,16 @@ static int load_oci(const struct store *s, const struct bundle *b, const char *o
         else if (full && !ref_parse(full, &r, &bad)) strv_add(&names, full);
         else if (name && strchr(name, '/') && !ref_parse(name, &r, &bad)) strv_add(&names, name);
         else if (name && strchr(name, ':') && !ref_parse(name, &r, &bad)) strv_add(&names, name);
-        if (load_image(s, b, cpath, js_get(m, "layers"), true, &names, quiet, e)) return -1;
+        if (load_image(s, b, cpath, js_get(m, "layers"), true, &names, e)) return -1;
         done++;
     }
     if (!done) return err_set(e, 0, only && *only ? "the layout has no image called '%s'" : "the layout has no image%s", only ? only : "");
     return 0;
 }
 
-static int load_bundle(const struct store *s, const struct bundle *b, const char *only, const char *as, bool quiet, struct err *e) {
+static int load_bundle(const struct store *s, const struct bundle *b, const char *only, const char *as, struct err *e) {
     AUTO_JSON *m = bundle_json(b, "manifest.json", e);
-    if (!json_is_array(m)) return load_oci(s, b, only, as, quiet, e);
+    if (!json_is_array(m)) return load_oci(s, b, only, as, e);
     size_t i;
     json_t *d;
     json_array_foreach(m, i, d) {
@@ -7106,14 +7117,14 @@ static int load_bundle(const struct store *s, const struct bundle *b, const char
         AUTO_FREE char *config = path_clean(js_str_or(d, "Config", ""));
         if (as) strv_add(&names, as);
         else js_to_strv(js_get(d, "RepoTags"), &names);
-        if (load_image(s, b, config, js_get(d, "Layers"), false, &names, quiet, e)) return -1;
+        if (load_image(s, b, config, js_get(d, "Layers"), false, &names, e)) return -1;
     }
     return json_array_size(m) ? 0 : err_set(e, 0, "manifest.json names no image");
 }
 
 /* Loads from an archive (any of the forms, compressed or not) on fd, or with dir >= 0 a layout
  * directory. only: one name of an OCI layout; as: the name to give; both may be NULL. */
-static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as, bool quiet, struct err *e) {
+static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as, struct err *e) {
     AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
     struct bundle b = { .dir = dir >= 0 ? fcntl(dir, F_DUPFD_CLOEXEC, 3) : -1 };
     int rc = 0;
@@ -7124,7 +7135,7 @@ static int image_load_from(const struct store *s, int fd, int dir, const char *o
         src_inflate_done(&inf);
         if (!rc && !json_object_size(b.members)) rc = err_set(e, 0, "the input is not an image archive");
     }
-    if (!rc) rc = load_bundle(s, &b, only, as, quiet, e);
+    if (!rc) rc = load_bundle(s, &b, only, as, e);
     bundle_done(s, &b);
     return rc;
 }
@@ -8558,7 +8569,7 @@ static bool tmpl_at_end(const struct tmpl *t) {
 
 static json_t *tmpl_field(struct tmpl *t, json_t *v /* consumed */, const char *name) {
     json_t *f = js_get(v, name);
-    if (!f && json_is_object(v) && !t->skip) {
+    if (!f && v && !json_is_null(v) && !t->skip) {
         json_decref(v);
         return tmpl_fail(t, "can't evaluate field ", name);
     }
@@ -8708,8 +8719,11 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "ge")) return json_boolean(tmpl_compare(x, y) >= 0);
     if (!strcmp(f, "index")) {
         const json_t *v = x;
-        for (unsigned i = 1; i < n; i++)
+        for (unsigned i = 1; i < n; i++) {
+            if (json_is_array(v) && (!json_is_integer(a[i]) || json_integer_value(a[i]) < 0 || (size_t)json_integer_value(a[i]) >= json_array_size(v)))
+                return tmpl_fail(t, "error calling index: index out of range", "");
             v = json_is_string(a[i]) ? js_get(v, json_string_value(a[i])) : json_array_get(v, (size_t)json_integer_value(a[i]));
+        }
         return v ? json_incref((json_t *)(uintptr_t)v) : js_text("");
     }
     if (!strcmp(f, "upper")) return tmpl_case(s ? s : "", 'u');
@@ -8718,6 +8732,15 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "truncate")) {
         AUTO_FREE char *c = str_dupn(s ? s : "", json_is_integer(y) && json_integer_value(y) >= 0 ? (size_t)json_integer_value(y) : 0);
         return js_text(c);
+    }
+    if (!strcmp(f, "slice")) {
+        size_t len = json_is_array(x) ? json_array_size(x) : json_string_length(x);
+        json_int_t from = n > 1 ? json_integer_value(a[1]) : 0, to = n > 2 ? json_integer_value(a[2]) : (json_int_t)len;
+        if (from < 0 || to < from || (size_t)to > len) return tmpl_fail(t, "error calling slice: index out of range", "");
+        if (s) return json_stringn_nocheck(s + from, (size_t)(to - from));
+        json_t *part = json_array();
+        for (json_int_t i = from; i < to; i++) json_array_append(part, json_array_get(x, (size_t)i));
+        return part;
     }
     if (!strcmp(f, "pad")) {
         AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)json_integer_value(y), "", s ? s : "", (int)(n > 2 ? json_integer_value(a[2]) : 0), "");
@@ -8890,20 +8913,23 @@ static void tmpl_if(struct tmpl *t, bool with) {
         done |= take;
         end = tmpl_block(t);
     }
+    if (end != 'e') tmpl_fail(t, "unexpected EOF", "");
     t->skip = outer;
     json_decref(v);
     tmpl_vars_to(t, vars);
 }
 
-static void tmpl_range_one(struct tmpl *t, const char *body, unsigned n, char name[2][32], json_t *key /* consumed */, json_t *v) {
+static int tmpl_range_one(struct tmpl *t, const char *body, unsigned n, char name[2][32], json_t *key /* consumed */, json_t *v) {
     unsigned vars = t->vars;
     if (n == 2) tmpl_var(t, name[0], json_incref(key));
     if (n) tmpl_var(t, name[n - 1], json_incref(v));
     json_decref(key);
     t->p = body;
     t->dot = v;
-    tmpl_block(t);
+    int end = tmpl_block(t);
+    if (!end) tmpl_fail(t, "unexpected EOF", "");
     tmpl_vars_to(t, vars);
+    return end;
 }
 
 static void tmpl_range(struct tmpl *t) {
@@ -8916,33 +8942,30 @@ static void tmpl_range(struct tmpl *t) {
     const char *body = t->p, *key;
     size_t i;
     bool trim = t->trim, some = false;
+    int end = 0;
     if (!outer && json_is_array(list))
         json_array_foreach(list, i, v) {
             t->trim = trim, some = true;
-            tmpl_range_one(t, body, n, name, json_integer((json_int_t)i), v);
+            end = tmpl_range_one(t, body, n, name, json_integer((json_int_t)i), v);
         }
     else if (!outer && json_is_object(list))
         json_object_foreach(list, key, v) {
             t->trim = trim, some = true;
-            tmpl_range_one(t, body, n, name, js_text(key), v);
+            end = tmpl_range_one(t, body, n, name, js_text(key), v);
         }
     t->dot = dot;
-    if (!some) {
+    if (!some) {                  /* the body is read over, to find its end */
         t->skip = true;
-        t->p = body;
-        tmpl_range_one(t, body, n, name, json_null(), json_null());
+        end = tmpl_range_one(t, body, n, name, json_null(), json_null());
     }
     t->dot = dot;
+    if (end == 'l') {             /* {{else}}: the branch for an empty list */
+        tmpl_close(t);
+        t->skip = outer || some;
+        if (tmpl_block(t) != 'e') tmpl_fail(t, "unexpected EOF", "");
+    }
     t->skip = outer;
     json_decref(list);
-    /* what ended the body was "end", or "else" with the branch for an empty list */
-    const char *last = t->p;
-    while (last > body && strncmp(last, "{{", 2)) last--;
-    if (strstr(last, "else") && strstr(last, "else") < t->p) {
-        t->skip = outer || some;
-        tmpl_block(t);
-        t->skip = outer;
-    }
 }
 
 static void tmpl_text(struct tmpl *t, const char *end) {
@@ -8973,9 +8996,6 @@ static int tmpl_block(struct tmpl *t) {
             return 'e';
         } else if (tmpl_word(t, "else")) {
             t->depth--;
-            const char *look = t->p;
-            while (*look == ' ') look++;
-            if (!tmpl_word(t, "") || str_prefix(look, "}}") || str_prefix(look, "-}}")) return 'l';
             return 'l';
         } else if (tmpl_word(t, "if")) tmpl_if(t, false);
         else if (tmpl_word(t, "with")) tmpl_if(t, true);
@@ -9717,13 +9737,21 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
         char *c = strpbrk(add.v[i], ":=");
         if (!c || c == add.v[i] || !c[1] || strpbrk(add.v[i], "\n\t ")) return err_set(e, 0, "invalid argument \"%.100s\" for \"--add-host\" flag: bad format for add-host", add.v[i]);
         *c = 0;
+        u8 addr[16];
+        if (strcmp(c + 1, "host-gateway") && inet_pton(AF_INET, c + 1, addr) < 1 && inet_pton(AF_INET6, c + 1, addr) < 1)
+            return err_set(e, 0, "invalid argument \"%.100s:%.60s\" for \"--add-host\" flag: invalid IP address in add-host", add.v[i], c + 1);
         buf_addf(&hosts, "%s\t%s\n", strcmp(c + 1, "host-gateway") ? c + 1 : "127.0.0.1", add.v[i]);
     }
     buf_addf(&hosts, "127.0.1.1\t%s\n", hostname);
     AUTO_FREE char *name_line = str_fmt("%s\n", hostname);
     struct err ignored;
     if (!dns.n && !search.n && !opt.n) file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &resolv, &ignored);
-    for (size_t i = 0; i < dns.n; i++) buf_addf(&resolv, "nameserver %s\n", dns.v[i]);
+    for (size_t i = 0; i < dns.n; i++) {
+        u8 addr[16];
+        if (inet_pton(AF_INET, dns.v[i], addr) < 1 && inet_pton(AF_INET6, dns.v[i], addr) < 1)
+            return err_set(e, 0, "invalid argument \"%.60s\" for \"--dns\" flag: %.60s is not an ip address", dns.v[i], dns.v[i]);
+        buf_addf(&resolv, "nameserver %s\n", dns.v[i]);
+    }
     if (!dns.n && (search.n || opt.n)) {      /* the host's servers stay */
         AUTO_BUF host = { 0 };
         char *save = NULL;
@@ -10146,9 +10174,11 @@ static int make_health(struct make *m, struct err *e) {
     for (size_t i = 0; i < ARRAY_LEN(T); i++) {
         i64 v = js_int(img, T[i].image, 0);
         if (cli_has(c, T[i].flag)) v = time_duration(cli_text(c, T[i].flag));
+        if (v && v < 1000000) return err_set(e, 0, "%s in Healthcheck cannot be less than 1ms", T[i].image);
         js_seti(h, T[i].key, v > 0 ? v : T[i].dflt);
     }
     i64 r = cli_int(c, "health-retries", js_int(img, "Retries", 3));
+    if (r < 0) return err_set(e, 0, "--health-retries cannot be negative");
     js_seti(h, "retries", r > 0 ? r : 3);
     return 0;
 }
@@ -10245,6 +10275,10 @@ static int make_record(struct make *m, struct err *e) {
     js_setb(sk, "stdinOnce", m->interactive && !cli_flag(c, "detach"));
     js_setb(sk, "init", cli_flag(c, "init"));
     js_setb(sk, "privileged", m->privileged);
+    AUTO_STRV add = { 0 }, drop = { 0 };
+    cli_list(c, "cap-add", &add), cli_list(c, "cap-drop", &drop);
+    if (add.n) js_set(sk, "capAdd", js_strv(&add));
+    if (drop.n) js_set(sk, "capDrop", js_strv(&drop));
     js_sets(sk, "userSpec", cli_text(c, "user") ? cli_text(c, "user") : js_str_or(m->run, "User", ""));
     js_set(sk, "entrypoint", cli_text(c, "entrypoint") ? json_pack("[s]", cli_text(c, "entrypoint")) : json_deep_copy(js_get(m->run, "Entrypoint")));
     if (js_get(m->run, "ExposedPorts")) json_object_set(sk, "exposedPorts", js_get(m->run, "ExposedPorts"));
@@ -11567,7 +11601,7 @@ struct copying {
     i64 uid, gid, mode;           /* -1: as they are */
     bool add, parents;
     const struct df_inst *in;
-    int pipe;
+    int pipe, other;              /* the child's end, and ours, which it closes */
     bool dir_contents;            /* one directory: its contents go to dest */
     int placed;                   /* descriptor for the list of placed paths; -1 */
     struct packs packs;
@@ -11662,6 +11696,7 @@ static bool add_is_archive(struct copying *k, const char *p) {
 static int copy_place(int root, void *arg) {
     struct copying *k = arg;
     struct err e = { 0 };
+    fd_closep(&k->other);         /* or the stream would never end */
     struct placing pl = { .root = root, .uid = k->uid >= 0 ? k->uid : -1, .gid = k->uid >= 0 ? k->gid : -1, .chmod = k->mode,
                           .keep_owner = k->uid < 0, .placed = k->placed };
     AUTO_FREE char *into = NULL, *rename = NULL;
@@ -11740,6 +11775,7 @@ static int copy_once(struct copying *k, const char *archive, struct err *e) {
     AUTO_FD tar = archive ? sys_openat2(k->src.dir, archive, O_RDONLY, 0, RESOLVE_BENEATH) : -1;
     if (!archive && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
     k->pipe = archive ? tar : p[0];
+    k->other = p[1];
     bool contents = k->dir_contents;
     if (archive) k->dir_contents = true;
     int rc = ctr_visit(&k->st->m.c, copy_place, k, &pid, e);
@@ -12187,11 +12223,35 @@ static int detach_keys(const char *text, char *out, size_t n) {
     return (int)len;
 }
 
+struct keys {
+    char want[16];
+    int n, matched;               /* how many of them have been seen */
+};
+
+/* Copies typed bytes, holding back what may become the detach keys; true when they are complete. out has
+ * room for n + 16 bytes. */
+static bool keys_filter(struct keys *k, const char *in, size_t n, char *out, size_t *ret_n) {
+    size_t to = 0;
+    bool all = false;
+    for (size_t i = 0; i < n && !all; i++) {
+        if (k->n && in[i] == k->want[k->matched]) {
+            all = ++k->matched == k->n;
+            continue;
+        }
+        memcpy(out + to, k->want, (size_t)k->matched);      /* what looked like the keys was not */
+        to += (size_t)k->matched;
+        k->matched = k->n && in[i] == k->want[0];
+        if (!k->matched) out[to++] = in[i];
+        else all = k->n == 1;
+    }
+    *ret_n = to;
+    return all;
+}
+
 struct attach {
     int sock;                     /* to the supervisor */
-    bool tty, input, output, proxy;
-    char keys[16];
-    int nkeys, matched;           /* how many of the keys have been seen */
+    bool tty, input, output, proxy, ours;     /* ours: the container was started by this command */
+    struct keys keys;
 };
 
 static void attach_resize(const struct attach *a) {
@@ -12203,49 +12263,45 @@ static void attach_resize(const struct attach *a) {
     (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
 }
 
-/* Passes stdin on; true when the detach keys came. */
+/* Passes stdin on; true when the client has to leave: detach keys, or the terminal is gone. */
 static bool attach_input(struct attach *a) {
-    char msg[SUPER_CHUNK / 2 + 32] = { 'I' };
-    ssize_t n = read(0, msg + 1 + sizeof a->keys, SUPER_CHUNK / 2);
+    char in[SUPER_CHUNK / 2], msg[SUPER_CHUNK / 2 + 32] = { 'I' };
+    size_t out;
+    ssize_t n = read(0, in, sizeof in);
     if (n <= 0) {
         a->input = false;
         (void)!send(a->sock, "c", 1, MSG_NOSIGNAL);
-        return false;
+        return a->tty && isatty(0) < 1 && n < 0;
     }
-    const char *in = msg + 1 + sizeof a->keys;
-    size_t out = 1;
-    char copy[SUPER_CHUNK / 2 + 32];
-    copy[0] = 'I';
-    for (ssize_t i = 0; i < n; i++) {
-        if (a->tty && a->nkeys && in[i] == a->keys[a->matched]) {
-            if (++a->matched == a->nkeys) return true;
-            continue;
-        }
-        memcpy(copy + out, a->keys, (size_t)a->matched);      /* what looked like the keys was not */
-        out += (size_t)a->matched;
-        a->matched = 0;
-        copy[out++] = in[i];
-    }
-    if (out > 1) (void)!send(a->sock, copy, out, MSG_NOSIGNAL);
-    return false;
+    struct keys none = { .n = 0 };
+    bool leave = keys_filter(a->tty ? &a->keys : &none, in, (size_t)n, msg + 1, &out);
+    if (out) (void)!send(a->sock, msg, out + 1, MSG_NOSIGNAL);
+    return leave;
 }
 
 enum { ATTACH_LOST = -1, ATTACH_DETACHED = -2 };
 
-/* Signals that the client passes on, and how it hears of them. */
-static int attach_signals(sigset_t *set) {
+/* Signals that the client passes on, and how it hears of them; without `all` only the window's size. */
+static int attach_signals(sigset_t *set, bool all) {
+    static const int WANT[] = { SIGWINCH, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM };
     sigemptyset(set);
-    static const int WANT[] = { SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGALRM, SIGCONT };
-    for (size_t i = 0; i < ARRAY_LEN(WANT); i++) sigaddset(set, WANT[i]);
+    for (size_t i = 0; i < (all ? ARRAY_LEN(WANT) : 1); i++) sigaddset(set, WANT[i]);
     sigprocmask(SIG_BLOCK, set, NULL);
     return signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void attach_signal(const struct attach *a, char how, int sig) {
+    char msg[5] = { how };
+    int32_t n = sig;
+    memcpy(msg + 1, &n, 4);
+    (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
 }
 
 /* Stands between the terminal and the supervisor until the container ends; its exit code, or ATTACH_*. */
 static int attach_loop(struct attach *a) {
     struct terminal term = { .raw = false };
     sigset_t set;
-    AUTO_FD sig = attach_signals(&set);
+    AUTO_FD sig = attach_signals(&set, a->proxy);
     int rc = ATTACH_LOST;
     signal(SIGPIPE, SIG_IGN);
     if (a->tty && a->input && isatty(0)) terminal_raw(&term);
@@ -12257,11 +12313,8 @@ static int attach_loop(struct attach *a) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si) {
                 if (si.ssi_signo == SIGWINCH) { if (a->tty) attach_resize(a); continue; }
-                if (si.ssi_signo == SIGCONT || !a->proxy) continue;
-                char msg[5] = { 'K' };
-                int32_t n = (int32_t)si.ssi_signo;
-                memcpy(msg + 1, &n, 4);
-                (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
+                if (si.ssi_signo == SIGHUP && a->tty) rc = ATTACH_DETACHED, on = false;     /* the terminal is gone */
+                else attach_signal(a, 'K', (int)si.ssi_signo);
             }
         }
         if (p[0].revents) {
@@ -12269,7 +12322,12 @@ static int attach_loop(struct attach *a) {
             ssize_t n = recv(a->sock, msg, sizeof msg, 0);
             if (n <= 0) break;
             if (msg[0] == 'O' || msg[0] == 'E') {
-                if (a->output) (void)!fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1);
+                if (a->output && fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
+                    /* what would have ended a plain program ends the container that we are in front of */
+                    if (a->ours && a->proxy) attach_signal(a, 'S', SIGKILL);
+                    a->output = false;
+                    if (!a->ours) rc = 128 + SIGPIPE, on = false;
+                }
             } else if (msg[0] == 'X' && n == 5) {
                 int32_t code;
                 memcpy(&code, msg + 1, 4);
@@ -12288,9 +12346,9 @@ static int attach_loop(struct attach *a) {
 /* Attaches this process to a running container. */
 static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input, bool told, struct err *e) {
     struct attach a = { .sock = sock, .tty = js_bool(ctr->config, "process.terminal"), .input = input, .output = true,
-                        .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy") };
-    a.nkeys = detach_keys(cli_text(c, "detach-keys"), a.keys, sizeof a.keys);
-    if (a.nkeys < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
+                        .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy"), .ours = told };
+    a.keys.n = detach_keys(cli_text(c, "detach-keys"), a.keys.want, sizeof a.keys.want);
+    if (a.keys.n < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
     char hello[2] = { 'A', (char)(1 | (input ? 2 : 0)) };
     if (!told && send(sock, hello, 2, MSG_NOSIGNAL) < 0) return err_set(e, errno, "speak to the supervisor");
     int rc = attach_loop(&a);
@@ -12474,12 +12532,14 @@ static int run_prepare(struct cli *c, struct make *m, struct err *e) {
     if (!(m->s = cli_store(c, e))) return -1;
     if (cli_has(c, "net") && !cli_has(c, "network")) js_sets(c->opts, "network", cli_text(c, "net"));
     bool rootfs = cli_has(c, "rootfs");
+    if (cli_flag(c, "detach") && cli_has(c, "attach")) return err_set(e, 0, "Conflicting options: -a and -d");
     if (!c->nargs && !rootfs) return err_set(e, 0, "\"skiff %s\" requires at least 1 argument: an image. Try: skiff run hello", c->cmd->alias);
     if (cidfile && !access(cidfile, F_OK)) return err_set(e, 0, "container ID file found, make sure the other container isn't running or delete %s", cidfile);
     char keys[16];
     if (detach_keys(cli_text(c, "detach-keys"), keys, sizeof keys) < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
     if (!rootfs && run_image(c, m, c->args[0], e)) return -1;
-    if (make_container(m, cli_text(c, "name"), c->args + (rootfs ? 0 : 1), e)) return -1;
+    const char *name = cli_text(c, "name");
+    if (make_container(m, str_empty(name) ? NULL : name, c->args + (rootfs ? 0 : 1), e)) return -1;
     if (cidfile && file_replace(AT_FDCWD, cidfile, m->c.id, HEX_LEN, 0644, 0, e)) {
         struct err ignored;
         ctr_remove(&m->c, true, &ignored);
@@ -12729,16 +12789,17 @@ static int exec_user(struct launch *l, int root, struct err *e) {
     return 0;
 }
 
-/* Copies between our terminal and a pty of our own until the process is gone. */
-static int exec_tty(int master, pid_t pid, bool input) {
+/* Copies between our terminal and a pty of our own until the process is gone; true: detached before. */
+static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     struct terminal term = { .raw = false };
     sigset_t set;
-    AUTO_FD sig = attach_signals(&set);
+    bool left = false;
+    AUTO_FD sig = attach_signals(&set, true);
     AUTO_FD pidfd = sys_pidfd_open(pid);
     struct winsize ws;
     if (input && isatty(0)) terminal_raw(&term);
     if (!ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
-    for (bool gone = false;;) {
+    for (bool gone = false; !left;) {
         struct pollfd p[] = { { master, POLLIN, 0 }, { sig, POLLIN, 0 }, { input ? 0 : -1, POLLIN, 0 }, { gone ? -1 : pidfd, POLLIN, 0 } };
         char buf[16384];
         int n = poll(p, 4, gone ? 0 : -1);
@@ -12751,18 +12812,22 @@ static int exec_tty(int master, pid_t pid, bool input) {
         if (p[1].revents) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si)
-                if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
+                if (si.ssi_signo == SIGHUP) left = true;
+                else if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
         }
         if (p[2].revents) {
-            ssize_t k = read(0, buf, sizeof buf);
-            if (k > 0) (void)!fd_write_all(master, buf, (size_t)k);
-            else input = false;
+            char typed[sizeof buf - 32];
+            size_t n2 = 0;
+            ssize_t k = read(0, typed, sizeof typed);
+            if (k <= 0) input = false;
+            else left = keys_filter(keys, typed, (size_t)k, buf, &n2);
+            if (n2) (void)!fd_write_all(master, buf, n2);
         }
         if (p[3].revents) gone = true;
     }
     terminal_restore(&term);
     sigprocmask(SIG_UNBLOCK, &set, NULL);
-    return 0;
+    return left;
 }
 
 /* The plan of a process in a running container: its own, with another /process. */
@@ -12803,6 +12868,8 @@ static int cmd_exec(struct cli *c, struct err *e) {
     if (!ctr_alive(&k)) return err_set(e, 0, "Container %s is not running", k.id);
     if (ctr_is(&k, "paused")) return err_set(e, 0, "Container %s is paused, unpause the container before exec", ctr_name(&k));
     bool tty = cli_flag(c, "tty"), input = cli_flag(c, "interactive"), detach = cli_flag(c, "detach");
+    struct keys keys = { .n = detach_keys(cli_text(c, "detach-keys"), keys.want, sizeof keys.want) };
+    if (keys.n < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
     if (tty && input && !detach && !isatty(0)) return err_set(e, 0, "the input device is not a TTY");
     AUTO_FD pidfd = ctr_pidfd(&k, e);
     AUTO_JSON *spec = pidfd < 0 ? NULL : exec_spec(c, &k, e);
@@ -12815,14 +12882,20 @@ static int cmd_exec(struct cli *c, struct err *e) {
     fflush(NULL);
     int rc = launch_join(&l, pidfd, ctr_namespaces(&p), e);
     if (!rc) rc = launch_wait(&l, e);
+    struct pollfd gone = { pidfd, POLLIN, 0 };
+    if (rc && !e->status && poll(&gone, 1, 0) > 0) {
+        launch_done(&l);
+        plan_done(&p);
+        return err_set(e, 0, "Container %s is not running", k.id);
+    }
     if (rc) {
         cli_error(c, e);
         rc = e->status ? e->status : 126;
         while (waitpid(-1, NULL, 0) > 0) continue;
     } else if (!detach) {
-        if (l.console >= 0) exec_tty(l.console, l.pid, input);
         int status = 0;
-        while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
+        bool left = l.console >= 0 && exec_tty(l.console, l.pid, input, &keys);
+        while (!left && waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }
     launch_done(&l);
@@ -12994,6 +13067,10 @@ static json_t *inspect_host_config(const struct ctr *k) {
     js_seti(j, "CpuShares", js_int(res, "cpu.shares", 0));
     js_seti(j, "PidsLimit", js_int(res, "pids.limit", 0));
     js_seti(j, "OomScoreAdj", js_int(c, "process.oomScoreAdj", 0));
+    js_set(j, "CapAdd", js_copy(c, "skiff.capAdd", NULL));
+    js_set(j, "CapDrop", js_copy(c, "skiff.capDrop", NULL));
+    json_array_foreach(js_path(c, "skiff.mounts"), i, m)
+        if (str_eq(js_str(m, "Type"), "tmpfs")) js_sets(js_sub(j, "Tmpfs"), js_str(m, "Destination"), "");
     js_sets(j, "Runtime", "skiff");
     js_set(j, "MaskedPaths", js_copy(c, "linux.maskedPaths", json_array()));
     js_set(j, "ReadonlyPaths", js_copy(c, "linux.readonlyPaths", json_array()));
@@ -13080,7 +13157,12 @@ static json_t *image_inspect(const struct store *s, const struct image *m) {
     js_sets(j, "Comment", js_str_or(json_array_get(js_get(m->config, "history"), json_array_size(js_get(m->config, "history")) - 1), "comment", ""));
     js_sets(j, "Created", js_str_or(m->config, "created", ""));
     js_sets(j, "Author", js_str_or(m->config, "author", ""));
-    js_set(j, "Config", js_copy(m->config, "config", json_object()));
+    json_t *run = js_copy(m->config, "config", json_object());
+    static const char *const ALWAYS[] = { "Cmd", "Entrypoint", "Volumes", "Labels", "Env", "ExposedPorts", "OnBuild" };
+    static const char *const TEXTS[] = { "User", "WorkingDir" };
+    for (size_t i = 0; i < ARRAY_LEN(ALWAYS); i++) if (!js_get(run, ALWAYS[i])) js_set(run, ALWAYS[i], NULL);
+    for (size_t i = 0; i < ARRAY_LEN(TEXTS); i++) if (!js_get(run, TEXTS[i])) js_sets(run, TEXTS[i], "");
+    js_set(j, "Config", run);
     js_sets(j, "Architecture", js_str_or(m->config, "architecture", ""));
     if (js_str(m->config, "variant")) js_sets(j, "Variant", js_str(m->config, "variant"));
     js_sets(j, "Os", js_str_or(m->config, "os", ""));
@@ -13452,7 +13534,8 @@ static int cmd_stats(struct cli *c, struct err *e) {
 /* ---- 26.10 diff, export, cp, commit ---- */
 struct visit {
     struct ctr *k;
-    int fd;                       /* of the stream to the parent */
+    int fd;                       /* of the stream to or from the parent */
+    int other;                    /* the parent's end of it, to be closed in the child; -1: none */
     const char *path, *name;
     bool follow, archive;
     struct json_t *changes;
@@ -13603,6 +13686,7 @@ static int cp_out_run(int root, void *arg) {
 static int cp_in_run(int root, void *arg) {
     struct visit *v = arg;
     struct err e = { 0 };
+    fd_closep(&v->other);         /* or the stream would never end */
     struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive, .placed = -1 };
     AUTO_FREE char *into = NULL, *rename = NULL;
     if (place_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
@@ -13666,7 +13750,7 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
     if (!in && lstat(src, &st)) return err_set(e, errno, "%s", src);
     if (!in && S_ISLNK(st.st_mode) && cli_flag(c, "follow-link") && stat(src, &st)) return err_set(e, errno, "%s", src);
     if (!in && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct visit v = { .k = k, .fd = in ? 0 : p[0], .path = path, .archive = cli_flag(c, "archive"), .follow = !in && S_ISDIR(st.st_mode) };
+    struct visit v = { .k = k, .fd = in ? 0 : p[0], .other = p[1], .path = path, .archive = cli_flag(c, "archive"), .follow = !in && S_ISDIR(st.st_mode) };
     pid_t pid = 0;
     int rc = ctr_visit(k, cp_in_run, &v, &pid, e);
     fd_closep(&p[0]);
@@ -13834,13 +13918,20 @@ static bool image_matches(const struct image_row *r, const char *pattern) {
     return !fnmatch(pattern, repo, 0) || !fnmatch(pattern, familiar, 0) || !fnmatch(pattern, name, 0);
 }
 
-static bool images_filter(const struct strv *f, const struct image_row *r) {
+static bool images_filter(const struct store *s, const struct strv *f, const struct image_row *r) {
     bool ok = true;
     for (size_t i = 0; i < f->n && ok; i++) {
         const char *v = strchr(f->v[i], '=') + 1;
         if (str_prefix(f->v[i], "dangling=")) ok = (desc_name(r->desc) == NULL) == (!strcmp(v, "true") || !strcmp(v, "1"));
         else if (str_prefix(f->v[i], "reference=")) ok = image_matches(r, v);
         else if (str_prefix(f->v[i], "label=")) ok = label_holds(js_path(r->m.config, "config.Labels"), v);
+        else {
+            AUTO_IMAGE other = { 0 };
+            struct err e;
+            if (image_find(s, v, &other, NULL, &e)) return false;
+            i64 at = time_parse(js_str_or(other.config, "created", ""));
+            ok = strcmp(other.id, r->m.id) && (str_prefix(f->v[i], "before=") ? r->created < at : r->created > at);
+        }
     }
     return ok;
 }
@@ -13855,7 +13946,7 @@ static int cmd_images(struct cli *c, struct err *e) {
     AUTO_JSON *rows = json_array();
     bool trunc = !cli_flag(c, "no-trunc");
     for (size_t i = 0; i < n; i++) {
-        if ((c->nargs && !image_matches(&r[i], c->args[0])) || !images_filter(&filters, &r[i])) continue;
+        if ((c->nargs && !image_matches(&r[i], c->args[0])) || !images_filter(c->store, &filters, &r[i])) continue;
         if (cli_flag(c, "quiet")) {
             if (!strv_has(&seen, r[i].m.id)) printf(trunc ? "%.12s\n" : "sha256:%s\n", r[i].m.id);
             strv_add(&seen, r[i].m.id);
@@ -13889,7 +13980,7 @@ static int pull_local(struct cli *c, const char *text, struct err *e) {
     bool dir = !strcmp(kind, "oci");
     AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | (dir ? O_DIRECTORY : 0));
     if (fd < 0) return err_set(e, errno, "open %s", path);
-    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, name, NULL, cli_flag(c, "quiet"), e);
+    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, name, NULL, e);
 }
 
 static int cmd_pull(struct cli *c, struct err *e) {
@@ -13916,6 +14007,7 @@ static int cmd_tag(struct cli *c, struct err *e) {
     struct ref r;
     if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e) || ref_parse(c->args[1], &r, e)) return -1;
     if (r.digest[0]) return err_set(e, 0, "refusing to create a tag with a digest reference");
+    if (!strcmp(r.path, "library/sha256")) return err_set(e, 0, "refusing to create an ambiguous tag using digest algorithm as name");
     AUTO_FREE char *full = ref_full(&r);
     if (store_tag(c->store, m.desc, full, NULL, e)) return -1;
     store_event(c->store, "image", "tag", m.id, NULL);
@@ -14049,7 +14141,7 @@ static int cmd_load(struct cli *c, struct err *e) {
     if (fd < 0) return err_set(e, errno, "open %s", in);
     if (!cli_store(c, e)) return -1;
     bool dir = !fstat(fd, &st) && S_ISDIR(st.st_mode);
-    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, cli_flag(c, "quiet"), e);
+    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, e);
 }
 
 static const struct opt OPT_IMPORT[] = {
@@ -14581,14 +14673,19 @@ static int cmd_info(struct cli *c, struct err *e) {
         "DockerRootDir", c->store->path, "SecurityOptions", "name=seccomp,profile=builtin", "name=rootless", "name=userns");
     js_sets(j, "Name", u.nodename);
     js_sets(j, "LoggingDriver", "json-file");
+    AUTO_BUF osr = { 0 };
+    file_read(AT_FDCWD, "/etc/os-release", 65536, &osr, e);
+    char *pretty = osr.p ? strstr(osr.p, "PRETTY_NAME=\"") : NULL;
+    AUTO_FREE char *os_name = pretty ? str_dupn(pretty + 13, strcspn(pretty + 13, "\"\n")) : str_dup("Linux");
+    js_sets(j, "OperatingSystem", os_name);
     if (cli_text(c, "format")) {
         AUTO_JSON *rows = json_pack("[O]", j);
         return rows_print(cli_text(c, "format"), "", NULL, rows, e);
     }
     AUTO_FREE char *mem = size_binary((u64)js_int(j, "MemTotal", 0));
     printf("Server:\n Containers: %zu\n  Running: %zu\n  Paused: %zu\n  Stopped: %zu\n Images: %zu\n Server Version: %s\n Storage Driver: %s\n Identity: %s\n"
-           " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security Options: seccomp (builtin), user namespace\n Kernel Version: %s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
-           " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n", n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity, cg ? "cgroupfs, version 2" : "none", u.release, u.machine,
+           " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security Options: seccomp (builtin), user namespace\n Kernel Version: %s\n Operating System: %s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
+           " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n", n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity, cg ? "cgroupfs, version 2" : "none", u.release, os_name, u.machine,
            (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
     return 0;
 }
@@ -14903,7 +15000,7 @@ static const struct cmd CMDS[] = {
     { "container rm", "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove one or more containers", cmd_rm, { OPT_RM }, 1, -1, false, 1 },
     { "container wait", "wait", "CONTAINER [CONTAINER...]", "Block until one or more containers stop, then print their exit codes", cmd_wait, { NULL }, 1, -1, false, 1 },
     { "container attach", "attach", "[OPTIONS] CONTAINER", "Attach local standard input, output, and error streams to a running container", cmd_attach, { OPT_ATTACH }, 1, 1, false, 1 },
-    { "container exec", "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", cmd_exec, { OPT_EXEC }, 2, -1, true, 125 },
+    { "container exec", "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", cmd_exec, { OPT_EXEC }, 2, -1, true, 1 },
     { "container logs", "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", cmd_logs, { OPT_LOGS }, 1, 1, false, 1 },
     { "container rename", "rename", "CONTAINER NEW_NAME", "Rename a container", cmd_rename, { NULL }, 2, 2, false, 1 },
     { "container ls", "ps", "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
@@ -14992,11 +15089,77 @@ static int main_globals(int argc, char **argv, bool *ret_version, bool *ret_help
         else if (!strcmp(a, "-v") || !strcmp(a, "--version")) *ret_version = true;
         else if (!strcmp(a, "-h") || !strcmp(a, "--help")) *ret_help = true;
         else if (v && (str_prefix(a, "--root=") || !strcmp(a, "--root"))) setenv("SKIFF_ROOT", v, 1), i += !eq;
-        else if (v && (str_prefix(a, "--storage-driver=") || !strcmp(a, "--storage-driver"))) g_storage_driver = v, i += !eq;
+        else if (v && (str_prefix(a, "--storage-driver=") || !strcmp(a, "--storage-driver"))) {
+            if (!word_in("overlay-fuse overlay copy vfs", v, strlen(v)) || !*v) return err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", v);
+            g_storage_driver = v;
+            i += !eq;
+        }
         else if (v && (str_prefix(a, "--log-level=") || !strcmp(a, "--log-level") || !strcmp(a, "-l"))) i += !eq;
         else return err_set(e, 0, "unknown flag: %s", a);
     }
     return i;
+}
+
+/* The commands of a group ("container"); false where there is no such group. */
+static bool main_group(const char *name) {
+    size_t n = strlen(name);
+    bool some = false;
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) {
+        if (strncmp(CMDS[i].path, name, n) || CMDS[i].path[n] != ' ') continue;
+        if (!some) printf("Usage:  skiff %s COMMAND\n\nCommands:\n", name);
+        some = true;
+        printf("  %-12s %s\n", CMDS[i].path + n + 1, CMDS[i].summary);
+    }
+    if (some) printf("\nRun 'skiff %s COMMAND --help' for more information on a command.\n", name);
+    return some;
+}
+
+/* Words and options of every command, for a shell: from the same table as parsing and help. */
+static void completion_case(const struct cmd *c, const char *name) {
+    printf("    '%s') o='", name);
+    for (size_t g = 0; g < ARRAY_LEN(c->opts) && c->opts[g]; g++)
+        for (const struct opt *o = c->opts[g]; o->name; o++)
+            if (o->kind < OPT_LATER_BOOL) printf("--%s ", o->name);
+    puts("--help';;");
+}
+
+static int main_completion(const char *shell) {
+    bool fish = !strcmp(shell, "fish");
+    if (strcmp(shell, "bash") && strcmp(shell, "zsh") && !fish) {
+        fputs("skiff: usage: skiff completion bash|zsh|fish\n", stderr);
+        return 1;
+    }
+    if (fish) {
+        puts("complete -c skiff -f");
+        for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) {
+            const char *name = CMDS[i].alias ? CMDS[i].alias : CMDS[i].path;
+            AUTO_FREE char *word = str_dupn(name, strcspn(name, " "));
+            printf("complete -c skiff -n __fish_use_subcommand -a '%s'\n", word);
+            for (size_t g = 0; g < ARRAY_LEN(CMDS[i].opts) && CMDS[i].opts[g]; g++)
+                for (const struct opt *o = CMDS[i].opts[g]; o->name; o++)
+                    if (o->kind < OPT_LATER_BOOL) printf("complete -c skiff -n '__fish_seen_subcommand_from %s' -l %s\n", word, o->name);
+        }
+        return 0;
+    }
+    if (!strcmp(shell, "zsh")) puts("#compdef skiff\nautoload -U +X bashcompinit && bashcompinit");
+    puts("_skiff() {\n  local cur=${COMP_WORDS[COMP_CWORD]} o= two=\"${COMP_WORDS[1]} ${COMP_WORDS[2]}\"\n  case $two in");
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) if (strchr(CMDS[i].path, ' ')) completion_case(&CMDS[i], CMDS[i].path);
+    puts("  esac\n  [ -n \"$o\" ] || case ${COMP_WORDS[1]} in");
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) {
+        if (CMDS[i].alias) completion_case(&CMDS[i], CMDS[i].alias);
+        else if (!strchr(CMDS[i].path, ' ')) completion_case(&CMDS[i], CMDS[i].path);
+    }
+    puts("  esac");
+    fputs("  local c='", stdout);
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) {
+        const char *name = CMDS[i].alias ? CMDS[i].alias : CMDS[i].path;
+        printf("%.*s ", (int)strcspn(name, " "), name);
+    }
+    puts("'\n  if [ $COMP_CWORD -eq 1 ]; then COMPREPLY=($(compgen -W \"$c\" -- \"$cur\"))\n"
+         "  elif [[ $cur == -* ]]; then COMPREPLY=($(compgen -W \"$o\" -- \"$cur\"))\n"
+         "  else COMPREPLY=($(compgen -W \"$(skiff ps -a --format '{{.Names}}' 2>/dev/null) $(skiff images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)\" -- \"$cur\")); fi\n"
+         "}\ncomplete -o default -F _skiff skiff");
+    return 0;
 }
 
 /* A container that got hold of our executable could write to it where the user may (CVE-2019-5736):
@@ -15039,7 +15202,15 @@ int main(int argc, char **argv) {
     if (at < 0) return cli_error(&c, &e), EXIT_ENGINE;
     if (version) return printf("skiff version %s\n", SKIFF_VERSION), 0;
     if (at == argc || help) return main_usage(), 0;
+    if (!strcmp(argv[at], "help")) {
+        if (at + 1 == argc) return main_usage(), 0;
+        argv[argc] = NULL;
+        at++, help = true;
+    }
+    if (!strcmp(argv[at], "completion")) return main_completion(at + 1 < argc ? argv[at + 1] : "");
     const struct cmd *cmd = c.cmd = main_find(argc - at, argv + at, &used);
+    if (cmd && help) return cmd_help(cmd), 0;
+    if (!cmd && (argc - at == 1 || !strcmp(argv[at + 1], "--help") || help) && main_group(argv[at])) return 0;
     if (!cmd) {
         fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", argv[at]);
         return 1;
@@ -15047,6 +15218,10 @@ int main(int argc, char **argv) {
     if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e)) return cli_error(&c, &e), EXIT_ENGINE;
     if (help) return cmd_help(cmd), 0;
     if (c.nargs < cmd->min || (cmd->max >= 0 && c.nargs > cmd->max)) {
+        if (!cmd->max) {
+            fprintf(stderr, "skiff: \"skiff %s\" accepts no arguments.\nSee 'skiff %s --help'.\n", cmd->path, cmd->alias ? cmd->alias : cmd->path);
+            return 1;
+        }
         fprintf(stderr, "skiff: \"skiff %s\" requires %s%d argument%s.\nSee 'skiff %s --help'.\n\nUsage:  skiff %s %s\n\n%s\n",
                 cmd->path, cmd->min == cmd->max ? "exactly " : c.nargs < cmd->min ? "at least " : "at most ",
                 c.nargs < cmd->min ? cmd->min : cmd->max, (c.nargs < cmd->min ? cmd->min : cmd->max) == 1 ? "" : "s",
@@ -15058,7 +15233,11 @@ int main(int argc, char **argv) {
         cli_error(&c, &e);
         rc = e.status ? e.status : cmd->fail;
     }
-    fflush(stdout);
+    if ((fflush(stdout) || ferror(stdout)) && !rc) {
+        err_set(&e, errno, "write to standard output");
+        cli_error(&c, &e);
+        rc = cmd->fail;
+    }
     json_decref(c.opts);
     free(c.args);
     return rc;
