@@ -5508,6 +5508,7 @@ struct launch {
     struct cgroup cgroup;         /* owned */
     unsigned keep_fds;            /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent, volatile_upper;
+    int start_fd;                 /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
     bool ufs_open;                /* u below is open */
     struct ufs u;
     /* launch_join: called in the child with the container's root, before the identity is dropped */
@@ -5520,7 +5521,7 @@ struct launch {
 };
 
 static void launch_init(struct launch *l) {
-    *l = (struct launch){ .store = -1, .dir = -1, .stdio = { -1, -1, -1 }, .pidfd = -1, .sync = -1, .console = -1 };
+    *l = (struct launch){ .store = -1, .dir = -1, .stdio = { -1, -1, -1 }, .pidfd = -1, .sync = -1, .console = -1, .start_fd = -1 };
 }
 
 static void launch_done(struct launch *l) {
@@ -5844,11 +5845,34 @@ static int launch_identity(const struct launch *l, struct err *e) {
     return 0;
 }
 
-/* execve with the plan's PATH. Only returns on failure. */
-static int launch_exec(const struct plan *p, struct err *e) {
-    const char *name = p->args.v[0], *path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+static const char *launch_path(const struct plan *p) {
+    const char *path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     for (size_t i = 0; i < p->env.n; i++)
         if (str_prefix(p->env.v[i], "PATH=")) path = p->env.v[i] + 5;
+    return path;
+}
+
+/* Says beforehand what launch_exec would. */
+static int launch_find(const struct plan *p, struct err *e) {
+    const char *name = p->args.v[0];
+    AUTO_STRV dirs = { 0 };
+    int no = ENOENT;
+    if (strchr(name, '/')) no = access(name, X_OK) ? errno : 0;
+    else {
+        strv_split(&dirs, launch_path(p), ':');
+        for (size_t i = 0; i < dirs.n && no; i++) {
+            AUTO_FREE char *full = str_fmt("%s/%s", *dirs.v[i] ? dirs.v[i] : ".", name);
+            if (!access(full, X_OK)) no = 0;
+            else if (errno == EACCES) no = EACCES;
+        }
+    }
+    e->status = no == ENOENT ? EXIT_NOTFOUND : EXIT_NOEXEC;
+    return no ? err_set(e, 0, "exec: \"%s\": %s", name, no == ENOENT && !strchr(name, '/') ? "executable file not found in $PATH" : strerror(no)) : 0;
+}
+
+/* execve with the plan's PATH. Only returns on failure. */
+static int launch_exec(const struct plan *p, struct err *e) {
+    const char *name = p->args.v[0], *path = launch_path(p);
     int no = ENOENT;
     if (strchr(name, '/')) {
         execve(name, p->args.v, p->env.v);
@@ -5943,9 +5967,12 @@ static void launch_finish(struct launch *l, int sync, int slave) {
     }
     unsigned keep = 3 + l->keep_fds;
     sys_close_range(keep, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */);
+    if (l->start_fd >= 0 && launch_find(p, &e)) launch_fail(sync, &e);     /* `create` reports it, not `start` */
     for (unsigned i = 3; i < keep; i++) fcntl((int)i, F_SETFD, 0);
     if (launch_say(sync, MSG_READY, NULL, 0, &e)) launch_fail(sync, &e);
-    if (l->wait_start && launch_hear(sync, MSG_START, &e)) _exit(EXIT_ENGINE);
+    char start;
+    if (l->start_fd >= 0) while (read(l->start_fd, &start, 1) != 1) continue;
+    else if (l->wait_start && launch_hear(sync, MSG_START, &e)) _exit(EXIT_ENGINE);
     if (p->init) {
         sigset_t all;
         sigfillset(&all);
@@ -14922,6 +14949,667 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
     return 0;
 }
 
+/* ---- 26.18 the OCI runtime command line ----
+ * `skiff oci …`, or the program under the name crun, runc or skiff-runtime: what podman, containerd and
+ * Slurm call. A container's state is one file in ROOT/ID; `create` leaves its process waiting at a FIFO
+ * there, `start` writes to it. Source: runtime-spec runtime.md, crun(1), runc(8). */
+struct oci {
+    int root;                     /* ROOT, owned */
+    char *root_path;              /* owned */
+    const char *log, *log_format; /* borrowed from argv; NULL: stderr */
+};
+static struct oci g_oci = { .root = -1 };
+
+static int oci_root(const char *given, struct err *e) {
+    const char *run = getenv("XDG_RUNTIME_DIR");
+    if (given) g_oci.root_path = str_dup(given);
+    else if (!geteuid()) g_oci.root_path = str_dup("/run/skiff-oci");
+    else if (!str_empty(run)) g_oci.root_path = str_fmt("%s/skiff-oci", run);
+    else g_oci.root_path = str_fmt("/tmp/skiff-oci-%u", geteuid());
+    struct stat st;
+    if (dir_make(AT_FDCWD, g_oci.root_path, e) || (g_oci.root = dir_open(AT_FDCWD, g_oci.root_path, e)) < 0) return -1;
+    if (fstat(g_oci.root, &st) || (st.st_uid != geteuid() && geteuid()) || (st.st_mode & 022)) return err_set(e, 0, "state directory %s belongs to another user or is open to others", g_oci.root_path);
+    return 0;
+}
+
+/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie. */
+static unsigned long long oci_started(pid_t pid) {
+    char comm[64];
+    unsigned long long f[22];
+    char path[40], text[512];
+    if (pid <= 0 || !proc_stat(pid, comm, sizeof comm, f)) return 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (file_line(AT_FDCWD, path, text, sizeof text)) return 0;
+    char *state = strrchr(text, ')');
+    return state && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
+}
+
+static bool oci_id_ok(const char *id) {
+    return *id && strlen(id) <= 1024 && strcmp(id, ".") && strcmp(id, "..") &&
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") == strlen(id);
+}
+
+/* The state of a container, its "status" brought up to date. NULL: no such container. */
+static json_t *oci_load(const char *id, struct err *e) {
+    AUTO_FREE char *path = str_fmt("%s/state.json", id), *fifo = str_fmt("%s/start", id), *frozen = str_fmt("%s/paused", id);
+    if (!oci_id_ok(id)) return err_set(e, 0, "invalid container id '%.100s'", id), NULL;
+    json_t *j = js_load(g_oci.root, path, e);
+    if (!j) return err_set(e, 0, "container `%.100s` does not exist", id), NULL;
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    bool alive = oci_started(pid) && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
+    const char *status = !alive ? "stopped" : !faccessat(g_oci.root, fifo, F_OK, 0) ? "created" : !faccessat(g_oci.root, frozen, F_OK, 0) ? "paused" : "running";
+    js_sets(j, "status", status);
+    if (!alive) js_seti(j, "pid", 0);
+    return j;
+}
+
+/* What hooks and `state` get. Caller owns it. */
+static json_t *oci_state(const json_t *j) {
+    json_t *s = json_object();
+    static const char *const KEYS[] = { "ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "owner", "annotations" };
+    for (size_t i = 0; i < ARRAY_LEN(KEYS); i++) if (js_get(j, KEYS[i])) json_object_set(s, KEYS[i], js_get(j, KEYS[i]));
+    return s;
+}
+
+/* Runs the hooks of one kind with the state on their stdin. A hook's failure is an error, but for
+ * poststart and poststop, where it is a word. */
+static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, struct err *e) {
+    const json_t *h;
+    size_t i;
+    json_array_foreach(js_get(js_get(spec, "hooks"), kind), i, h) {
+        AUTO_STRV args = { 0 }, env = { 0 };
+        AUTO_FREE char *text = js_dump(state, JSON_COMPACT);
+        const char *path = js_str_or(h, "path", "");
+        i64 timeout = js_int(h, "timeout", 0);
+        int in[2], status = -1;
+        js_to_strv(js_get(h, "args"), &args);
+        js_to_strv(js_get(h, "env"), &env);
+        if (!args.n) strv_add(&args, path);
+        if (*path != '/') return err_set(e, 0, "/hooks/%s/%zu/path: an absolute path is required", kind, i);
+        if (pipe2(in, O_CLOEXEC)) return err_set(e, errno, "pipe");
+        pid_t pid = fork();
+        if (!pid) {
+            static char *none[] = { NULL };
+            dup2(in[0], 0);
+            launch_signals_default();
+            execve(path, args.v, env.v ? env.v : none);
+            _exit(127);
+        }
+        close(in[0]);
+        signal(SIGPIPE, SIG_IGN);
+        (void)!fd_write_all(in[1], text, strlen(text));
+        close(in[1]);
+        for (i64 end = time_mono_ms() + timeout * 1000; pid > 0;) {
+            pid_t got = waitpid(pid, &status, timeout > 0 ? WNOHANG : 0);
+            if (got == pid || (got < 0 && errno != EINTR)) break;
+            if (timeout > 0 && time_mono_ms() > end) kill(pid, SIGKILL), timeout = 0;
+            else if (timeout > 0) usleep(5000);
+        }
+        if (pid > 0 && WIFEXITED(status) && !WEXITSTATUS(status)) continue;
+        if (str_prefix(kind, "posts")) {
+            log_warn("hook %s (%s) failed", path, kind);
+            continue;
+        }
+        return err_set(e, 0, "hook %s (%s) failed: %s %d", path, kind, WIFEXITED(status) ? "exit status" : "signal", WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+    }
+    return 0;
+}
+
+/* Sends a pty's master to whoever made the console socket. */
+static int oci_send_console(const char *path, int master, struct err *e) {
+    AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    if (strlen(path) >= sizeof a.sun_path) return err_set(e, ENAMETOOLONG, "console socket %s", path);
+    strcpy(a.sun_path, path);
+    if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a) || fd_send(s, "/dev/pts", 9, &master, 1)) return err_set(e, errno, "console socket %s", path);
+    return 0;
+}
+
+/* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup. */
+static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
+    const char *path = js_str(spec, "linux.cgroupsPath");
+    const json_t *res = js_path(spec, "linux.resources");
+    struct statfs fs;
+    *c = (struct cgroup){ 0 };
+    if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC || host_disabled("cgroup")) return 0;
+    AUTO_FREE char *rel = NULL, *own = NULL;
+    if (!cgroup_own(&own)) return 0;
+    if (path && strchr(path, ':') && *path != '/') {      /* systemd's slice:prefix:name */
+        AUTO_STRV p = { 0 };
+        strv_split(&p, path, ':');
+        if (p.n == 3) rel = str_fmt("/%s/%s-%s.scope", *p.v[0] ? p.v[0] : "system.slice", p.v[1], p.v[2]);
+    }
+    AUTO_FREE char *clean = path_clean(rel ? rel : path ? path : id);
+    c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean) : str_fmt("%s/%s", own, clean);
+    AUTO_FREE char *made = str_dup(c->path);
+    for (char *s = made + strlen("/sys/fs/cgroup/"); ; s++) {
+        if (*s && *s != '/') continue;
+        char was = *s;
+        *s = 0;
+        if (mkdir(made, 0755) && errno != EEXIST) {       /* not ours to write: the caller's cgroup stays */
+            cgroup_done(c);
+            return 0;
+        }
+        if (!was) break;
+        cgroup_enable(made);
+        *s = was;
+    }
+    return res && cgroup_apply(c, res, e) ? -1 : 0;
+}
+
+struct oci_run { const char *id, *bundle, *pid_file, *console; unsigned keep; bool detach, no_subreaper; };
+
+static int oci_fifo(const char *id, struct err *e) {
+    AUTO_FREE char *fifo = str_fmt("%s/start", id);
+    unlinkat(g_oci.root, fifo, 0);
+    if (mkfifoat(g_oci.root, fifo, 0600)) return err_set(e, errno, "make %s/%s", g_oci.root_path, fifo);
+    int fd = openat(g_oci.root, fifo, O_RDWR | O_CLOEXEC);
+    return fd < 0 ? err_set(e, errno, "open %s", fifo) : fd;
+}
+
+static int oci_save(const char *id, const json_t *state, const json_t *spec, struct err *e) {
+    AUTO_FD d = dir_open(g_oci.root, id, e);
+    return d < 0 || (spec && js_save(d, "config.json", spec, 0, e)) || js_save(d, "state.json", state, 0, e) ? -1 : 0;
+}
+
+static void oci_forget(const char *id) { tree_remove(g_oci.root, id); }
+
+/* create: everything up to the process waiting at its FIFO. *l stays with the caller. */
+static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l, json_t **ret_state, struct err *e) {
+    char now[40];
+    json_object_del(spec, "skiff");       /* our own words are not for strangers */
+    AUTO_FREE char *bundle = realpath(o->bundle, NULL);
+    if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
+    if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
+    if (plan_parse(spec, p, e)) return -1;
+    if (p->terminal && !o->console && o->detach) return err_set(e, 0, "a terminal of a detached container needs --console-socket");
+    if (!oci_id_ok(o->id)) return err_set(e, 0, "invalid container id '%.100s'", o->id);
+    if (mkdirat(g_oci.root, o->id, 0700)) return errno == EEXIST ? err_set(e, 0, "container `%s` already exists", o->id) : err_set(e, errno, "make %s/%s", g_oci.root_path, o->id);
+    json_t *s = *ret_state = json_object();
+    js_sets(s, "ociVersion", js_str_or(spec, "ociVersion", "1.0.0"));
+    js_sets(s, "id", o->id);
+    js_sets(s, "status", "creating");
+    js_sets(s, "bundle", bundle);
+    js_sets(s, "rootfs", p->root);
+    js_sets(s, "created", time_rfc3339(time_now_ns(), now));
+    js_sets(s, "owner", geteuid() ? host_user() : "");
+    if (js_get(spec, "annotations")) json_object_set(s, "annotations", js_get(spec, "annotations"));
+    launch_init(l);
+    l->plan = p;
+    l->keep_fds = o->keep;
+    l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
+    l->wait_start = true;
+    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e)) return oci_forget(o->id), -1;
+    js_sets(s, "cgroup", l->cgroup.path);
+    fflush(NULL);
+    int rc = launch_begin(l, e) || launch_wait(l, e) ? -1 : 0;
+    fd_closep(&l->start_fd);
+    if (!rc) {
+        js_seti(s, "pid", l->pid);
+        js_seti(s, "started", (i64)oci_started(l->pid));
+        js_sets(s, "status", "created");
+        AUTO_JSON *hs = oci_state(s);
+        AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
+        if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) || oci_save(o->id, s, spec, e) ||
+            (o->pid_file && file_replace(AT_FDCWD, o->pid_file, pid, strlen(pid), 0644, 0, e)) ||
+            (p->terminal && o->console && oci_send_console(o->console, l->console, e)))
+            rc = -1;
+    }
+    if (rc) {
+        launch_abort(l);
+        oci_forget(o->id);
+    }
+    return rc;
+}
+
+/* Lets a created container go. */
+static int oci_start(const char *id, struct err *e) {
+    AUTO_JSON *s = oci_load(id, e);
+    if (!s) return -1;
+    if (!str_eq(js_str(s, "status"), "created")) return err_set(e, 0, "container `%s` is not in the created state, it is %s", id, js_str(s, "status"));
+    AUTO_FREE char *fifo = str_fmt("%s/start", id), *config = str_fmt("%s/config.json", id);
+    AUTO_JSON *spec = js_load(g_oci.root, config, e);
+    AUTO_FD fd = openat(g_oci.root, fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || write(fd, "S", 1) != 1) return err_set(e, errno, "start container `%s`", id);
+    unlinkat(g_oci.root, fifo, 0);
+    js_sets(s, "status", "running");
+    AUTO_JSON *hs = oci_state(s);
+    return oci_hooks(spec, "poststart", hs, e);
+}
+
+static json_t *oci_bundle(const char *bundle, const char *config, struct err *e) {
+    AUTO_FREE char *path = config ? str_dup(config) : str_fmt("%s/config.json", bundle);
+    return js_load(AT_FDCWD, path, e);
+}
+
+static const struct opt OPT_OCI_RUN[] = {
+    { "bundle", 'b', OPT_TEXT, "The bundle's directory (.)" },
+    { "config", 'f', OPT_TEXT, "Another file than BUNDLE/config.json" },
+    { "console-socket", 0, OPT_TEXT, "A Unix socket that gets the pty's master" },
+    { "detach", 'd', OPT_BOOL, "Leave the container running (run)" },
+    { "keep", 0, OPT_BOOL, "Keep the container's state after it ended (run)" },
+    { "no-new-keyring", 0, OPT_BOOL, "Accepted; no keyring is made" },
+    { "no-pivot", 0, OPT_BOOL, "Accepted; pivot_root is always used" },
+    { "no-subreaper", 0, OPT_BOOL, "Accepted" },
+    { "pid-file", 0, OPT_TEXT, "Write the first process's pid here" },
+    { "preserve-fds", 0, OPT_INT, "Descriptors beyond stdio that the process gets" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static void oci_options(const struct cli *c, struct oci_run *o) {
+    *o = (struct oci_run){ .id = c->args[0], .bundle = cli_text(c, "bundle") ? cli_text(c, "bundle") : ".", .pid_file = cli_text(c, "pid-file"),
+                           .console = cli_text(c, "console-socket"), .keep = (unsigned)cli_int(c, "preserve-fds", 0), .detach = cli_flag(c, "detach") };
+}
+
+static int oci_cmd_create(struct cli *c, struct err *e) {
+    struct oci_run o;
+    struct plan p = { 0 };
+    struct launch l;
+    oci_options(c, &o);
+    o.detach = true;
+    launch_init(&l);
+    AUTO_JSON *spec = oci_bundle(o.bundle, cli_text(c, "config"), e), *state = NULL;
+    int rc = spec ? oci_create(&o, spec, &p, &l, &state, e) : -1;
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+static int oci_cmd_start(struct cli *c, struct err *e) { return oci_start(c->args[0], e); }
+
+/* Removes what is left of a container: cgroup, state, poststop hooks. */
+static int oci_remove(const char *id, json_t *s, struct err *e) {
+    AUTO_FREE char *config = str_fmt("%s/config.json", id);
+    AUTO_JSON *spec = js_load(g_oci.root, config, e), *hs = oci_state(s);
+    struct cgroup cg = { js_str(s, "cgroup") ? str_dup(js_str(s, "cgroup")) : NULL };
+    cgroup_remove(&cg);
+    oci_forget(id);
+    return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
+}
+
+static int oci_cmd_run(struct cli *c, struct err *e) {
+    struct oci_run o;
+    struct plan p = { 0 };
+    struct launch l;
+    int status = 0;
+    oci_options(c, &o);
+    launch_init(&l);
+    AUTO_JSON *spec = oci_bundle(o.bundle, cli_text(c, "config"), e), *state = NULL;
+    sigset_t set, old;
+    sigfillset(&set);
+    sigprocmask(SIG_BLOCK, &set, &old);
+    int rc = spec ? oci_create(&o, spec, &p, &l, &state, e) : -1;
+    if (!rc) rc = oci_start(o.id, e);
+    if (!rc && !o.detach) {
+        if (l.console >= 0 && !o.console) {
+            struct keys none = { .n = 0 };
+            sigprocmask(SIG_SETMASK, &old, NULL);
+            exec_tty(l.console, l.pid, true, &none);
+        }
+        for (siginfo_t si; waitpid(l.pid, &status, WNOHANG) != l.pid;) {
+            if (sigwaitinfo(&set, &si) < 0) continue;
+            if (si.si_signo != SIGCHLD) kill(l.pid, si.si_signo);
+        }
+        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        js_sets(state, "status", "stopped");
+        struct err ignored;
+        if (!cli_flag(c, "keep")) oci_remove(o.id, state, &ignored);
+    }
+    sigprocmask(SIG_SETMASK, &old, NULL);
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+static int oci_cmd_state(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e);
+    if (!j) return -1;
+    AUTO_JSON *s = oci_state(j);
+    AUTO_FREE char *t = js_dump(s, JSON_INDENT(2));
+    puts(t);
+    return 0;
+}
+
+static const struct opt OPT_OCI_KILL[] = {
+    { "all", 'a', OPT_BOOL, "All processes of the container" },
+    { "regex", 'r', OPT_LATER_BOOL, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int oci_cmd_kill(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e);
+    int sig = signal_number(c->nargs > 1 ? c->args[1] : "TERM");
+    if (!j) return -1;
+    if (sig < 0) return err_set(e, 0, "invalid signal '%.40s'", c->args[1]);
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    bool all = cli_flag(c, "all");
+    if (!pid) return all ? 0 : err_set(e, 0, "container `%s` is not running", c->args[0]);
+    AUTO_FD pidfd = sys_pidfd_open(pid);
+    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0)) return err_set(e, 0, "container `%s` is not running", c->args[0]);
+    if (all) {
+        pid_t *pids;
+        size_t n = ctr_pids(pid, &pids);
+        for (size_t i = 0; i < n; i++) kill(pids[i], sig);
+        free(pids);
+        return 0;
+    }
+    return sys_pidfd_kill(pidfd, sig) ? err_set(e, errno, "kill container `%s`", c->args[0]) : 0;
+}
+
+static const struct opt OPT_OCI_DELETE[] = {
+    { "force", 'f', OPT_BOOL, "Kill it first; no error where it is not there" },
+    { "regex", 'r', OPT_LATER_BOOL, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int oci_cmd_delete(struct cli *c, struct err *e) {
+    const char *id = c->args[0];
+    bool force = cli_flag(c, "force");
+    AUTO_JSON *j = oci_load(id, e);
+    if (!j) {
+        if (force && oci_id_ok(id)) return oci_forget(id), 0;
+        return -1;
+    }
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    const char *status = js_str(j, "status");
+    if (pid && !force && strcmp(status, "created")) return err_set(e, 0, "cannot delete container `%s`: it is %s", id, status);
+    if (pid) {
+        AUTO_FD pidfd = sys_pidfd_open(pid);
+        if (pidfd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0)) sys_pidfd_kill(pidfd, SIGKILL);
+        for (int i = 0; i < 500 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0); i++) usleep(10000);
+    }
+    js_sets(j, "status", "stopped");
+    js_seti(j, "pid", 0);
+    return oci_remove(id, j, e);
+}
+
+static const struct opt OPT_OCI_LIST[] = {
+    { "format", 'f', OPT_TEXT, "table or json" },
+    { "quiet", 'q', OPT_BOOL, "Only ids" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int oci_cmd_list(struct cli *c, struct err *e) {
+    AUTO_DIR *d = dir_stream(g_oci.root, ".");
+    struct dirent *de;
+    AUTO_JSON *all = json_array();
+    AUTO_BUF out = { 0 };
+    buf_adds(&out, "NAME\tPID\tSTATUS\tBUNDLE PATH\tCREATED\tOWNER\n");
+    while (d && (de = dir_next(d))) {
+        AUTO_JSON *j = oci_load(de->d_name, e);
+        if (!j) continue;
+        json_array_append_new(all, oci_state(j));
+        if (cli_flag(c, "quiet")) puts(de->d_name);
+        buf_addf(&out, "%s\t%d\t%s\t%s\t%s\t%s\n", de->d_name, (int)js_int(j, "pid", 0), js_str(j, "status"), js_str_or(j, "bundle", ""), js_str_or(j, "created", ""), js_str_or(j, "owner", ""));
+    }
+    if (cli_flag(c, "quiet")) return 0;
+    if (str_eq(cli_text(c, "format"), "json")) {
+        AUTO_FREE char *t = js_dump(all, JSON_COMPACT);
+        puts(t);
+    } else table_print(out.p);
+    return 0;
+}
+
+static int oci_cmd_ps(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e), *out = json_array();
+    if (!j) return -1;
+    pid_t *pids;
+    size_t n = ctr_pids((pid_t)js_int(j, "pid", 0), &pids);
+    bool json = str_eq(cli_text(c, "format"), "json");
+    if (!json) puts("PID");
+    for (size_t i = 0; i < n; i++) {
+        json_array_append_new(out, json_integer(pids[i]));
+        if (!json) printf("%d\n", (int)pids[i]);
+    }
+    free(pids);
+    AUTO_FREE char *t = js_dump(out, JSON_COMPACT);
+    if (json) puts(t);
+    return 0;
+}
+
+static int oci_cmd_pause(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e);
+    bool freeze = str_eq(c->cmd->path, "pause");
+    if (!j) return -1;
+    if (!str_eq(js_str(j, "status"), freeze ? "running" : "paused")) return err_set(e, 0, "container `%s` is %s", c->args[0], js_str(j, "status"));
+    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]), *file = js_str(j, "cgroup") ? str_fmt("%s/cgroup.freeze", js_str(j, "cgroup")) : NULL;
+    if (!file || file_poke(AT_FDCWD, file, freeze ? "1" : "0")) {
+        pid_t *pids;
+        size_t n = ctr_pids((pid_t)js_int(j, "pid", 0), &pids);
+        for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
+        free(pids);
+    }
+    if (!freeze) unlinkat(g_oci.root, mark, 0);
+    else close(openat(g_oci.root, mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+    return 0;
+}
+
+static const struct opt OPT_OCI_EXEC[] = {
+    { "apparmor", 0, OPT_TEXT, "Accepted where there is no AppArmor" },
+    { "cap", 'c', OPT_LIST, "Add a capability" },
+    { "cgroup", 0, OPT_LATER_TEXT, "" },
+    { "console-socket", 0, OPT_TEXT, "A Unix socket that gets the pty's master" },
+    { "cwd", 0, OPT_TEXT, "Working directory" },
+    { "detach", 'd', OPT_BOOL, "Do not wait" },
+    { "env", 'e', OPT_LIST, "Environment" },
+    { "no-new-privs", 0, OPT_BOOL, "Set no_new_privs" },
+    { "pid-file", 0, OPT_TEXT, "Write the pid here" },
+    { "preserve-fds", 0, OPT_INT, "Descriptors beyond stdio" },
+    { "process", 'p', OPT_TEXT, "A file with the process to run" },
+    { "process-label", 0, OPT_TEXT, "Accepted where there is no SELinux" },
+    { "tty", 't', OPT_BOOL, "Allocate a pty" },
+    { "user", 'u', OPT_TEXT, "uid[:gid]" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* /process of an exec: a file's, or the container's own changed by options. */
+static int oci_exec_process(struct cli *c, json_t *spec, struct err *e) {
+    const char *file = cli_text(c, "process"), *user = cli_text(c, "user");
+    json_t *proc = js_get(spec, "process");
+    if (file) {
+        json_t *p = js_load(AT_FDCWD, file, e);
+        if (!p) return -1;
+        js_set(spec, "process", p);
+        return 0;
+    }
+    AUTO_STRV env = { 0 }, add = { 0 }, caps = { 0 };
+    json_t *args = json_array();
+    for (int i = 1; i < c->nargs; i++) js_push(args, c->args[i]);
+    js_set(proc, "args", args);
+    js_setb(proc, "terminal", cli_flag(c, "tty"));
+    if (cli_text(c, "cwd")) js_sets(proc, "cwd", cli_text(c, "cwd"));
+    js_to_strv(js_get(proc, "env"), &env);
+    cli_list(c, "env", &add);
+    for (size_t i = 0; i < add.n; i++) env_option(&env, add.v[i]);
+    js_set(proc, "env", js_strv(&env));
+    if (cli_flag(c, "no-new-privs")) js_setb(proc, "noNewPrivileges", true);
+    cli_list(c, "cap", &caps);
+    static const char *const SETS[] = { "bounding", "effective", "permitted" };
+    for (size_t i = 0; i < caps.n; i++)
+        for (size_t k = 0; k < ARRAY_LEN(SETS); k++) js_push(js_suba(js_sub(proc, "capabilities"), SETS[k]), caps.v[i]);
+    if (!user) return 0;
+    unsigned uid, gid = 0;
+    if (sscanf(user, "%u:%u", &uid, &gid) < 1 || strspn(user, "0123456789:") != strlen(user)) return err_set(e, 0, "--user %.40s: expected uid[:gid]", user);
+    js_seti(js_sub(proc, "user"), "uid", uid);
+    js_seti(js_sub(proc, "user"), "gid", gid);
+    return 0;
+}
+
+static int oci_cmd_exec(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e);
+    AUTO_FREE char *config = str_fmt("%s/config.json", c->args[0]);
+    AUTO_JSON *spec = j ? js_load(g_oci.root, config, e) : NULL;
+    struct plan p = { 0 };
+    struct launch l;
+    if (!spec) return -1;
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    if (!pid || str_eq(js_str(j, "status"), "stopped")) return err_set(e, 0, "the container `%s` is not running", c->args[0]);
+    AUTO_FD pidfd = sys_pidfd_open(pid);
+    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0)) return err_set(e, 0, "the container `%s` is not running", c->args[0]);
+    if (oci_exec_process(c, spec, e) || plan_parse(spec, &p, e)) return -1;
+    const char *console = cli_text(c, "console-socket"), *pid_file = cli_text(c, "pid-file");
+    bool detach = cli_flag(c, "detach");
+    launch_init(&l);
+    l.plan = &p;
+    l.keep_fds = (unsigned)cli_int(c, "preserve-fds", 0);
+    l.stdio[0] = 0, l.stdio[1] = 1, l.stdio[2] = 2;
+    if (js_str(j, "cgroup")) l.cgroup.path = str_dup(js_str(j, "cgroup"));
+    fflush(NULL);
+    int rc = launch_join(&l, pidfd, ctr_namespaces(&p) | CLONE_NEWNS, e), status = 0;
+    if (!rc) rc = launch_wait(&l, e);
+    if (rc) {
+        rc = -1;
+        while (waitpid(-1, NULL, 0) > 0) continue;
+    } else {
+        AUTO_FREE char *text = str_fmt("%d", (int)l.pid);
+        if ((pid_file && file_replace(AT_FDCWD, pid_file, text, strlen(text), 0644, 0, e)) || (console && l.console >= 0 && oci_send_console(console, l.console, e))) rc = -1;
+        if (!rc && !detach) {
+            struct keys none = { .n = 0 };
+            if (l.console >= 0 && !console) exec_tty(l.console, l.pid, true, &none);
+            while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
+            rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        }
+    }
+    launch_done(&l);
+    plan_done(&p);
+    return rc;
+}
+
+static const struct opt OPT_OCI_UPDATE[] = { { "resources", 'r', OPT_TEXT, "A file with linux.resources, - for stdin" }, { NULL, 0, OPT_BOOL, NULL } };
+
+static int oci_cmd_update(struct cli *c, struct err *e) {
+    AUTO_JSON *j = oci_load(c->args[0], e), *res = NULL;
+    const char *file = cli_text(c, "resources");
+    if (!j) return -1;
+    if (!file) return err_set(e, 0, "update: --resources FILE is required");
+    res = js_load(AT_FDCWD, strcmp(file, "-") ? file : "/proc/self/fd/0", e);
+    struct cgroup cg = { js_str(j, "cgroup") ? str_dup(js_str(j, "cgroup")) : NULL };
+    int rc = !res ? -1 : !cg.path ? err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0]) : cgroup_apply(&cg, res, e);
+    cgroup_done(&cg);
+    return rc;
+}
+
+static int oci_cmd_features(struct cli *c, struct err *e) {
+    (void)c, (void)e;
+    AUTO_JSON *j = json_pack("{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:b},s:{s:b}}}", "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0",
+        "hooks", "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop", "linux",
+        "namespaces", "cgroup", "ipc", "mount", "network", "pid", "user", "uts", "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0,
+        "seccomp", "enabled", 1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
+    json_t *opts = json_array();
+    for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) js_push(opts, MNT_OPTS[i].name);
+    js_set(j, "mountOptions", opts);
+    js_set(js_get(j, "linux"), "capabilities", cap_json(CAP_ALL));
+    AUTO_FREE char *t = js_dump(j, JSON_INDENT(2));
+    puts(t);
+    return 0;
+}
+
+static const struct opt OPT_OCI_SPEC[] = {
+    { "bundle", 'b', OPT_TEXT, "Where config.json goes (.)" },
+    { "rootless", 0, OPT_BOOL, "A configuration for a user without root" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static int oci_cmd_spec(struct cli *c, struct err *e) {
+    const char *bundle = cli_text(c, "bundle");
+    bool rootless = cli_flag(c, "rootless");
+    AUTO_FD d = dir_open(AT_FDCWD, bundle ? bundle : ".", e);
+    if (d < 0) return -1;
+    if (!faccessat(d, "config.json", F_OK, 0)) return err_set(e, 0, "config.json already exists");
+    AUTO_JSON *j = json_pack("{s:s,s:{s:b,s:{s:i,s:i},s:[s],s:[s,s],s:s,s:b},s:{s:s,s:b},s:s,s:{}}", "ociVersion", "1.2.0", "process", "terminal", 1, "user", "uid", 0, "gid", 0, "args", "sh",
+        "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm", "cwd", "/", "noNewPrivileges", 1, "root", "path", "rootfs", "readonly", 1, "hostname", "skiff", "linux");
+    json_t *lin = js_get(j, "linux"), *m = js_suba(j, "mounts"), *caps = js_sub(js_get(j, "process"), "capabilities");
+    u64 few = CAP_BIT(CAP_AUDIT_WRITE) | CAP_BIT(CAP_KILL) | CAP_BIT(CAP_NET_BIND_SERVICE);
+    static const char *const SETS[] = { "bounding", "effective", "permitted" }, *const NS[] = { "pid", "ipc", "uts", "mount", "cgroup" };
+    for (size_t i = 0; i < ARRAY_LEN(SETS); i++) js_set(caps, SETS[i], cap_json(few));
+    for (size_t i = 0; i < ARRAY_LEN(NS); i++) json_array_append_new(js_suba(lin, "namespaces"), json_pack("{ss}", "type", NS[i]));
+    json_array_append_new(js_get(lin, "namespaces"), json_pack("{ss}", "type", rootless ? "user" : "network"));
+    if (rootless) make_idmap(lin, &(struct idmap){ .uid = { { 0, geteuid(), 1 } }, .uids = 1, .gid = { { 0, getegid(), 1 } }, .gids = 1 });
+    mount_add(m, "/proc", "proc", "proc", "nosuid,noexec,nodev", false);
+    mount_add(m, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k", false);
+    mount_add(m, "/dev/pts", "devpts", "devpts", rootless ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620" : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5", false);
+    mount_add(m, "/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777,size=65536k", false);
+    mount_add(m, "/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev", false);
+    if (rootless) mount_add(m, "/sys", "none", "/sys", "rbind,nosuid,noexec,nodev,ro", false);
+    else mount_add(m, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
+    make_paths(lin);
+    AUTO_FREE char *t = js_dump(j, JSON_INDENT(2));
+    return file_replace(d, "config.json", t, strlen(t), 0644, 0, e);
+}
+
+static const struct cmd OCI_CMDS[] = {
+    { "create", NULL, "[OPTIONS] CONTAINER", "Create a container from a bundle", oci_cmd_create, { OPT_OCI_RUN }, 1, 1, false, 1 },
+    { "delete", NULL, "[OPTIONS] CONTAINER", "Remove a container", oci_cmd_delete, { OPT_OCI_DELETE }, 1, 1, false, 1 },
+    { "exec", NULL, "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a process in a container", oci_cmd_exec, { OPT_OCI_EXEC }, 1, -1, true, 1 },
+    { "features", NULL, "", "Show the enabled features", oci_cmd_features, { NULL }, 0, 0, false, 1 },
+    { "kill", NULL, "[OPTIONS] CONTAINER [SIGNAL]", "Send a signal to a container's first process", oci_cmd_kill, { OPT_OCI_KILL }, 1, 2, false, 1 },
+    { "list", NULL, "[OPTIONS]", "List containers", oci_cmd_list, { OPT_OCI_LIST }, 0, 0, false, 1 },
+    { "pause", NULL, "CONTAINER", "Pause all processes of a container", oci_cmd_pause, { NULL }, 1, 1, false, 1 },
+    { "ps", NULL, "[OPTIONS] CONTAINER", "Show the processes of a container", oci_cmd_ps, { OPT_OCI_LIST }, 1, -1, false, 1 },
+    { "resume", NULL, "CONTAINER", "Resume all processes of a container", oci_cmd_pause, { NULL }, 1, 1, false, 1 },
+    { "run", NULL, "[OPTIONS] CONTAINER", "Create and start a container", oci_cmd_run, { OPT_OCI_RUN }, 1, 1, false, 1 },
+    { "spec", NULL, "[OPTIONS]", "Write a config.json to begin with", oci_cmd_spec, { OPT_OCI_SPEC }, 0, 0, false, 1 },
+    { "start", NULL, "CONTAINER", "Start a created container", oci_cmd_start, { NULL }, 1, 1, false, 1 },
+    { "state", NULL, "CONTAINER", "Show a container's state", oci_cmd_state, { NULL }, 1, 1, false, 1 },
+    { "update", NULL, "[OPTIONS] CONTAINER", "Change the limits of a container", oci_cmd_update, { OPT_OCI_UPDATE }, 1, 1, false, 1 },
+};
+
+/* An error where the caller looks for it: the log file in its format, and stderr. */
+static void oci_error(const struct err *e) {
+    AUTO_FD fd = g_oci.log ? open(g_oci.log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644) : -1;
+    char now[40];
+    time_rfc3339(time_now_ns(), now);
+    AUTO_JSON *j = json_object();
+    js_sets(j, "msg", e->msg), js_sets(j, "level", "error"), js_sets(j, "time", now);
+    AUTO_FREE char *json = js_dump(j, JSON_COMPACT);
+    AUTO_FREE char *line = str_eq(g_oci.log_format, "json") ? str_fmt("%s\n", json) : str_fmt("%s: %s\n", now, e->msg);
+    if (fd >= 0) (void)!fd_write_all(fd, line, strlen(line));
+    else fprintf(stderr, "%s", line);
+}
+
+static int oci_main(int argc, char **argv) {
+    struct err e = { 0 };
+    struct cli c = { 0 };
+    const char *root = NULL;
+    bool help = false;
+    int i = 1;
+    for (; i < argc && *argv[i] == '-'; i++) {
+        static const char *const VALUE[] = { "--root", "--log", "--log-format", "--log-level", "--cgroup-manager", "--rootless", "--criu" };
+        const char *a = argv[i], *eq = strchr(a, '=');
+        size_t n = eq ? (size_t)(eq - a) : strlen(a);
+        if (!strcmp(a, "--version") || !strcmp(a, "-v")) return printf("skiff version %s\nspec: 1.2.0\n+SECCOMP +CAP\n", SKIFF_VERSION), 0;
+        if (!strcmp(a, "--systemd-cgroup") || !strcmp(a, "--debug")) continue;
+        bool known = false;
+        for (size_t k = 0; k < ARRAY_LEN(VALUE); k++) {
+            if (strlen(VALUE[k]) != n || strncmp(VALUE[k], a, n)) continue;
+            const char *v = eq ? eq + 1 : i + 1 < argc ? argv[++i] : "";
+            known = true;
+            if (k == 0) root = v;
+            else if (k == 1) g_oci.log = v;
+            else if (k == 2) g_oci.log_format = v;
+        }
+        if (!known && strcmp(a, "--help") && strcmp(a, "-h")) return err_set(&e, 0, "unknown flag: %s", a), oci_error(&e), 1;
+        help |= !known;
+    }
+    for (size_t k = 0; i < argc && !help && k < ARRAY_LEN(OCI_CMDS); k++) if (!strcmp(OCI_CMDS[k].path, argv[i])) c.cmd = &OCI_CMDS[k];
+    if (!c.cmd) {
+        puts("Usage:  skiff oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND\n\nCommands:");
+        for (size_t k = 0; k < ARRAY_LEN(OCI_CMDS); k++) printf("  %-12s %s\n", OCI_CMDS[k].path, OCI_CMDS[k].summary);
+        return help ? 0 : 1;
+    }
+    int rc = opt_parse(c.cmd, argc - i - 1, argv + i + 1, &c, &help, &e);
+    if (!rc && help) return cmd_help(c.cmd), 0;
+    if (!rc && (c.nargs < c.cmd->min || (c.cmd->max >= 0 && c.nargs > c.cmd->max))) rc = err_set(&e, 0, "usage: %s %s", c.cmd->path, c.cmd->usage);
+    if (!rc) rc = oci_root(root, &e);
+    if (!rc) rc = c.cmd->run(&c, &e);
+    if (rc < 0) {
+        oci_error(&e);
+        rc = e.status ? e.status : 1;
+    }
+    fflush(stdout);
+    return rc;
+}
+
 /* ---- 26.19 hello: what the embedded image runs ---- */
 static int hello_main(void) {
     char uid[128] = "?", root[256] = "?", line[512];
@@ -15194,10 +15882,11 @@ int main(int argc, char **argv) {
     int used = 0;
     const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
-    (void)base;
     for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     main_protect(argv);
     setlocale(LC_CTYPE, "C.UTF-8");
+    if (!strcmp(base, "crun") || !strcmp(base, "runc") || !strcmp(base, "skiff-runtime")) return oci_main(argc, argv);
+    if (argc > 1 && !strcmp(argv[1], "oci")) return oci_main(argc - 1, argv + 1);
     int at = main_globals(argc, argv, &version, &help, &e);
     if (at < 0) return cli_error(&c, &e), EXIT_ENGINE;
     if (version) return printf("skiff version %s\n", SKIFF_VERSION), 0;

@@ -177,7 +177,7 @@ def test_cp(sk):
                     sk("exec cc sh -c", script).says("data")
                 else:
                     p = [w for w in script.split() if w.startswith("/")][0]
-                    data = sk("cp", "c:" + p, "-").ok.raw
+                    data = sk("cp", "cc:" + p, "-").ok.raw
                     with tarfile.open(fileobj=io.BytesIO(data)) as t:
                         eq(t.extractfile(t.getmembers()[0]).read(), b"data\n")
         with sk.case("out, " + state):
@@ -203,7 +203,7 @@ def test_cp(sk):
         with sk.case("errors, " + state):
             sk("cp cc:/no/such", dst).exits(1, "could not find|no such")
             sk("cp", src + "/nosuch", "cc:/tmp").exits(1, "no such")
-            sk("cp", src + "/f", "cc:/no/such/dir/").exits(1, "no such|not exist|could not find")
+            sk("cp", src + "/f", "cc:/no/such/dir/").exits(1, "no such|exist|could not find")
             sk("cp nosuch:/x", dst).exits(1, "no such container")
             sk("cp", src, "cc:/etc/passwd").exits(1, "cannot copy directory|not a directory|file")
             sk("cp cc:/etc", dst + "/passwd").exits(1, "cannot copy directory|not a directory|file")

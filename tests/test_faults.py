@@ -78,7 +78,7 @@ def test_damaged_store(sk):
     good = sk.dir + "/good"
     shutil.copytree(sk.root, good, symlinks=True)
     files = [os.path.relpath(os.path.join(d, f), good) for d, _, fs in os.walk(good) for f in fs]
-    files = [f for f in files if os.path.isfile(os.path.join(good, f)) and not os.path.islink(os.path.join(good, f)) and ("lock" not in f)]
+    files = [f for f in files if os.path.isfile(os.path.join(good, f)) and not os.path.islink(os.path.join(good, f)) and "lock" not in f and ".tree" not in f]
     small = [f for f in files if os.path.getsize(os.path.join(good, f)) < 200000][:25]
     big = [f for f in files if f not in small][:6]
     for f in small + big:
