@@ -106,6 +106,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <pwd.h>
+#include <regex.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -497,6 +498,26 @@ static bool word_in(const char *words, const char *w, size_t n) {
         p += k + (p[k] == ' ');
     }
     return false;
+}
+
+/* Length of the well-formed UTF-8 character at p (at most n bytes); 0: there is none. */
+static size_t utf8_char(const char *p, size_t n) {
+    const u8 *s = (const u8 *)p;
+    size_t k = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    if (!k || k > n) return 0;
+    for (size_t i = 1; i < k; i++) if ((s[i] & 0xc0) != 0x80) return 0;
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f)) return 0;
+    return k;
+}
+
+/* Appends text with every byte that is not UTF-8 replaced by U+FFFD. */
+static void buf_add_utf8(struct buf *b, const char *p, size_t n) {
+    for (size_t i = 0; i < n;) {
+        size_t k = utf8_char(p + i, n - i);
+        if (k) buf_add(b, p + i, k);
+        else buf_adds(b, "\xef\xbf\xbd");
+        i += k ? k : 1;
+    }
 }
 
 /* Text from outside made safe for a terminal: control characters become \xNN. Caller owns it. */
@@ -994,9 +1015,7 @@ static json_t *js_text(const char *s) {
     json_t *j = json_string(s);
     if (j) return j;
     AUTO_BUF b = { 0 };
-    for (; *s; s++)
-        if ((u8)*s < 128) buf_addc(&b, *s);
-        else buf_adds(&b, "\xef\xbf\xbd");
+    buf_add_utf8(&b, s, strlen(s));
     return mem_check(json_string(b.p ? b.p : ""));
 }
 
@@ -1383,6 +1402,8 @@ struct http {
     i64 length;                   /* Content-Length; -1: not told */
     char *type, *location, *www_auth, *digest, *range;  /* headers, owned; NULL: absent */
     u64 sent;
+    bool broken;                  /* the transfer failed after its headers: told once what came is read */
+    struct err why;
     char msg[CURL_ERROR_SIZE];
 };
 
@@ -1579,6 +1600,11 @@ static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct
     while (!h->done && !h->headers_done)
         if (http_pump(h, e)) {
             *ret_rc = h->rc;
+            if (h->headers_done) {
+                h->broken = true;
+                h->why = *e;
+                break;
+            }
             http_free(h);
             return NULL;
         }
@@ -1637,6 +1663,7 @@ static struct http *http_open(const struct http_req *req, CURLcode *ret_rc, stru
 static ssize_t http_read(struct http *h, void *out, size_t n, struct err *e) {
     while (h->at == h->in.n && !h->done)
         if (http_pump(h, e)) return -1;
+    if (h->at == h->in.n && h->broken) return *e = h->why, -1;
     size_t have = h->in.n - h->at;
     if (n > have) n = have;
     if (n) memcpy(out, h->in.p + h->at, n);
@@ -2068,8 +2095,9 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
     AUTO_FREE char *realm = reg_param(challenge, "realm"), *service = reg_param(challenge, "service");
     if (!realm) return err_set(e, 0, "%s: challenge without a realm: %.200s", r->base, challenge);
     /* the password goes to the realm: never in clear unless the registry itself is plain http */
-    if (!str_prefix(realm, "https://") && !(str_prefix(realm, "http://") && str_prefix(r->base, "http://")))
-        return err_set(e, 0, "%s asks for a token from '%.200s', which is not https: refused",
+    AUTO_FREE char *origin = http_origin(realm);
+    if (!str_prefix(realm, "https://") && (strcmp(origin, r->base) || !str_prefix(realm, "http://")))
+        return err_set(e, 0, "%s asks for a token from '%.200s', which is neither https nor itself: refused",
                        r->base, realm);
     AUTO_FREE char *scope = str_fmt("repository:%s%s:%s", r->prefix, r->ref.path,
                                     r->push ? "pull,push" : "pull");
@@ -2197,12 +2225,13 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
         return err_set(e, 0, "registry %s is blocked by registries.conf", ref->domain);
     }
     int found = -1;
-    for (size_t i = push ? conf.n - 1 : 0; found && i < conf.n; i++) {
+    bool answered = false;
+    for (size_t i = push ? conf.n - 1 : 0; !answered && i < conf.n; i++) {
         struct reg_host *host = &conf.hosts[i];
         bool lax = tls_verify < 0 ? host->insecure : !tls_verify;
         char *slash = strchr(host->location, '/');
         AUTO_FREE char *name = str_dupn(host->location, strcspn(host->location, "/"));
-        for (int plain = 0; found && plain <= (lax ? 1 : 0); plain++) {
+        for (int plain = 0; !answered && plain <= (lax ? 1 : 0); plain++) {
             free(r->base), free(r->prefix), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
@@ -2214,11 +2243,17 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
                                   .insecure = r->insecure };
             AUTO_FREE char *url = str_fmt("%s/v2/", r->base);
             q.url = url;
-            AUTO_HTTP *h = http_open(&q, NULL, e);
-            if (!h) continue;
+            CURLcode rc = CURLE_OK;
+            AUTO_HTTP *h = http_open(&q, &rc, e);
+            if (!h) {
+                log_debug("%s", e->msg);
+                /* plain http is for a server that speaks no TLS, not for one whose certificate is wrong */
+                if (rc == CURLE_PEER_FAILED_VERIFICATION) break;
+                continue;
+            }
             if (reg_transient(h->status) && i + 1 < conf.n) continue;
-            found = 0;
-            if (h->status == 401) found = reg_answer(r, h->www_auth, NULL, e);
+            answered = true;
+            found = h->status == 401 ? reg_answer(r, h->www_auth, NULL, e) : 0;
         }
     }
     reg_conf_done(&conf);
@@ -2594,6 +2629,9 @@ static u64 store_collect(const struct store *s) {
     AUTO_DIR *tmp = dir_stream(s->dir, "tmp");     /* nobody writes: what is here was abandoned */
     while (tmp && (de = dir_next(tmp))) {
         u64 inodes = 0;
+        struct stat st;
+        bool part = str_suffix(de->d_name, ".part") && !fstatat(dirfd(tmp), de->d_name, &st, AT_SYMLINK_NOFOLLOW);
+        if (part && time_now_ns() / 1000000000 - st.st_mtime < 86400) continue;     /* a pull that may be resumed */
         tree_usage(dirfd(tmp), de->d_name, &freed, &inodes, 0);
         tree_remove(dirfd(tmp), de->d_name);
     }
@@ -3671,6 +3709,9 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
     if (t->nodes >= TREE_MAX_ENTRIES || t->dents >= TREE_MAX_ENTRIES || t->names.n > TREE_MAX_NAMES ||
         t->xattrs.n > 256 << 20)
         return err_set(e, 0, "layer has more than %d entries, or names or attributes beyond any use", TREE_MAX_ENTRIES);
+    /* AUFS's own metadata (.wh..wh.plnk/…) is nothing of the image's */
+    const char *aufs = strstr(path, ".wh..wh.");
+    if (aufs && (aufs == path || aufs[-1] == '/') && (strcmp(aufs, ".wh..wh..opq"))) return 0;
     if (ingest_walk(g, path, true, &dir, name, &len, e)) return -1;
     if (len && ingest_whiteout(g, dir, name, len)) return 0;
     const char *hard = ar_hardlink(en);
@@ -6379,6 +6420,7 @@ struct src_blob {
     u64 skip;                     /* bytes the server sends again although asked not to */
     struct sha sha;
     int failures;
+    bool cut;                     /* the network failed: what came is worth keeping */
     struct progress *progress;
     char part[96];
 };
@@ -6415,7 +6457,7 @@ static ssize_t src_blob_net(struct src_blob *b, void *out, size_t n, struct err 
         if (k == 0) err_set(e, 0, "connection closed after %" PRIu64 " of %" PRIu64 " bytes", b->at, b->size);
         http_free(b->http);
         b->http = NULL;
-        if (++b->failures >= BLOB_RETRIES) return -1;
+        if (++b->failures >= BLOB_RETRIES) return b->cut = true, -1;
         progress_say(b->progress, b->digest + 7, "Retrying", b->at, b->size);
         usleep(100000u << b->failures);
     }
@@ -6447,22 +6489,27 @@ static ssize_t src_blob_read(struct src *s, void *out, size_t n, struct err *e) 
     sha_end(&done, raw);
     hex_of(raw, 32, have + 7);
     if (!strcmp(have, b->digest)) return 0;
-    unlinkat(b->store->dir, b->part, 0);       /* nothing to resume from */
     return err_set(e, 0, "blob %s: the content that arrived has digest %s", b->digest, have);
 }
 
+/* 0, or 1 when another process has stored the blob in the meantime, or -1. */
 static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg *r, const char *digest,
                           u64 size, struct progress *p, struct err *e) {
     *b = (struct src_blob){ .src = { src_blob_read }, .reg = r, .store = s, .digest = digest, .size = size,
                             .fd = -1, .progress = p };
     sha_init(&b->sha);
     snprintf(b->part, sizeof b->part, "tmp/%s.part", digest_hex(digest));
-    b->fd = openat(s->dir, b->part, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    struct stat st;
-    if (b->fd < 0 || fstat(b->fd, &st)) return err_set(e, errno, "open %s", b->part);
-    if (flock(b->fd, LOCK_EX) ) return err_set(e, errno, "lock %s", b->part);
-    b->have = (u64)st.st_size <= size ? (u64)st.st_size : 0;
-    return 0;
+    for (;;) {
+        struct stat st, named;
+        b->fd = lock_take(s->dir, b->part, LOCK_EX);
+        if (b->fd < 0 || fstat(b->fd, &st)) return err_set(e, errno, "open %s", b->part);
+        if (!fstatat(s->dir, b->part, &named, AT_SYMLINK_NOFOLLOW) && named.st_ino == st.st_ino) {
+            b->have = (u64)st.st_size <= size ? (u64)st.st_size : 0;
+            return 0;
+        }
+        fd_closep(&b->fd);                /* whoever held the lock has renamed or removed the file */
+        if (blob_have(s, digest)) return 1;
+    }
 }
 
 /* Gives the verified file its name, or closes it. */
@@ -6471,6 +6518,7 @@ static int src_blob_end(struct src_blob *b, bool keep, struct err *e) {
     int rc = 0;
     if (keep && (fsync(b->fd) || renameat(b->store->dir, b->part, b->store->dir, blob_path(b->digest, path))))
         rc = err_set(e, errno, "store blob %s", b->digest);
+    if (!keep && !b->cut) unlinkat(b->store->dir, b->part, 0);     /* it would fail again and again */
     http_free(b->http);
     fd_closep(&b->fd);
     return rc;
@@ -6667,7 +6715,9 @@ static int pull_layer(struct pull_job *j, struct err *e) {
     }
     progress_say(j->progress, hex, "Pulling fs layer", 0, j->size);
     struct src_blob b;
-    if (src_blob_begin(&b, j->store, j->reg, j->digest, j->size, j->progress, e)) return -1;
+    int begun = src_blob_begin(&b, j->store, j->reg, j->digest, j->size, j->progress, e);
+    if (begun > 0) return layer_have(j->store, j->diff_id) ? 0 : layer_rebuild(j->store, j->digest, j->diff_id, e);
+    if (begun < 0) return -1;
     struct src_inflate inf = { .src = { src_inflate_read }, .from = &b.src };
     int rc = layer_ingest(j->store, &inf.src, j->diff_id, got, e);
     src_inflate_done(&inf);
@@ -6739,10 +6789,11 @@ static json_t *pull_config(const struct store *s, struct reg *r, const json_t *m
         struct src_blob b;
         char sink[4096];
         ssize_t k = 1;
-        if (src_blob_begin(&b, s, r, digest, (u64)size, NULL, e)) return NULL;
-        while (k > 0) k = src_blob_read(&b.src, sink, sizeof sink, e);
+        int begun = src_blob_begin(&b, s, r, digest, (u64)size, NULL, e);
+        if (begun < 0) return NULL;
+        while (!begun && k > 0) k = src_blob_read(&b.src, sink, sizeof sink, e);
         struct err second;
-        if (src_blob_end(&b, !k, k ? &second : e) || k) return NULL;
+        if (!begun && (src_blob_end(&b, !k, k ? &second : e) || k)) return NULL;
     }
     return blob_json(s, digest, e);
 }
@@ -7401,6 +7452,10 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
         AUTO_FREE char *wh = str_fmt("%.*s.wh.%s", (int)(base - as), as, base);
         return tar_marker(t, wh, e);
     }
+    if (t->overlay && str_prefix(strrchr(as, '/') ? strrchr(as, '/') + 1 : as, ".wh.")) {
+        log_warn("%s: a file with a name that marks a deletion in a layer: left out", as);
+        return 0;
+    }
     struct archive_entry *en = archive_entry_new();
     archive_entry_copy_stat(en, &st);
     archive_entry_set_pathname(en, as);
@@ -7773,6 +7828,9 @@ static void ctr_launch_init(const struct ctr *c, const struct plan *p, struct la
     l->dir = c->dir;
 }
 
+/* What a process joins: the namespaces that the container has of its own. */
+static u64 ctr_namespaces(const struct plan *p) { return p->ns_new & ~(u64)0x80; }
+
 /* ---- 20.1 talking to a supervisor ---- */
 
 /* Connects to the socket below a directory; 108 bytes of path are too few, /proc/self/fd is short. */
@@ -7943,11 +8001,9 @@ static void log_line(struct super_log *g, int dir, int stream, const char *p, si
     char now[40];
     AUTO_JSON *j = json_object();
     json_t *text = json_stringn(p, n);
-    if (!text) {                          /* not UTF-8: each bad byte becomes U+FFFD */
+    if (!text) {
         AUTO_BUF b = { 0 };
-        for (size_t i = 0; i < n; i++)
-            if ((u8)p[i] < 128 && p[i]) buf_addc(&b, p[i]);
-            else buf_adds(&b, "\xef\xbf\xbd");
+        buf_add_utf8(&b, p, n);
         text = json_stringn(b.p, b.n);
     }
     js_set(j, "log", text);
@@ -8174,10 +8230,8 @@ static void health_start(struct super *s) {
     if (ctr_is(s->c, "paused") || pipe2(p, O_CLOEXEC)) return;
     ctr_launch_init(s->c, &x->plan, &l);
     l.stdio[1] = l.stdio[2] = p[1];
-    u64 ns = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET | CLONE_NEWCGROUP |
-             (s->plan.ids.uids ? CLONE_NEWUSER : 0);
     x->began_ns = time_now_ns();
-    if (!launch_join(&l, s->l.pidfd, ns, &e) && !launch_wait(&l, &e)) {
+    if (!launch_join(&l, s->l.pidfd, ctr_namespaces(&s->plan), &e) && !launch_wait(&l, &e)) {
         x->pid = l.pid;
         x->out = p[0];
         x->deadline_ms = time_mono_ms() + x->timeout_ms;
@@ -9655,6 +9709,8 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         }
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
+    AUTO_FREE char *relative = source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, "..")) ? realpath(source, NULL) : NULL;
+    if (relative) return volume_mount(m, spec, "bind", relative, dest, opts.p, NULL, e);
     if (source && (*source == '.' || *source == '~')) return err_set(e, 0, "\"%.100s\" includes invalid characters for a local volume name. If you intended to pass a host directory, use absolute path", source);
     if (!source) {
         id_random(random);
@@ -10184,6 +10240,7 @@ static int make_health(struct make *m, struct err *e) {
         strv_add(&test, "CMD-SHELL");
         strv_add(&test, cli_text(c, "health-cmd"));
     }
+    if (cli_flag(c, "no-healthcheck") && cli_has(c, "health-cmd")) return err_set(e, 0, "--no-healthcheck conflicts with --health-* options");
     if (cli_flag(c, "no-healthcheck") || !test.n || !strcmp(test.v[0], "NONE")) return 0;
     if (!strcmp(test.v[0], "CMD-SHELL") && test.n == 2) {
         strv_add(&run, "/bin/sh");
@@ -12885,8 +12942,6 @@ static json_t *exec_spec(struct cli *c, const struct ctr *k, struct err *e) {
     return spec;
 }
 
-static u64 ctr_namespaces(const struct plan *p) { return p->ns_new & ~(u64)0x80; }
-
 static int cmd_exec(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     struct plan p = { 0 };
@@ -13292,6 +13347,12 @@ static char *labels_text(const json_t *labels) {
 static char *quoted_command(const struct ctr *k, bool trunc) {
     AUTO_STRV args = { 0 };
     js_to_strv(js_path(k->config, "process.args"), &args);
+    for (size_t i = 0; i < args.n; i++)
+        if (strchr(args.v[i], ' ')) {
+            char *q = str_fmt("'%s'", args.v[i]);
+            free(args.v[i]);
+            args.v[i] = q;
+        }
     AUTO_FREE char *all = str_join(&args, " "), *safe = str_printable(all);
     if (trunc && strlen(safe) > 20) return str_fmt("\"%.19s…\"", safe);
     return str_fmt("\"%s\"", safe);
@@ -13352,7 +13413,14 @@ static bool label_holds(const json_t *labels, const char *v) {
 }
 
 static bool ps_id(const void *x, const char *v) { return str_prefix(((const struct ctr *)x)->id, v); }
-static bool ps_name(const void *x, const char *v) { return strstr(ctr_name(x), v + (*v == '/')) != NULL; }
+static bool ps_name(const void *x, const char *v) {
+    regex_t re;
+    AUTO_FREE char *full = str_fmt("/%s", ctr_name(x));
+    if (regcomp(&re, v, REG_EXTENDED | REG_NOSUB)) return strstr(full, v) != NULL;
+    bool hit = !regexec(&re, full, 0, NULL, 0) || !regexec(&re, full + 1, 0, NULL, 0);
+    regfree(&re);
+    return hit;
+}
 static bool ps_status(const void *x, const char *v) { return ctr_is(x, v); }
 static bool ps_label(const void *x, const char *v) { return label_holds(js_path(((const struct ctr *)x)->config, "skiff.labels"), v); }
 static bool ps_exited(const void *x, const char *v) {
@@ -13388,8 +13456,22 @@ static int filters_known(const struct strv *f, const char *known, struct err *e)
     return 0;
 }
 
+/* before=, since=: by the time of creation of another container. */
+static bool ps_order(const struct ctr *k, const struct strv *f) {
+    for (size_t i = 0; i < f->n; i++) {
+        bool before = str_prefix(f->v[i], "before=");
+        AUTO_CTR other = { .dir = -1 };
+        struct err e;
+        if (!before && !str_prefix(f->v[i], "since=")) continue;
+        if (ctr_find(k->s, strchr(f->v[i], '=') + 1, &other, &e)) return false;
+        int c = strcmp(js_str_or(k->config, "skiff.created", ""), js_str_or(other.config, "skiff.created", ""));
+        if (before ? c >= 0 : c <= 0) return false;
+    }
+    return true;
+}
+
 static bool ps_filter(const struct ctr *k, const struct strv *f) {
-    return filter_match(f, "id", ps_id, k) && filter_match(f, "name", ps_name, k) && filter_match(f, "status", ps_status, k) &&
+    return ps_order(k, f) && filter_match(f, "id", ps_id, k) && filter_match(f, "name", ps_name, k) && filter_match(f, "status", ps_status, k) &&
            filter_match(f, "label", ps_label, k) && filter_match(f, "exited", ps_exited, k) && filter_match(f, "volume", ps_volume, k) &&
            filter_match(f, "health", ps_health, k) && filter_match(f, "network", ps_network, k) && filter_match(f, "ancestor", ps_ancestor, k);
 }
@@ -13402,7 +13484,15 @@ static int created_order(const void *a, const void *b) {
 static int cmd_ps(struct cli *c, struct err *e) {
     AUTO_STRV filters = { 0 }, ids = { 0 };
     cli_list(c, "filter", &filters);
-    if (!cli_store(c, e) || filters_known(&filters, "id name status label exited volume health network ancestor", e)) return -1;
+    if (!cli_store(c, e) || filters_known(&filters, "id name status label exited volume health network ancestor before since", e)) return -1;
+    static const char STATES[] = "created running paused restarting removing exited dead", HEALTHS[] = "none starting healthy unhealthy";
+    for (size_t i = 0; i < filters.n; i++) {
+        const char *v = strchr(filters.v[i], '=') + 1;
+        i64 n;
+        if (str_prefix(filters.v[i], "status=") && !word_in(STATES, v, strlen(v))) return err_set(e, 0, "invalid filter 'status=%.40s'", v);
+        if (str_prefix(filters.v[i], "health=") && !word_in(HEALTHS, v, strlen(v))) return err_set(e, 0, "invalid filter 'health=%.40s'", v);
+        if (str_prefix(filters.v[i], "exited=") && !str_int(v, 0, 255, &n)) return err_set(e, 0, "invalid filter 'exited=%.40s'", v);
+    }
     bool all = cli_flag(c, "all"), by_status = false;
     for (size_t i = 0; i < filters.n; i++) by_status |= str_prefix(filters.v[i], "status=") || str_prefix(filters.v[i], "exited=");
     i64 last = cli_flag(c, "latest") ? 1 : cli_int(c, "last", -1);
@@ -13564,8 +13654,7 @@ struct visit {
     int fd;                       /* of the stream to or from the parent */
     int other;                    /* the parent's end of it, to be closed in the child; -1: none */
     const char *path, *name;
-    bool follow, archive;
-    struct json_t *changes;
+    bool follow, archive, contents;
 };
 
 static int export_run(int root, void *arg) {
@@ -13716,8 +13805,11 @@ static int cp_in_run(int root, void *arg) {
     fd_closep(&v->other);         /* or the stream would never end */
     struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive, .placed = -1 };
     AUTO_FREE char *into = NULL, *rename = NULL;
+    if (v->contents) {            /* DIR/. : the destination is made a directory */
+        AUTO_FD made = mnt_target(root, v->path, true, false, &e);
+        if (made < 0) return visit_fail(&e);
+    }
     if (place_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
-    if (v->name && !pl.rename) pl.rename = NULL;
     return place_archive(&pl, v->fd, &e) ? visit_fail(&e) : 0;
 }
 
@@ -13777,7 +13869,7 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
     if (!in && lstat(src, &st)) return err_set(e, errno, "%s", src);
     if (!in && S_ISLNK(st.st_mode) && cli_flag(c, "follow-link") && stat(src, &st)) return err_set(e, errno, "%s", src);
     if (!in && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct visit v = { .k = k, .fd = in ? 0 : p[0], .other = p[1], .path = path, .archive = cli_flag(c, "archive"), .follow = !in && S_ISDIR(st.st_mode) };
+    struct visit v = { .k = k, .fd = in ? 0 : p[0], .other = p[1], .path = path, .archive = cli_flag(c, "archive"), .contents = contents, .follow = !in && S_ISDIR(st.st_mode) };
     pid_t pid = 0;
     int rc = ctr_visit(k, cp_in_run, &v, &pid, e);
     fd_closep(&p[0]);
@@ -14018,7 +14110,7 @@ static int cmd_pull(struct cli *c, struct err *e) {
     if (ref_parse(c->args[0], &r, e)) return -1;
     struct pull_opts o = { cli_text(c, "platform"), cli_flag(c, "quiet"), tls_verify(c) };
     if (!strrchr(c->args[0], ':') && !o.quiet) puts("Using default tag: latest");
-    if (image_pull(c->store, &r, &o, e)) return -1;
+    if (image_pull(c->store, &r, &o, e)) return store_collect(c->store), -1;
     AUTO_FREE char *full = ref_full(&r);
     puts(full);
     return 0;
@@ -14026,7 +14118,10 @@ static int cmd_pull(struct cli *c, struct err *e) {
 
 static int cmd_push(struct cli *c, struct err *e) {
     struct ref r;
-    return !cli_store(c, e) || ref_parse(c->args[0], &r, e) || image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e) ? -1 : 0;
+    if (!cli_store(c, e) || ref_parse(c->args[0], &r, e) || image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e)) return -1;
+    AUTO_FREE char *full = ref_full(&r);
+    if (cli_flag(c, "quiet")) puts(full);
+    return 0;
 }
 
 static int cmd_tag(struct cli *c, struct err *e) {
@@ -14168,7 +14263,9 @@ static int cmd_load(struct cli *c, struct err *e) {
     if (fd < 0) return err_set(e, errno, "open %s", in);
     if (!cli_store(c, e)) return -1;
     bool dir = !fstat(fd, &st) && S_ISDIR(st.st_mode);
-    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, e);
+    int rc = image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, e);
+    if (rc) store_collect(c->store);
+    return rc;
 }
 
 static const struct opt OPT_IMPORT[] = {
@@ -14195,7 +14292,7 @@ static int cmd_import(struct cli *c, struct err *e) {
     if (strstr(c->args[0], "://")) return err_set(e, 0, "import from a URL is not supported yet by skiff: download it and import the file");
     AUTO_FD fd = strcmp(c->args[0], "-") ? open(c->args[0], O_RDONLY | O_CLOEXEC) : fcntl(0, F_DUPFD_CLOEXEC, 3);
     if (fd < 0) return err_set(e, errno, "open %s", c->args[0]);
-    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return -1;
+    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return store_collect(c->store), -1;
     printf("sha256:%s\n", id);
     store_event(c->store, "image", "import", id, NULL);
     return 0;
@@ -15883,6 +15980,8 @@ int main(int argc, char **argv) {
     const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
     for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    signal(SIGCHLD, SIG_DFL);             /* a caller that ignores it would make our waits fail */
+    signal(SIGXFSZ, SIG_IGN);             /* a file size limit is an error, not a death */
     main_protect(argv);
     setlocale(LC_CTYPE, "C.UTF-8");
     if (!strcmp(base, "crun") || !strcmp(base, "runc") || !strcmp(base, "skiff-runtime")) return oci_main(argc, argv);

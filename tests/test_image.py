@@ -341,7 +341,7 @@ def test_transports(sk):
     for ref in ["oci:%s:busybox" % layout, "oci-archive:" + f, "docker-archive:" + lib.ENV["FIXTURE_busybox"]]:
         with sk.case("pull " + ref.split(":")[0]):
             r = sk("pull -q", ref).ok
-            sk("run --rm", r.lines[-1], "echo", "x").says("x")
+            sk("run --rm", r.out.split()[-1], "echo", "x").says("x")
     with sk.case("load of an OCI archive"):
         sk("load -i", f).prints("^Loaded image")
     with sk.case("push oci:"):
@@ -436,7 +436,7 @@ def test_tree_equals_umoci(sk):
     """Entry by entry; with subordinate ids the owners as well."""
     for name in "python", "python-zstd", "nginx":
         with sk.case(name):
-            ref = sk("pull -q oci:%s:%s" % (lib.ENV["REGISTRY_IMAGES"], name), wait=200).ok.lines[-1]
+            ref = sk("pull -q oci:%s:%s" % (lib.ENV["REGISTRY_IMAGES"], name), wait=200).ok.out.split()[-1]
             sk("create --name cc", ref, "true").ok
             ours = tree_of_tar(sk("export cc").ok.raw)
             sk("rm cc").ok

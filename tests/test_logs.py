@@ -133,7 +133,7 @@ def test_drivers(sk):
         r = sk("run --name ll --log-driver local busybox echo x")
         true(r.code == 0 and sk("logs ll").out == "x" or r.code == 125 and re.search("(?i)log", r.err), "the driver local to work or to be refused")
     with sk.case("a log path that is a symlink is not followed"):
-        sk("run -d --name ss busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done; echo evil").ok
+        sk("run --name ss busybox echo x").ok
         sk("create --name tt busybox echo evil").ok
         target = sk.file("target", "precious")
         base = sk.root + "/containers/" + sk.get("tt", "{{.Id}}")
