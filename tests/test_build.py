@@ -1,0 +1,1307 @@
+"""skiff build: the Dockerfile language, COPY and its kin, RUN, stages, the cache, and what must never leak."""
+import bz2
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import lzma
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+import time
+
+import lib
+from lib import Failed, Skiff, entry, eq, image, match, no_match, only, tar, timeout, tool, true
+
+# ---- a context, a build, and what came out ----
+
+N = iter(range(1 << 30))
+
+
+def context(sk, files, dockerfile=None):
+    """A fresh context. {"a/b": data or (data, mode), "d/": None or mode, "link -> target": None}; its path."""
+    base = "ctx%d" % next(N)
+    sk.folder(base)
+    if dockerfile is not None:
+        sk.file(base + "/Dockerfile", dockerfile)
+    closed = []
+    for name, what in (files or {}).items():
+        if " -> " in name:
+            name, target = name.split(" -> ")
+            os.makedirs(os.path.dirname("%s/%s/%s" % (sk.dir, base, name)), exist_ok=True)
+            os.symlink(target, "%s/%s/%s" % (sk.dir, base, name))
+        elif name.endswith("/"):
+            sk.folder(base + "/" + name)
+            if what:
+                closed.append((base + "/" + name, what))
+        else:
+            data, mode = what if isinstance(what, tuple) else (what, 0o644)
+            sk.file(base + "/" + name, data, mode)
+    for name, mode in closed:
+        os.chmod(sk.dir + "/" + name, mode)
+    if sk.user:
+        tool("chown", "-Rh", "%d:%d" % sk.user, sk.dir + "/" + base)
+    return base
+
+
+def build(sk, dockerfile, *options, files=None, name="t", **kw):
+    """Builds it in a fresh context as image NAME."""
+    return sk(["build", "-t", name, *options, context(sk, files, dockerfile)], **kw)
+
+
+def show(t, data):
+    if t.isdir():
+        return "d%o %d:%d" % (t.mode, t.uid, t.gid)
+    if t.issym():
+        return "-> %s %d:%d" % (t.linkname, t.uid, t.gid)
+    if t.isreg():
+        text = data.decode("utf-8", "backslashreplace")
+        return "%o %d:%d %s" % (t.mode, t.uid, t.gid, text if len(data) < 200 else lib.digest(data))
+    return "%s%o %d:%d" % (t.type.decode(), t.mode, t.uid, t.gid)
+
+
+class Image:
+    """config, and tree: path -> one line that says what is there. From what `save` writes."""
+
+    def __init__(self, data):
+        self.tree, self.times, self.layers = {}, {}, []
+        with tarfile.open(fileobj=io.BytesIO(data)) as t:
+            get = lambda name: t.extractfile(name).read()
+            m = json.loads(get("manifest.json"))[0]
+            self.config = json.loads(get(m["Config"]))
+            for name in m["Layers"]:
+                self.add(get(name))
+
+    def add(self, data):
+        names, fresh = [], {}
+        with tarfile.open(fileobj=io.BytesIO(data)) as t:
+            for m in t.getmembers():
+                name = os.path.normpath(m.name.lstrip("/"))
+                folder, base = os.path.split(name)
+                names.append(name)
+                if base == ".wh..wh..opq":
+                    self.drop(folder + "/" if folder else "")
+                elif base.startswith(".wh."):
+                    gone = os.path.join(folder, base[4:])
+                    self.tree.pop(gone, None)
+                    self.drop(gone + "/")
+                elif m.islnk():
+                    fresh[name] = ("link", os.path.normpath(m.linkname.lstrip("/")))
+                elif name != ".":
+                    fresh[name] = (show(m, t.extractfile(m).read() if m.isreg() else b""), m.mtime)
+        for name, (what, time) in fresh.items():
+            if what != "link":
+                if not what.startswith("d"):
+                    self.drop(name + "/")
+                self.tree[name], self.times[name] = what, time
+        for name, (what, to) in fresh.items():
+            if what == "link":
+                self.tree[name] = self.tree.get(to, "dangling hard link to " + to)
+        self.layers.append(names)
+
+    def drop(self, prefix):
+        for n in [n for n in self.tree if n.startswith(prefix)]:
+            del self.tree[n]
+
+
+def result(sk, name="t"):
+    return Image(sk("save", name).ok.raw)
+
+
+def check(sk, dockerfile, want, *options, name="t", **kw):
+    """Builds, and holds the wanted paths (None: absent) against the image's tree."""
+    build(sk, dockerfile, *options, name=name, **kw).ok
+    i = result(sk, name)
+    for path, text in want.items():
+        eq(i.tree.get(path), text, path)
+    return i
+
+
+def config(sk, name="t"):
+    return sk(["image", "inspect", name]).ok.json[0]["Config"]
+
+
+def labels(sk, dockerfile, *options, **kw):
+    build(sk, dockerfile, *options, **kw).ok
+    return config(sk)["Labels"] or {}
+
+
+def steps(r):
+    """(how many steps were cached, how many were done)"""
+    return (len(re.findall(r"^#\d+ CACHED$", r.err, re.M)), len(re.findall(r"^#\d+ DONE\b", r.err, re.M)))
+
+
+# ---- the language ----
+
+PARSER = [  # name, Dockerfile, labels
+    ("one line", "FROM scratch\nLABEL a=1", {"a": "1"}),
+    ("no newline at the end, lower case", "from scratch\nlabel a=1", {"a": "1"}),
+    ("CRLF", "FROM scratch\r\nLABEL a=1 \\\r\n b=2\r\n", {"a": "1", "b": "2"}),
+    ("a byte order mark", "\ufeffFROM scratch\nLABEL a=1", {"a": "1"}),
+    ("leading blanks", "  FROM scratch\n\t LABEL a=1", {"a": "1"}),
+    ("tabs between words", "FROM\tscratch\nLABEL\ta=1\tb=2", {"a": "1", "b": "2"}),
+    ("comments and blank lines", "# c\n\n  # d\nFROM scratch\n#LABEL a=1\nLABEL b=2 # no comment=x\n",
+     {"b": "2", "#": None}),
+    ("continuation", "FROM scratch\nLABEL a=1 \\\n  b=2 \\\n  c=3", {"a": "1", "b": "2", "c": "3"}),
+    ("continuation inside a word", "FROM scratch\nLABEL a=on\\\ne", {"a": "one"}),
+    ("blanks after the backslash", "FROM scratch\nLABEL a=1 \\  \n  b=2", {"a": "1", "b": "2"}),
+    ("comments and blank lines inside a continuation", "FROM scratch\nLABEL a=1 \\\n# c\n\n   # d\n  b=2", {"a": "1", "b": "2"}),
+    ("continuation at the end", "FROM scratch\nLABEL a=1 \\\n", {"a": "1"}),
+    ("escape directive", "# escape=`\nFROM scratch\nLABEL a=1 `\n  b=c:\\d `\n e=`$x", {"a": "1", "b": "c:\\d", "e": "$x"}),
+    ("directives in a row, case and blanks", "#  EsCaPe = ` \n# syntax=docker/dockerfile:1\nFROM scratch\nLABEL a=1 `\n b=2", {"a": "1", "b": "2"}),
+    ("syntax and check are taken", "# syntax=docker/dockerfile:1.7-labs\n# check=skip=all;error=true\nFROM scratch\nLABEL a=1", {"a": "1"}),
+    ("no directive after a comment", "# hello\n# escape=`\nFROM scratch\nLABEL a=1 \\\n b=`", {"a": "1", "b": "`"}),
+    ("no directive after a blank line", "\n# escape=`\nFROM scratch\nLABEL a=1 \\\n b=2", {"a": "1", "b": "2"}),
+    ("quotes", "FROM scratch\nLABEL a=\"x  y\" 'b c'='$d' e=\"q\\\"r\" f='g'\"h\"i", {"a": "x  y", "b c": "$d", "e": 'q"r', "f": "ghi"}),
+    ("old form", "FROM scratch\nLABEL a b  c=d", {"a": "b  c=d"}),
+    ("a backslash before a blank", "FROM scratch\nLABEL a=x\\ y b=2", {"a": "x y", "b": "2"}),
+    ("later wins, empty stays", "FROM scratch\nLABEL a=1 b=\nLABEL a=2", {"a": "2", "b": ""}),
+    ("utf-8", "FROM scratch\nLABEL a=grün", {"a": "grün"}),
+    ("a long line", "FROM scratch\nLABEL a=" + "x" * 100000, {"a": "x" * 100000}),
+]
+
+
+@image(None)
+def test_parser(sk):
+    for name, text, want in PARSER:
+        with sk.case(name):
+            got = labels(sk, text)
+            for k, v in want.items():
+                if k != "#":
+                    eq(got.get(k), v, k)
+
+
+ERRORS = [  # Dockerfile, line, what is said
+    ("", None, "empty|no instructions"),
+    ("# only a comment\n", None, "empty|no instructions"),
+    ("FROM scratch\nFOO bar\n", 2, "unknown instruction: FOO"),
+    ("FROM scratch\n\n# c\nLABEL a=1 \\\n b=2\nRUNN x\n", 6, "unknown instruction: RUNN"),
+    ("LABEL a=1\nFROM scratch\n", 1, "FROM|build stage"),
+    ("FROM\n", 1, "FROM requires"),
+    ("FROM a b c\n", 1, "FROM requires"),
+    ("FROM scratch AS\n", 1, "FROM requires"),
+    ("FROM scratch AS 1a\n", 1, "invalid name|stage"),
+    ("FROM scratch AS a/b\n", 1, "invalid name|stage"),
+    ("FROM --nosuch=1 scratch\n", 1, "unknown flag"),
+    ("FROM scratch\nCOPY a\n", 2, "COPY requires"),
+    ("FROM scratch\nCOPY --nosuch a b\n", 2, "unknown flag.*nosuch"),
+    ("FROM scratch\nCOPY --chmod=999 Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nADD --from=x Dockerfile /a\n", 2, "unknown flag.*from|from"),
+    ("FROM scratch\nCOPY nosuch /a\n", 2, "nosuch.*not found"),
+    ("FROM scratch\nCOPY no*such /a/\n", 2, "no.such.*(not found|no.*match)|no source"),
+    ("FROM scratch\nCOPY Dockerfile Dockerfile /a\n", 2, "must be a directory and end with"),
+    ("FROM scratch\nCOPY <<E /a\nx\n", 2, "heredoc|E\\b"),
+    ("FROM scratch\nENV\n", 2, "ENV"),
+    ("FROM scratch\nENV a\n", 2, "ENV must have two arguments"),
+    ("FROM scratch\nENV a=1 b\n", 2, "must be of the form: name=value"),
+    ("FROM scratch\nENV =1\n", 2, "blank"),
+    ("FROM scratch\nLABEL a='b\n", 2, "quote"),
+    ("FROM scratch\nLABEL a=${b\n", 2, "substitution|missing|}"),
+    ("FROM scratch\nLABEL a=${b^c}\n", 2, "unsupported modifier|substitution"),
+    ("FROM scratch\nLABEL a=${b:?it is needed}\n", 2, "it is needed"),
+    ("FROM scratch\nEXPOSE x\n", 2, "port"),
+    ("FROM scratch\nEXPOSE 99999\n", 2, "port"),
+    ("FROM scratch\nSTOPSIGNAL NOSUCH\n", 2, "signal"),
+    ("FROM scratch\nHEALTHCHECK FOO x\n", 2, "HEALTHCHECK|FOO"),
+    ("FROM scratch\nHEALTHCHECK --interval=x CMD y\n", 2, "interval|duration"),
+    ("FROM scratch\nHEALTHCHECK --nosuch=1 CMD y\n", 2, "nosuch"),
+    ("FROM scratch\nHEALTHCHECK CMD\n", 2, "HEALTHCHECK|command"),
+    ("FROM scratch\nSHELL /bin/sh\n", 2, "SHELL.*JSON"),
+    ("FROM scratch\nONBUILD ONBUILD RUN x\n", 2, "ONBUILD"),
+    ("FROM scratch\nONBUILD FROM x\n", 2, "ONBUILD"),
+    ("FROM scratch\nONBUILD NOSUCH x\n", 2, "NOSUCH"),
+    ("FROM scratch\nVOLUME [\"\"]\n", 2, "VOLUME"),
+    ("FROM scratch\nUSER\n", 2, "USER requires"),
+    ("FROM scratch\nWORKDIR\n", 2, "WORKDIR requires"),
+    ("FROM scratch\nMAINTAINER\n", 2, "MAINTAINER requires"),
+    ("FROM scratch\nRUN\n", 2, "RUN requires"),
+    ("FROM scratch\nRUN --mount=type=nosuch,target=/x true\n", 2, "mount"),
+    ("FROM scratch\nRUN --mount=type=bind,nosuch=1,target=/x true\n", 2, "nosuch"),
+    ("FROM scratch\nRUN --network=nosuch true\n", 2, "network"),
+    ("FROM scratch\nRUN --nosuch true\n", 2, "nosuch"),
+    ("FROM scratch AS a\nFROM scratch\nCOPY --from=nosuch:0:0 a /a\n", 3, "nosuch"),
+    ("FROM scratch AS a\nCOPY --from=a Dockerfile /a\n", 2, "circular|a\\b.*itself|current|invalid|depend|stage"),
+    ("FROM scratch\nCOPY --from=1 Dockerfile /a\nFROM scratch\n", 2, "1"),
+]
+
+
+@image(None)
+def test_errors(sk):
+    """The error names the file and the line and shows it; nothing is left in the store."""
+    for text, line, pattern in ERRORS:
+        with sk.case(repr(text)[:70]):
+            r = build(sk, text, "--target", "0").exits(1, pattern) if "COPY --from=1" in text else build(sk, text).exits(1, pattern)
+            if line:
+                shown = text.split("\n")[line - 1]
+                match(r.err, r"(?i)Dockerfile(:| line |.*line )%d\b" % line)
+                true(shown in r.err, "the line %r in %r" % (shown, r.err))
+    with sk.case("nothing is left"):
+        sk("images -aq").says("")
+        eq(os.listdir(sk.root + "/containers"), [])
+    with sk.case("the file's own name"):
+        c = context(sk, {"sub/My.df": "FROM scratch\nFOO\n"})
+        sk(["build", "-f", c + "/sub/My.df", c]).exits(1, r"My\.df(:| line |.*line )2\b")
+        sk.file(c + "/sub/My.df", "FROM scratch\nCOPY nosuch /\n")
+        sk(["build", "-f", c + "/sub/My.df", c]).exits(1, r"My\.df(:| line |.*line )2\b")
+    with sk.case("escape sequences are not passed on to the terminal"):
+        r = build(sk, "FROM scratch\nFOO \x1b[2J\n").exits(1)
+        true("\x1b" not in r.err, "no escape in %r" % r.err)
+    for argv, pattern in [(["build"], "requires|argument"), (["build", "/no/such"], "/no/such"), (["build", "-f", "/no/such", "."], "/no/such"),
+                          (["build", "-t", "BAD", "."], "reference|lower"), (["build", "--progress", "x", "."], "progress"),
+                          (["build", "--target", "nosuch", context(sk, {}, "FROM scratch\n")], "nosuch.*could not be found|nosuch"),
+                          (["build", context(sk, {})], "Dockerfile"), (["build", "--nosuch", "."], "unknown flag")]:
+        with sk.case(" ".join(argv[:3])):
+            sk(argv).exits(None, pattern)
+
+
+VARIABLES = [  # in a label, with ENV e=env n= p=/a/b/c.tar.gz and ARG a=arg, x unset
+    ("$e", "env"), ("${e}", "env"), ("$e$a", "envarg"), ("${e}_x", "env_x"), ("$e_x", ""), ("$x", ""), ("${x}", ""),
+    ("\\$e", "$e"), ("\\${e}", "${e}"), ("'$e'", "$e"), ('"$e"', "env"), ('"\\$e"', "$e"), ("a\\\\$e", "a\\env"),
+    ("${x:-d}", "d"), ("${x-d}", "d"), ("${n:-d}", "d"), ("${n-d}", ""), ("${e:-d}", "env"), ("${x:-$e}", "env"), ("${x:-${a}}", "arg"),
+    ("${x:-${y:-z}}", "z"), ("${x:+d}", ""), ("${x+d}", ""), ("${e:+d}", "d"), ("${n:+d}", ""), ("${n+d}", "d"), ("${e:?m}", "env"), ("${n?m}", ""),
+    ("${x:-}", ""), ('"${x:-a b}"', "a b"), ("${p#*/}", "a/b/c.tar.gz"), ("${p##*/}", "c.tar.gz"), ("${p%.*}", "/a/b/c.tar"), ("${p%%.*}", "/a/b/c"),
+    ("${p#x}", "/a/b/c.tar.gz"), ("${p%/*}", "/a/b"), ("${p/b/X}", "/a/X/c.tar.gz"), ("${p//a/X}", "/X/b/c.tXr.gz"), ("${p//[a-b]/}", "///c.tr.gz"),
+    ("${p/nosuch/X}", "/a/b/c.tar.gz"), ("${e/?/X}", "Xnv"), ("${e//n*/X}", "eX"), ("$", "$"), ("a$", "a$"), ("$$", "$$"), ("100%", "100%"), ("$1", ""),
+    ("${e}${e}", "envenv"), ("{$e}", "{env}"), ("$e.$a", "env.arg"),
+]
+
+
+@image(None)
+def test_variables(sk):
+    got = labels(sk, "FROM scratch\nENV e=env n= p=/a/b/c.tar.gz\nARG a=arg\n" +
+                 "".join("LABEL v%d=%s\n" % (i, v) for i, (v, _) in enumerate(VARIABLES)))
+    for i, (v, want) in enumerate(VARIABLES):
+        with sk.case(v):
+            eq(got.get("v%d" % i), want)
+    for name, text, options, want in [
+            ("one instruction sees what was before it", "ENV abc=hello\nENV abc=bye def=$abc\nENV ghi=$abc\nLABEL a=$abc d=$def g=$ghi", [], {"a": "bye", "d": "hello", "g": "bye"}),
+            ("ARG default and --build-arg", "ARG a=1\nARG b=2\nLABEL a=$a b=$b", ["--build-arg", "b=3"], {"a": "1", "b": "3"}),
+            ("ARG without a value", "ARG a\nLABEL a=x$a", [], {"a": "x"}),
+            ("an empty --build-arg", "ARG a=1\nLABEL a=x$a", ["--build-arg", "a="], {"a": "x"}),
+            ("--build-arg from the environment", "ARG HOME=1\nLABEL a=$HOME", ["--build-arg", "HOME"], {"a": sk.home}),
+            ("several in one ARG", "ARG a=1 b=\"2 3\" c\nLABEL a=$a b=\"$b\" c=$c", ["--build-arg", "c=4"], {"a": "1", "b": "2 3", "c": "4"}),
+            ("an ARG from another", "ARG a=1\nARG b=${a}2\nLABEL b=$b", [], {"b": "12"}),
+            ("ENV hides ARG", "ARG a=1\nENV a=2\nARG a=3\nLABEL a=$a", ["--build-arg", "a=4"], {"a": "2"}),
+            ("ENV from ARG", "ARG a=1\nENV b=${a:-x}\nLABEL b=$b", ["--build-arg", "a=5"], {"b": "5"}),
+            ("a --build-arg nobody declared", "LABEL a=x$a", ["--build-arg", "a=5"], {"a": "x"}),
+            ("before its ARG there is nothing", "LABEL a=x$a\nARG a=1\nLABEL b=$a", [], {"a": "x", "b": "1"}),
+            ("label names expand too", "ARG a=k\nLABEL $a.x=1", [], {"k.x": "1"}),
+            ("target platform", "ARG TARGETPLATFORM\nARG TARGETOS\nARG TARGETARCH\nARG BUILDARCH\nLABEL a=$TARGETPLATFORM b=$TARGETOS c=$TARGETARCH d=$BUILDARCH",
+             [], {"a": "linux/" + lib.ARCH, "b": "linux", "c": lib.ARCH, "d": lib.ARCH}),
+            ("an undeclared one is empty", "LABEL a=x$TARGETOS", [], {"a": "x"}),
+            ("stages do not share", "ARG a=1\nFROM scratch\nLABEL a=x$a", [], {"a": "x"})]:
+        with sk.case(name):
+            got = labels(sk, "FROM scratch\n" + text, *options)
+            for k, v in want.items():
+                eq(got.get(k), v, k)
+    for name, text, options, want in [
+            ("global ARG in FROM", "ARG base=scratch\nFROM $base\nLABEL a=x$base", [], {"a": "x"}),
+            ("global ARG taken into a stage", "ARG a=1\nFROM scratch\nARG a\nLABEL a=$a", [], {"a": "1"}),
+            ("its default in the stage wins", "ARG a=1\nFROM scratch\nARG a=2\nLABEL a=$a", [], {"a": "2"}),
+            ("--build-arg wins over both", "ARG a=1\nFROM scratch\nARG a=2\nLABEL a=$a", ["--build-arg", "a=3"], {"a": "3"}),
+            ("global from global", "ARG a=scr\nARG b=${a}atch\nFROM ${b}\nARG b\nLABEL b=$b", [], {"b": "scratch"}),
+            ("forms in FROM", "ARG a\nFROM ${a:-scratch} AS x\nLABEL a=1", [], {"a": "1"}),
+            ("ENV of the base", "FROM scratch AS b\nENV e=1\nARG g=1\nFROM b\nLABEL a=$e b=x$g", [], {"a": "1", "b": "x"})]:
+        with sk.case(name):
+            got = labels(sk, text, *options)
+            for k, v in want.items():
+                eq(got.get(k), v, k)
+    with sk.case("where variables do and do not expand"):
+        build(sk, "FROM scratch\nARG p=81 d=/data u=me s=SIGINT\nENV e=1\nEXPOSE $p/udp\nVOLUME $d\nUSER $u\nSTOPSIGNAL $s\nWORKDIR $d/w\n"
+                  "CMD echo $e\nENTRYPOINT [\"$e\"]\nHEALTHCHECK CMD echo $e\nONBUILD LABEL a=$e").ok
+        c = config(sk)
+        eq([list(c["ExposedPorts"]), list(c["Volumes"]), c["User"], c["StopSignal"], c["WorkingDir"], c["Cmd"], c["Entrypoint"], c["Healthcheck"]["Test"],
+            c["OnBuild"]], [["81/udp"], ["/data"], "me", "SIGINT", "/data/w", ["/bin/sh", "-c", "echo $e"], ["$e"], ["CMD-SHELL", "echo $e"], ["LABEL a=$e"]])
+
+
+SECOND = 10 ** 9
+CONFIG = [  # instructions, members of the configuration (None or empty: unset)
+    ("ENV a=1 b=\"x y\" c=x\\ y", {"Env": ["a=1", "b=x y", "c=x y"]}),
+    ("ENV a 1  2 ", {"Env": ["a=1  2"]}),
+    ("ENV a=1\nENV b=2\nENV a=3", {"Env": ["a=3", "b=2"]}),
+    ("CMD a b", {"Cmd": ["/bin/sh", "-c", "a b"]}),
+    ("CMD [\"a\", \"b c\"]", {"Cmd": ["a", "b c"]}),
+    ("CMD []", {"Cmd": []}),
+    ("CMD ['a', 'b']", {"Cmd": ["/bin/sh", "-c", "['a', 'b']"]}),
+    ("CMD [ \"a\" ] b", {"Cmd": ["/bin/sh", "-c", "[ \"a\" ] b"]}),
+    ("CMD a\nCMD b", {"Cmd": ["/bin/sh", "-c", "b"]}),
+    ("CMD echo \"a  b\" \\\n  c", {"Cmd": ["/bin/sh", "-c", "echo \"a  b\"   c"]}),
+    ("ENTRYPOINT a b", {"Entrypoint": ["/bin/sh", "-c", "a b"], "Cmd": []}),
+    ("ENTRYPOINT [\"a\"]\nCMD [\"b\"]", {"Entrypoint": ["a"], "Cmd": ["b"]}),
+    ("CMD [\"b\"]\nENTRYPOINT [\"a\"]", {"Entrypoint": ["a"], "Cmd": ["b"]}),
+    ("SHELL [\"/bin/bash\", \"-ec\"]\nCMD a\nENTRYPOINT b", {"Shell": ["/bin/bash", "-ec"], "Cmd": ["/bin/bash", "-ec", "a"], "Entrypoint": ["/bin/bash", "-ec", "b"]}),
+    ("EXPOSE 80 81/tcp 82/udp 90-92", {"ExposedPorts": ["80/tcp", "81/tcp", "82/udp", "90/tcp", "91/tcp", "92/tcp"]}),
+    ("EXPOSE 53/UDP", {"ExposedPorts": ["53/udp"]}),
+    ("VOLUME /a /b", {"Volumes": ["/a", "/b"]}),
+    ("VOLUME [\"/a b\", \"/c\"]", {"Volumes": ["/a b", "/c"]}),
+    ("USER me", {"User": "me"}), ("USER 1:2", {"User": "1:2"}), ("USER me:them\nUSER root", {"User": "root"}),
+    ("WORKDIR /a", {"WorkingDir": "/a"}), ("WORKDIR a\nWORKDIR b", {"WorkingDir": "/a/b"}), ("WORKDIR /a/\nWORKDIR ../b/./c", {"WorkingDir": "/b/c"}),
+    ("WORKDIR \"/a b\"", {"WorkingDir": "/a b"}),
+    ("STOPSIGNAL SIGQUIT", {"StopSignal": "SIGQUIT"}), ("STOPSIGNAL 9", {"StopSignal": "9"}),
+    ("LABEL a=1 b.c/d-e=\"2 3\"", {"Labels": {"a": "1", "b.c/d-e": "2 3"}}),
+    ("HEALTHCHECK CMD a b", {"Healthcheck": {"Test": ["CMD-SHELL", "a b"]}}),
+    ("HEALTHCHECK --interval=1m30s --timeout=5s --start-period=2s --retries=4 CMD [\"a\", \"b\"]",
+     {"Healthcheck": {"Test": ["CMD", "a", "b"], "Interval": 90 * SECOND, "Timeout": 5 * SECOND, "StartPeriod": 2 * SECOND, "Retries": 4}}),
+    ("HEALTHCHECK --start-interval=3s --interval=5s \\\n  CMD a", {"Healthcheck": {"Test": ["CMD-SHELL", "a"], "Interval": 5 * SECOND, "StartInterval": 3 * SECOND}}),
+    ("HEALTHCHECK CMD a\nHEALTHCHECK NONE", {"Healthcheck": {"Test": ["NONE"]}}),
+    ("ONBUILD RUN a  b\nONBUILD COPY . /x", {"OnBuild": ["RUN a  b", "COPY . /x"]}),
+]
+
+
+@image(None)
+def test_config(sk):
+    for text, want in CONFIG:
+        with sk.case(text.replace("\n", "; ")):
+            build(sk, "FROM scratch\n" + text).ok
+            got = config(sk)
+            for k, v in want.items():
+                g = got.get(k) or type(v)()
+                eq(sorted(g) if k in ("ExposedPorts", "Volumes") else g, v, k)
+    with sk.case("MAINTAINER"):
+        build(sk, "FROM scratch\nMAINTAINER Me <me@example.org>").ok
+        sk("image inspect -f {{.Author}} t").says("Me <me@example.org>")
+    base = "FROM scratch AS b\nENV a=1 b=2\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\nLABEL l=1 m=2\nEXPOSE 1\nVOLUME /v\nUSER u\nWORKDIR /w\nHEALTHCHECK CMD h\nSTOPSIGNAL 3\nSHELL [\"s\"]\n"
+    for text, want in [
+            ("", {"Env": ["a=1", "b=2"], "Cmd": ["c"], "Entrypoint": ["e"], "Labels": {"l": "1", "m": "2"}, "User": "u", "WorkingDir": "/w", "StopSignal": "3", "Shell": ["s"],
+                  "ExposedPorts": {"1/tcp": {}}, "Volumes": {"/v": {}}, "Healthcheck": {"Test": ["CMD-SHELL", "h"]}}),
+            ("ENTRYPOINT [\"f\"]", {"Entrypoint": ["f"], "Cmd": []}),
+            ("CMD [\"d\"]", {"Entrypoint": ["e"], "Cmd": ["d"]}),
+            ("CMD [\"d\"]\nENTRYPOINT [\"f\"]", {"Entrypoint": ["f"], "Cmd": ["d"]}),
+            ("ENTRYPOINT []", {"Entrypoint": [], "Cmd": []}),
+            ("ENV b=3 c=4", {"Env": ["a=1", "b=3", "c=4"]}),
+            ("LABEL m=3", {"Labels": {"l": "1", "m": "3"}}),
+            ("EXPOSE 2", {"ExposedPorts": {"1/tcp": {}, "2/tcp": {}}}),
+            ("WORKDIR x", {"WorkingDir": "/w/x"}),
+            ("CMD x y", {"Cmd": ["s", "x y"]})]:
+        with sk.case("over a base: " + text.replace("\n", "; ")):
+            build(sk, base + "FROM b\n" + text).ok
+            got = config(sk)
+            for k, v in want.items():
+                eq(got.get(k) or type(v)(), v, k)
+    with sk.case("history"):
+        build(sk, "FROM scratch\nARG z=1\nENV a=1\nCOPY --chown=5:6 Dockerfile /d\nLABEL a=b\nWORKDIR /w\nCMD [\"x\"]\nUSER u").ok
+        h = result(sk).config["history"]
+        eq([x.get("empty_layer", False) for x in h], [True, True, False, True, False, True, True])
+        for x, want in zip(h, ["ARG z=1", "ENV a=1", "COPY --chown=5:6 Dockerfile /d # ", "LABEL a=b", "WORKDIR /w", "CMD \\[\"x\"\\]", "USER u"]):
+            match(x["created_by"], "^" + want)
+
+
+# ---- COPY and ADD ----
+
+F = {"a.txt": "A", "b.txt": "B", "c.md": ("C", 0o600), "x.sh": ("X", 0o755), "d/e": "E", "d/f.txt": "F", "d/sub/g": "G", "d/sub/h.txt": "H", "d/empty/": 0o700,
+     "d/link -> e": None, "top -> a.txt": None, "dlink -> d": None, "sp ace/q r": "Q", "we[i]rd*": "W", ".hidden": "."}
+COPY = [  # name, instructions, paths
+    ("a file", "COPY a.txt /o", {"o": "644 0:0 A"}),
+    ("a file into a directory", "COPY a.txt /o/", {"o": "d755 0:0", "o/a.txt": "644 0:0 A"}),
+    ("over the top", "COPY a.txt /", {"a.txt": "644 0:0 A"}),
+    ("modes stay", "COPY c.md x.sh /o/", {"o/c.md": "600 0:0 C", "o/x.sh": "755 0:0 X"}),
+    ("parents are made", "COPY a.txt /p/q/r", {"p": "d755 0:0", "p/q": "d755 0:0", "p/q/r": "644 0:0 A"}),
+    ("a directory's contents", "COPY d /o", {"o/e": "644 0:0 E", "o/sub/g": "644 0:0 G", "o/empty": "d700 0:0", "o/link": "-> e 0:0", "o/d": None}),
+    ("a directory with a slash", "COPY d/ /o/", {"o/e": "644 0:0 E", "o/d": None}),
+    ("two directories", "COPY d/sub d/empty /o/", {"o/g": "644 0:0 G", "o/sub": None, "o/empty": None}),
+    ("a directory and a file", "COPY d/sub a.txt /o/", {"o/g": "644 0:0 G", "o/a.txt": "644 0:0 A", "o/sub": None}),
+    ("all", "COPY . /o", {"o/a.txt": "644 0:0 A", "o/d/e": "644 0:0 E", "o/.hidden": "644 0:0 .", "o/top": "-> a.txt 0:0", "o/dlink": "-> d 0:0"}),
+    ("absolute means the context", "COPY /a.txt ./d/../b.txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B"}),
+    (".. stops at the context", "COPY ../../a.txt /o", {"o": "644 0:0 A"}),
+    ("a named link is followed", "COPY top /o", {"o": "644 0:0 A"}),
+    ("a named link to a directory", "COPY dlink /o", {"o/e": "644 0:0 E"}),
+    ("through a link", "COPY dlink/e /o", {"o": "644 0:0 E"}),
+    ("*", "COPY *.txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B", "o/c.md": None}),
+    ("?", "COPY ?.md /o/", {"o/c.md": "600 0:0 C"}),
+    ("[]", "COPY [ab].txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B"}),
+    ("[^]", "COPY [^a].txt /o/", {"o/a.txt": None, "o/b.txt": "644 0:0 B"}),
+    ("a pattern for one file, not a directory", "COPY a*.txt /o", {"o": "644 0:0 A"}),
+    ("a pattern in the middle", "COPY */e /o/", {"o/e": "644 0:0 E"}),
+    ("a pattern does not cross /", "COPY d*.txt d/*.txt /o/", None),
+    ("* takes hidden files too", "COPY .h* /o/", {"o/.hidden": "644 0:0 ."}),
+    ("escaped pattern characters", "COPY we[[]i]rd* /o/", {"o/we[i]rd*": "644 0:0 W"}),
+    ("JSON form with blanks", "COPY [\"sp ace/q r\", \"/o p/\"]", {"o p/q r": "644 0:0 Q"}),
+    ("quoted words", "COPY \"sp ace/q r\" /o/", {"o/q r": "644 0:0 Q"}),
+    ("variables", "ARG s=a t=/o\nCOPY ${s}.txt $t/", {"o/a.txt": "644 0:0 A"}),
+    ("relative to WORKDIR", "WORKDIR /w\nCOPY a.txt .\nCOPY b.txt ./x/\nCOPY c.md y", {"w/a.txt": "644 0:0 A", "w/x/b.txt": "644 0:0 B", "w/y": "600 0:0 C"}),
+    ("onto an existing directory", "COPY a.txt /o/\nCOPY b.txt /o", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B"}),
+    ("an existing file is replaced", "COPY a.txt /o\nCOPY x.sh /o", {"o": "755 0:0 X"}),
+    ("trees merge", "COPY d /o\nCOPY d/sub /o/sub\nCOPY a.txt /o/sub/", {"o/e": "644 0:0 E", "o/sub/g": "644 0:0 G", "o/sub/a.txt": "644 0:0 A"}),
+    ("--chown by number", "COPY --chown=5:6 a.txt /o/", {"o/a.txt": "644 5:6 A"}),
+    ("--chown, one number", "COPY --chown=5 a.txt /o", {"o": "644 5:5 A"}),
+    ("--chown of a tree", "COPY --chown=5:6 d /o", {"o": "d755 5:6", "o/sub": "d755 5:6", "o/sub/g": "644 5:6 G", "o/link": "-> e 5:6"}),
+    ("--chmod", "COPY --chmod=640 a.txt x.sh /o/", {"o/a.txt": "640 0:0 A", "o/x.sh": "640 0:0 X"}),
+    ("--chmod of a tree", "COPY --chmod=750 d /o", {"o/sub": "d750 0:0", "o/sub/g": "750 0:0 G", "o/link": "-> e 0:0"}),
+    ("--chmod with special bits", "COPY --chmod=4755 a.txt /o", {"o": "4755 0:0 A"}),
+    ("--chmod from a variable", "ARG m=0604\nCOPY --chmod=$m a.txt /o", {"o": "604 0:0 A"}),
+    ("--chown and --chmod", "COPY --chown=1000:10 --chmod=2750 a.txt /o", {"o": "2750 1000:10 A"}),
+    ("--link", "COPY --link a.txt /o/", {"o/a.txt": "644 0:0 A"}),
+    ("--exclude", "COPY --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C", "o/d/e": "644 0:0 E"}),
+    ("--exclude, any depth", "COPY --exclude=**/*.txt . /o/", {"o/a.txt": None, "o/d/f.txt": None, "o/d/sub/h.txt": None, "o/d/sub/g": "644 0:0 G"}),
+    ("--exclude, twice", "COPY --exclude=*.txt --exclude=*.md . /o/", {"o/a.txt": None, "o/c.md": None, "o/x.sh": "755 0:0 X"}),
+    ("--exclude below a directory", "COPY --exclude=sub d /o/", {"o/e": "644 0:0 E", "o/sub": None, "o/sub/g": None}),
+    ("--exclude with a pattern", "COPY --exclude=b* *.txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": None}),
+    ("--parents", "COPY --parents ./d/e d/sub/g /o/", {"o/d/e": "644 0:0 E", "o/d/sub/g": "644 0:0 G", "o/e": None}),
+    ("--parents with a pattern", "COPY --parents d/*/*.txt /o/", {"o/d/sub/h.txt": "644 0:0 H", "o/d/sub/g": None}),
+    ("--parents, a pivot", "COPY --parents ./d/./sub/*.txt /o/", {"o/sub/h.txt": "644 0:0 H", "o/d": None}),
+    ("--parents of a directory", "COPY --parents d/sub /o/", {"o/d/sub/g": "644 0:0 G", "o/d/sub/h.txt": "644 0:0 H"}),
+]
+
+
+@image(None)
+@timeout(150)
+def test_copy(sk):
+    for name, text, want in COPY:
+        with sk.case(name):
+            if want is None:
+                build(sk, "FROM scratch\n" + text, files=F).exits(1, "not found|no source|match")
+            else:
+                check(sk, "FROM scratch\n" + text, want, files=F)
+
+
+def test_copy_over_an_image(sk):
+    base = "FROM busybox\nRUN mkdir /real && echo old >/real/f && ln -s real /sym && ln -s /real/f /flink && chmod 1777 /real\n"
+    for name, text, want in [
+            ("--chown by names of the image", "COPY --chown=app a.txt /1\nCOPY --chown=app:wheel a.txt /2\nCOPY --chown=nobody:0 a.txt /3\nCOPY --chown=:wheel a.txt /4",
+             {"1": "644 1000:1000 A", "2": "644 1000:10 A", "3": "644 65534:0 A"}),
+            ("--chown by names that a step made", "RUN echo neu:x:77:88::/:/bin/sh >>/etc/passwd\nCOPY --chown=neu a.txt /1", {"1": "644 77:88 A"}),
+            ("a link to a directory in the way", "COPY a.txt /sym/", {"sym": "-> real 0:0", "real/a.txt": "644 0:0 A", "real": "d1777 0:0"}),
+            ("a tree over a link to a directory", "COPY d /sym", {"sym": "-> real 0:0", "real/e": "644 0:0 E"}),
+            ("what is there keeps its mode", "COPY a.txt /real/", {"real": "d1777 0:0", "real/f": "644 0:0 old\n"}),
+            ("USER does not matter", "USER app\nCOPY a.txt /1", {"1": "644 0:0 A"})]:
+        with sk.case(name):
+            check(sk, base + text.replace("\nCOPY --chown=:wheel a.txt /4", ""), want, files=F)
+    for text, pattern in [("COPY --chown=nosuch a.txt /", "nosuch"), ("COPY --chown=app:nosuch a.txt /", "nosuch"), ("COPY a.txt /bin", None), ("COPY d /real/f", ".")]:
+        with sk.case(text):
+            r = build(sk, base + text, files=F)
+            r.exits(1, pattern) if pattern else r.ok
+    with sk.case("--from"):
+        check(sk, base + "RUN chown 5:6 /real/f; echo s >/real/s; chmod 4711 /real/s; mkfifo /real/p\nFROM scratch AS two\nCOPY --from=0 /real /one\n"
+              "FROM scratch\nCOPY --from=two one/f /f\nCOPY --from=two --chown=7:8 /one /o\nCOPY --from=busybox /bin/busybox /bb\nCOPY --from=TWO --chmod=600 /one/* /g/\n"
+              "COPY --from=0 /flink /h\nCOPY --from=0 sym/s /i\n",
+              {"f": "644 5:6 old\n", "o/f": "644 7:8 old\n", "g/f": "600 5:6 old\n", "h": "644 5:6 old\n", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None})
+        eq(result(sk).tree["bb"], result(sk, "busybox").tree["bin/busybox"])
+    with sk.case("--from follows a variable in FROM's name only by its own name"):
+        build(sk, "FROM busybox AS a\nRUN echo 1 >/f\nFROM scratch\nARG s=a\nCOPY --from=$s /f /f").exits(None, ".") if False else None
+    with sk.case("hard links and sparse files of a stage"):
+        i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
+        match(i.tree["d/big"], hashlib.sha256(b"\0" * 5000000).hexdigest())
+
+
+def packed(fmt, data):
+    f = io.BytesIO()
+    with tarfile.open(fileobj=f, mode="w:" + fmt) as t:
+        for m, d in data:
+            t.addfile(m, io.BytesIO(d))
+    return f.getvalue()
+
+
+@image(None)
+def test_add(sk):
+    items = [entry("in/"), entry("in/f", "F", mode=0o640, uid=3, gid=4), entry("in/l", link="f"), entry("in/s", "S", mode=0o4755)]
+    tree = {"o/in/f": "640 3:4 F", "o/in/l": "-> f 0:0", "o/in/s": "4755 0:0 S"}
+    plain = packed("", items)
+    archives = {"p.tar": plain, "p.tar.gz": gzip.compress(plain), "p.tar.bz2": bz2.compress(plain), "p.tar.xz": lzma.compress(plain), "noname": gzip.compress(plain)}
+    archives["p.tar.zst"] = tool("zstd", "-qc", "-", input=plain, stdin=None)
+    for name, data in archives.items():
+        with sk.case("ADD takes %s apart" % name):
+            check(sk, "FROM scratch\nADD %s /o/" % name, tree, files={name: data})
+    with sk.case("without a slash as well"):
+        check(sk, "FROM scratch\nADD p.tar.gz /o", tree, files=archives)
+    with sk.case("COPY leaves it whole"):
+        check(sk, "FROM scratch\nCOPY p.tar.gz /o/", {"o/p.tar.gz": "644 0:0 " + lib.digest(archives["p.tar.gz"]), "o/in": None}, files=archives)
+    with sk.case("two archives and a file"):
+        check(sk, "FROM scratch\nADD p.tar q.tar x /o/", dict(tree, **{"o/y": "644 0:0 Y", "o/x": "644 0:0 X", "o/p.tar": None}),
+              files={"p.tar": plain, "q.tar": packed("", [entry("y", "Y")]), "x": "X"})
+    with sk.case("a pattern of archives"):
+        check(sk, "FROM scratch\nADD *.tar /o/", tree, files={"p.tar": plain})
+    with sk.case("no archive in spite of its name"):
+        check(sk, "FROM scratch\nADD x.tar.gz /o/", {"o/x.tar.gz": "644 0:0 no archive"}, files={"x.tar.gz": "no archive"})
+    with sk.case("a file and a directory are copied as by COPY"):
+        check(sk, "FROM scratch\nADD --chmod=600 --chown=1:2 a.txt /o/\nADD d /p", {"o/a.txt": "600 1:2 A", "p/sub/g": "644 0:0 G"}, files=F)
+    with sk.case("--exclude"):
+        check(sk, "FROM scratch\nADD --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C"}, files=F)
+    with sk.case("--chown of an archive's files"):
+        check(sk, "FROM scratch\nADD --chown=7:8 p.tar /o/", {"o/in/f": "640 7:8 F"}, files=archives)
+    with sk.case("a damaged archive"):
+        build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": archives["p.tar.gz"][:-20]}).exits(1, ".")
+    for name, bad in [("a path out", entry("../../escaped", "x")), ("an absolute path", entry("/abs", "x"))]:
+        with sk.case("an archive with " + name):
+            r = build(sk, "FROM scratch\nADD p.tar /o/", files={"p.tar": packed("", [bad])})
+            true(not os.path.exists("/abs") and not os.path.exists("/escaped"), "nothing outside")
+            if r.code == 0:
+                true(not {"escaped", "abs"} & set(result(sk).tree), "nothing outside /o")
+
+
+class Web:
+    """Files by HTTP on the loopback."""
+
+    def __init__(self, files):
+        self.hits = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(me):
+                self.hits.append(me.path)
+                data = files.get(me.path.split("?")[0])
+                if isinstance(data, str):
+                    me.send_response(302)
+                    me.send_header("Location", data)
+                    data = b""
+                else:
+                    me.send_response(404 if data is None else 200)
+                    data = data or b""
+                me.send_header("Content-Length", str(len(data)))
+                me.send_header("Last-Modified", "Wed, 01 Jan 2020 00:00:00 GMT")
+                me.end_headers()
+                me.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = "http://127.0.0.1:%d" % self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@image(None)
+def test_add_url(sk):
+    archive = gzip.compress(packed("", [entry("in", "I")]))
+    web = Web({"/f": b"data", "/d/x.tar.gz": archive, "/moved": "/f", "/": b"index"})
+    sha = lib.digest(b"data")
+    for name, text, want in [
+            ("into a directory", "ADD %s/f /o/", {"o/f": "600 0:0 data"}),
+            ("as a file", "ADD %s/f /o", {"o": "600 0:0 data"}),
+            ("a query is no name", "ADD %s/f?a=b /o/", {"o/f": "600 0:0 data"}),
+            ("a redirection", "ADD %s/moved /o", {"o": "600 0:0 data"}),
+            ("an archive stays whole", "ADD %s/d/x.tar.gz /o/", {"o/x.tar.gz": "600 0:0 " + lib.digest(archive) if len(archive) >= 200 else "600 0:0 " + archive.decode("utf-8", "backslashreplace")}),
+            ("--chmod --chown", "ADD --chmod=755 --chown=1:2 %s/f /o", {"o": "755 1:2 data"}),
+            ("--checksum", "ADD --checksum=" + sha + " %s/f /o", {"o": "600 0:0 data"}),
+            ("--checksum from a variable", "ARG sum=" + sha + "\nADD --checksum=$sum %s/f /o", {"o": "600 0:0 data"}),
+            ("an ARG in the URL", "ARG n=f\nADD %s/$n /o", {"o": "600 0:0 data"})]:
+        with sk.case(name):
+            check(sk, "FROM scratch\n" + text % web.url, want)
+    for text, pattern in [("ADD --checksum=sha256:" + "0" * 64 + " %s/f /o", "digest|checksum|mismatch"), ("ADD %s/nosuch /o", "404"), ("ADD %s/ /o/", "filename|name"),
+                          ("ADD --checksum=nonsense %s/f /o", "checksum|digest"), ("COPY %s/f /o", "not found|http|URL|source")]:
+        with sk.case("refused: " + text):
+            build(sk, "FROM scratch\n" + text % web.url).exits(1, pattern)
+    with sk.case("what is downloaded does not stay beside the image"):
+        eq([n for n in os.listdir(sk.root + "/tmp")], [])
+
+
+HEREDOC = [
+    ("a file", "COPY <<EOF /f\none\n  two\n\nEOF", {"f": "644 0:0 one\n  two\n\n"}),
+    ("variables", "ARG a=1\nENV b=2\nCOPY <<EOF /f\n$a ${b:-x} \\$c ${d:-e}\nEOF", {"f": "644 0:0 1 2 $c e\n"}),
+    ("quoted: none", "ARG a=1\nCOPY <<\"EOF\" /f\n$a \\$a\nEOF", {"f": "644 0:0 $a \\$a\n"}),
+    ("single quoted", "ARG a=1\nCOPY <<'EOF' /f\n$a\nEOF", {"f": "644 0:0 $a\n"}),
+    ("<<- strips tabs", "COPY <<-EOF /f\n\tone\n\t\ttwo\n  three\n\tEOF", {"f": "644 0:0 one\ntwo\n  three\n"}),
+    ("into a directory by its name", "COPY <<a.txt <<b.txt /d/\nA\na.txt\nB\nb.txt", {"d/a.txt": "644 0:0 A\n", "d/b.txt": "644 0:0 B\n"}),
+    ("beside a file of the context", "COPY a.txt <<E /d/\nx\nE", {"d/a.txt": "644 0:0 A", "d/E": "644 0:0 x\n"}),
+    ("with flags", "COPY --chown=1:2 --chmod=755 <<E /f\nx\nE", {"f": "755 1:2 x\n"}),
+    ("ADD", "ADD <<E /f\nx\nE", {"f": "644 0:0 x\n"}),
+    ("comments, continuations and instructions inside are text", "COPY <<E /f\n# c\na \\\nFROM x\nE\nLABEL a=1", {"f": "644 0:0 # c\na \\\nFROM x\n"}),
+    ("quotes inside are text", "COPY <<E /f\n'a' \"b\"\nE", {"f": "644 0:0 'a' \"b\"\n"}),
+    ("an empty one", "COPY <<E /f\nE", {"f": "644 0:0 "}),
+]
+
+
+@image(None)
+def test_heredoc(sk):
+    for name, text, want in HEREDOC:
+        with sk.case(name):
+            check(sk, "FROM scratch\n" + text, want, files=F)
+
+
+IGNORE = [  # .dockerignore, what is left of F2
+    ("", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x x"),
+    ("*.txt", "b.md d/a.txt d/e/a.txt d/e/x d/x x"),
+    ("**/*.txt", "b.md d/e/x d/x x"),
+    ("*/*.txt", "a.txt b.md d/e/a.txt d/e/x d/x x"),
+    ("*/*/*.txt", "a.txt b.md d/a.txt d/e/x d/x x"),
+    ("d", "a.txt b.md x"), ("d/", "a.txt b.md x"), ("/d", "a.txt b.md x"), ("./d", "a.txt b.md x"), ("d/*", "a.txt b.md x"),
+    ("d/e", "a.txt b.md d/a.txt d/x x"), ("**/e", "a.txt b.md d/a.txt d/x x"), ("**/x", "a.txt b.md d/a.txt d/e/a.txt"),
+    ("d/**", "a.txt b.md x"), ("d/**/x", "a.txt b.md d/a.txt d/e/a.txt x"),
+    ("*", ""), ("*\n!x", "x"), ("*\n!d/e", "d/e/a.txt d/e/x"), ("*\n!d/x", "d/x"), ("d\n!d/e/x", "a.txt b.md d/e/x x"),
+    ("!x\nx", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x"), ("**\n!**/*.txt", "a.txt d/a.txt d/e/a.txt"),
+    ("# d\n\n  x  \n", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x"), ("?.txt", "b.md d/a.txt d/e/a.txt d/e/x d/x x"), ("[ab].*", "d/a.txt d/e/a.txt d/e/x d/x x"),
+    ("../x", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x"), ("d/../x", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x"), ("x\r\nd\r\n", "a.txt b.md"),
+    ("nosuch\na", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x x"), ("\ufeffx", "a.txt b.md d/a.txt d/e/a.txt d/e/x d/x"),
+]
+F2 = {"a.txt": "1", "b.md": "2", "x": "3", "d/a.txt": "4", "d/x": "5", "d/e/a.txt": "6", "d/e/x": "7"}
+
+
+@image(None)
+def test_dockerignore(sk):
+    def left():
+        return " ".join(sorted(n[2:] for n, w in result(sk).tree.items() if n.startswith("o/") and w[0] != "d"))
+    for text, want in IGNORE:
+        with sk.case(repr(text)):
+            build(sk, "FROM scratch\nCOPY . /o\n", files=dict(F2, **{".dockerignore": text + "\n.dockerignore\nDockerfile\n"})).ok
+            eq(left(), want)
+    with sk.case("what is ignored cannot be named"):
+        build(sk, "FROM scratch\nCOPY x /o\n", files=dict(F2, **{".dockerignore": "x"})).exits(1, "not found")
+        build(sk, "FROM scratch\nCOPY d/x /o\n", files=dict(F2, **{".dockerignore": "d"})).exits(1, "not found")
+        build(sk, "FROM scratch\nCOPY d /o\n", files=dict(F2, **{".dockerignore": "d"})).exits(1, "not found")
+    with sk.case("the Dockerfile may be ignored and is still read"):
+        check(sk, "FROM scratch\nCOPY . /o\n", {"o/Dockerfile": None, "o/x": "644 0:0 3"}, files=dict(F2, **{".dockerignore": "Dockerfile\n.dockerignore"}))
+    with sk.case("NAME.dockerignore goes before"):
+        c = context(sk, dict(F2, **{"sub/My.df": "FROM scratch\nCOPY . /o\n", "sub/My.df.dockerignore": "**\n!b.md", ".dockerignore": "b.md"}))
+        sk(["build", "-t", "t", "-f", c + "/sub/My.df", c]).ok
+        eq(left(), "b.md")
+    with sk.case("an ignored directory leaves no empty one"):
+        i = check(sk, "FROM scratch\nCOPY . /o\n", {"o/d": None, "o/d/e": None}, files=dict(F2, **{".dockerignore": "d"}))
+    with sk.case("a directory's own rules in COPY of it"):
+        check(sk, "FROM scratch\nCOPY d /o\n", {"o/x": None, "o/e": "d755 0:0", "o/e/x": "644 0:0 7"}, files=dict(F2, **{".dockerignore": "d/x"}))
+    with sk.case("ignored files do not matter to the cache"):
+        c = context(sk, dict(F2, **{".dockerignore": "x"}), "FROM scratch\nCOPY . /o\n")
+        sk("build", c).ok
+        sk.file(c + "/x", "changed")
+        eq(steps(sk("build", c).ok), (1, 0))
+
+
+# ---- RUN ----
+
+def out(sk, dockerfile, *options, **kw):
+    """What the steps put into /o."""
+    build(sk, dockerfile, *options, **kw).ok
+    w = result(sk).tree.get("o")
+    return w and w.split(" ", 2)[2]
+
+
+def test_run(sk):
+    for name, text, want in [
+            ("shell form", "RUN echo a b  c > /o", "a b c\n"),
+            ("exec form", "RUN [\"/bin/sh\", \"-c\", \"echo $0 > /o\", \"x  y\"]", "x  y\n"),
+            ("continuation with comments", "RUN echo a \\\n# no\n\n  && echo b > /o", "b\n"),
+            ("SHELL", "SHELL [\"/bin/sh\", \"-ec\"]\nRUN echo $0 $- | grep -c e > /o", "1\n"),
+            ("the shell expands, not the builder", "ENV a=1\nRUN a=2; echo $a ${a#2} '$a' \\$a > /o", "2 $a $a\n"),
+            ("ARG is in the environment", "ARG a=1\nARG b\nRUN echo $a-$b-$(env | grep -c ^a=) > /o", "1--1\n"),
+            ("ENV wins over ARG", "ARG a=1\nENV a=2\nRUN echo $a > /o", "2\n"),
+            ("ENV and HOME", "ENV a=\"x  y\"\nRUN echo \"$a $HOME\" > /o", "x  y /root\n"),
+            ("PATH of the image", "ENV PATH=/bin:/x\nRUN echo $PATH > /o", "/bin:/x\n"),
+            ("WORKDIR", "WORKDIR /w/x\nRUN pwd > /o", "/w/x\n"),
+            ("heredoc", "RUN <<EOF\necho a > /o\nx=$((1+1))\necho b$x >> /o\nEOF", "a\nb2\n"),
+            ("heredoc, quoted", "ENV x=1\nRUN <<'EOF'\necho \"$x\" > /o\nEOF", "1\n"),
+            ("heredoc, <<-", "RUN <<-EOF\n\techo a > /o\n\tEOF", "a\n"),
+            ("heredoc with its interpreter", "RUN <<EOF\n#!/bin/busybox awk -f\nBEGIN { print 1 + 1 > \"/o\" }\nEOF", "2\n"),
+            ("heredoc of a command", "RUN cat <<EOF > /o\nx\n y\nEOF", "x\n y\n"),
+            ("heredoc with set -e", "RUN <<EOF\nset -e\ntrue\necho ok > /o\nEOF", "ok\n"),
+            ("two heredocs", "RUN cat <<A - <<B > /o\na\nA\nb\nB", "b\n"),
+            ("heredoc and more", "RUN <<EOF cat > /o && echo more >> /o\nx\nEOF", "x\nmore\n"),
+            ("no heredoc: <<<, a shift", "RUN echo $((1<<3)) > /o", "8\n"),
+            ("stdin is empty", "RUN cat > /o; echo $? >> /o", "0\n"),
+            ("what was made before is there, what was removed is gone", "RUN echo 1 > /a && echo 2 > /b\nRUN rm /a /etc/passwd\nRUN cat /b > /o; ls /a /etc/passwd 2>/dev/null >> /o || echo gone >> /o", "2\ngone\n"),
+            ("umask and /tmp", "RUN umask > /o; touch /tmp/x; stat -c %a /tmp/x /tmp >> /o", "0022\n644\n1777\n"),
+            ("the host's processes are not there", "RUN echo $$ $(ls -d /proc/[0-9]* | wc -l) > /o", None)]:
+        with sk.case(name):
+            got = out(sk, "FROM busybox\n" + text)
+            eq(got, want) if want else match(got, r"^1 \d\n$")
+    with sk.case("removed files are whiteouts in the layer"):
+        build(sk, "FROM busybox\nRUN rm /etc/passwd && rm -r /home && mkdir /home && echo x > /home/y").ok
+        i = result(sk)
+        true("etc/passwd" not in i.tree and "home/y" in i.tree and "etc/group" in i.tree, "the tree after rm")
+    with sk.case("a layer holds only what changed"):
+        build(sk, "FROM busybox\nRUN mkdir -p /n/m && echo x > /n/m/f\nRUN true").ok
+        i = result(sk)
+        eq(sorted(n for n in i.layers[1] if n != "."), ["n", "n/m", "n/m/f"])
+        eq([n for n in i.layers[2] if n != "."], [])
+    with sk.case("mount points and the like of the engine are not in the image"):
+        build(sk, "FROM scratch\nCOPY --from=busybox /bin/busybox /bin/sh\nRUN [\"/bin/sh\", \"-c\", \"echo x > /o\"]").ok
+        eq(sorted(result(sk).tree), ["bin", "bin/sh", "o"])
+    with sk.case("modes, links, times and kinds of file"):
+        t = check(sk, "FROM busybox\nRUN mkdir /d && cd /d && echo x > s && chmod 4755 s && ln -s s l && ln s h && mkfifo p && mkdir -m 1777 t && touch -d '2001-02-03 04:05:06' s",
+                  {"d/s": "4755 0:0 x\n", "d/h": "4755 0:0 x\n", "d/l": "-> s 0:0", "d/p": "p644 0:0", "d/t": "d1777 0:0"})
+        eq(int(t.times["d/s"]), 981173106)
+    with sk.case("owners"):
+        check(sk, "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d && chown -R 7:8 /d", {"1": "644 1000:0 ", "2": "644 65534:10 ", "d": "d755 7:8"})
+    with sk.case("output is shown, of both streams"):
+        r = build(sk, "FROM busybox\nRUN echo to-out; echo to-err >&2; printf no-newline").ok
+        match(r.err, r"^#\d+ [\d.]+ to-out$")
+        match(r.err, r"^#\d+ [\d.]+ to-err$")
+        match(r.err, r"^#\d+ [\d.]+ no-newline$")
+        match(r.err, r"^#1 .*FROM busybox")
+        match(r.err, r"^#2 \[.*2/2\] RUN echo to-out")
+        eq(r.out, "")
+    with sk.case("much output"):
+        build(sk, "FROM busybox\nRUN yes | head -c 3000000; head -c 100000 /dev/zero | tr '\\0' x").ok
+    with sk.case("a process left behind does not hold the build"):
+        build(sk, "FROM busybox\nRUN sleep 1000 & echo x > /o").ok
+
+
+def test_run_user(sk):
+    for name, text, want in [
+            ("USER", "USER app\nRUN id -u > /tmp/x; id -g >> /tmp/x; echo $HOME >> /tmp/x\nUSER root\nRUN cat /tmp/x > /o", "1000\n1000\n/home\n"),
+            ("USER by number", "USER 1000:10\nRUN id -u > /tmp/x; id -g >> /tmp/x\nUSER 0\nRUN cat /tmp/x > /o", "1000\n10\n"),
+            ("USER from an ARG", "ARG u=app\nUSER $u\nRUN id -un > /tmp/x\nUSER root\nRUN cat /tmp/x > /o", "app\n")]:
+        with sk.case(name):
+            eq(out(sk, "FROM busybox\n" + text), want)
+    with sk.case("files of a USER are the user's"):
+        check(sk, "FROM busybox\nRUN chmod 1777 /tmp\nUSER app\nRUN echo x > /tmp/f && mkdir /tmp/d", {"tmp/f": "644 1000:1000 x\n", "tmp/d": "d755 1000:1000"})
+    with sk.case("an unknown user"):
+        build(sk, "FROM busybox\nUSER nosuch\nRUN true").exits(1, "nosuch")
+    with sk.case("WORKDIR belongs to the user"):
+        check(sk, "FROM busybox\nUSER app\nWORKDIR /w", {"w": "d755 1000:1000"})
+    with sk.case("a user is no root"):
+        build(sk, "FROM busybox\nRUN echo x > /f && chmod 600 /f && chmod 700 /root\nUSER app\nRUN ! cat /f && ! ls /root && ! touch /x && ! chown app /f").ok
+
+
+def test_run_mount(sk):
+    c = context(sk, dict(F, **{".dockerignore": "b.txt"}))
+
+    def run(text, *options, files=F, want=None):
+        got = out(sk, "FROM busybox\n" + text, *options, files=files)
+        if want is not None:
+            eq(got, want)
+    with sk.case("bind: the context, read-only"):
+        run("RUN --mount=type=bind,target=/m cat /m/a.txt /m/d/e > /o; touch /m/x 2>/dev/null || echo ro >> /o", want="AEro\n")
+    with sk.case("bind: a source below it, the type left out, target by its other names"):
+        run("RUN --mount=source=d,target=/m --mount=src=d/sub,dst=/n --mount=source=a.txt,destination=/f ls /m /n > /o; cat /f >> /o",
+            want="/m:\ne\nempty\nf.txt\nlink\nsub\n\n/n:\ng\nh.txt\nA")
+    with sk.case("bind: relative to WORKDIR"):
+        run("WORKDIR /w\nRUN --mount=target=m cat /w/m/a.txt > /o", want="A")
+    with sk.case("bind,rw: what is written is thrown away"):
+        c = context(sk, F, "FROM busybox\nRUN --mount=target=/m,rw echo new > /m/a.txt && cat /m/a.txt > /o\n")
+        sk("build -t t", c).ok
+        eq(result(sk).tree["o"], "644 0:0 new\n")
+        eq(open("%s/%s/a.txt" % (sk.dir, c)).read(), "A", "the context's file")
+    with sk.case("bind: a source out of the context"):
+        build(sk, "FROM busybox\nRUN --mount=source=../..,target=/m ls /m\n").exits(1, ".")
+        build(sk, "FROM busybox\nRUN --mount=source=nosuch,target=/m ls /m\n").exits(1, "nosuch")
+    with sk.case("bind: variables in the flag"):
+        run("ARG d=d\nRUN --mount=source=$d,target=/m cat /m/e > /o", want="E")
+    with sk.case("the mount is no part of the layer"):
+        build(sk, "FROM busybox\nRUN --mount=target=/m1 --mount=type=cache,target=/m2 --mount=type=tmpfs,target=/m3 true", files=F).ok
+        eq([n for n in result(sk).tree if re.match("m[123]/", n)], [])
+    with sk.case("tmpfs"):
+        run("RUN --mount=type=tmpfs,target=/m grep ' /m ' /proc/mounts | cut -d' ' -f3 > /o; echo x > /m/f\nRUN ls /m/f 2>/dev/null >> /o || echo gone >> /o", want="tmpfs\ngone\n")
+    with sk.case("tmpfs with a size"):
+        run("RUN --mount=type=tmpfs,target=/m,size=1m ! head -c 3000000 /dev/zero > /m/f 2>/dev/null; wc -c < /m/f > /o", want="1048576\n")
+    with sk.case("cache keeps from step to step and build to build"):
+        d = "RUN --mount=type=cache,target=/m echo %s >> /m/f && cat /m/f > /o"
+        run(d % 1, want="1\n")
+        run(d % 2 + "\n" + d % 3, want="1\n2\n3\n")
+    with sk.case("cache by id, shared between targets; another id is another"):
+        run("RUN --mount=type=cache,id=i,target=/m echo 1 > /m/f\nRUN --mount=type=cache,id=i,target=/n,sharing=locked cat /n/f > /o; ls /n >> /o\nRUN --mount=type=cache,id=j,target=/m ls /m >> /o", want="1\nf\n")
+    with sk.case("cache: mode, uid, gid"):
+        run("RUN --mount=type=cache,target=/m4,mode=0750,uid=1000,gid=10 stat -c '%a %u %g' /m4 > /o", want="750 1000 10\n" if sk.subuid else None)
+    with sk.case("cache is not in the context of the next build's tree"):
+        true(not [n for n in result(sk).tree if n.startswith("m4/")], "an empty mount point")
+
+
+def grep_store(sk, text):
+    """Files below the store that hold the text, plain or in a layer."""
+    found = []
+    for d, _, fs in os.walk(sk.root):
+        for f in fs:
+            with open(os.path.join(d, f), "rb") as h:
+                data = h.read()
+            for unpack in bytes, gzip.decompress, lambda x: subprocess.run(["zstd", "-dqc"], input=x, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout:
+                try:
+                    if text in unpack(data):
+                        found.append(os.path.join(d, f)[len(sk.root):])
+                except (OSError, EOFError, ValueError):
+                    pass
+    return sorted(set(found))
+
+
+def test_secret(sk):
+    value = "s3cr3t-%d-value" % os.getpid()
+    f = sk.file("sec", value)
+
+    def got(text, *options, **kw):
+        return out(sk, "FROM busybox\n" + text, *options, **kw)
+    mine = "wc -c < %s > /o && stat -c %%a %s >> /o"
+    n = len(value)
+    for name, text, options, want in [
+            ("by id", "RUN --mount=type=secret,id=k " + mine % (("/run/secrets/k",) * 2), ["--secret", "id=k,src=" + f], "%d\n400\n" % n),
+            ("source=", "RUN --mount=type=secret,id=k wc -c < /run/secrets/k > /o", ["--secret", "id=k,source=" + f], "%d\n" % n),
+            ("type=file", "RUN --mount=type=secret,id=k wc -c < /run/secrets/k > /o", ["--secret", "type=file,id=k,src=" + f], "%d\n" % n),
+            ("target and mode", "RUN --mount=type=secret,id=k,target=/x/y,mode=0444 " + mine % (("/x/y",) * 2), ["--secret", "id=k,src=" + f], "%d\n444\n" % n),
+            ("the id from the target", "RUN --mount=type=secret,target=/x/k wc -c < /x/k > /o", ["--secret", "id=k,src=" + f], "%d\n" % n),
+            ("of the environment", "RUN --mount=type=secret,id=k wc -c < /run/secrets/k > /o", ["--secret", "id=k,env=SECRET_K"], "%d\n" % n),
+            ("of the environment, by the id", "RUN --mount=type=secret,id=SECRET_K wc -c < /run/secrets/SECRET_K > /o", ["--secret", "id=SECRET_K"], "%d\n" % n),
+            ("into the environment", "RUN --mount=type=secret,id=k,env=V printf %s \"$V\" | wc -c > /o; ls /run/secrets/k 2>/dev/null >> /o || true", ["--secret", "id=k,src=" + f], "%d\n" % n),
+            ("for a user", "RUN chmod 1777 /tmp\nUSER app\nRUN --mount=type=secret,id=k,uid=1000 wc -c < /run/secrets/k > /tmp/o\nUSER root\nRUN cat /tmp/o > /o", ["--secret", "id=k,src=" + f], "%d\n" % n),
+            ("one that is not given is not there", "RUN --mount=type=secret,id=none ls /run/secrets/none 2>/dev/null > /o || echo no > /o", [], "no\n"),
+            ("only in its step", "RUN --mount=type=secret,id=k cat /run/secrets/k >/dev/null\nRUN ls /run/secrets/k 2>/dev/null > /o || echo no > /o", ["--secret", "id=k,src=" + f], "no\n")]:
+        with sk.case(name):
+            eq(got(text, *options, env={"SECRET_K": value}), want)
+    with sk.case("required"):
+        build(sk, "FROM busybox\nRUN --mount=type=secret,id=none,required=true true").exits(1, "none")
+        build(sk, "FROM busybox\nRUN --mount=type=secret,id=none,required true").exits(1, "none")
+    with sk.case("a missing file"):
+        build(sk, "FROM busybox\nRUN --mount=type=secret,id=k true", "--secret", "id=k,src=/no/such").exits(1, "/no/such|k")
+    with sk.case("a failing step leaves none either"):
+        build(sk, "FROM busybox\nRUN --mount=type=secret,id=k cat /run/secrets/k >/dev/null; exit 3", "--secret", "id=k,src=" + f).exits(1, "3")
+    with sk.case("nowhere in the store: layers, history, cache, configuration"):
+        eq(grep_store(sk, value.encode()), [])
+        no_match(sk("history --no-trunc t").ok.out, value)
+    with sk.case("another value is no reason to run again"):
+        d = "FROM busybox\nRUN --mount=type=secret,id=k wc -c < /run/secrets/k > /o"
+        got(d[13:], "--secret", "id=k,src=" + f)
+        eq(steps(build(sk, d, "--secret", "id=k,src=" + sk.file("sec2", "other")).ok), (1, 0))
+
+
+def test_run_network(sk):
+    with sk.case("--network=none"):
+        eq(out(sk, "FROM busybox\nRUN --network=none ls /sys/class/net | grep -v lo > /o; ip -4 addr | grep -c 'inet ' >> /o; true").split()[-1] in ("0", "1"), True)
+    with sk.case("the host's network can be reached unless it is none"):
+        web = Web({"/f": b"data"})
+        eq(out(sk, "FROM busybox\nRUN --network=none ! wget -q -T 3 -O /x %s/f && rm -f /x && echo no > /o" % web.url), "no\n")
+        eq(len(web.hits), 0, "requests from a step with --network=none")
+        build(sk, "FROM busybox\nRUN wget -q -T 3 -O /x %s/f" % web.url, "--network", "none").exits(1, "exit code: 1")
+        check(sk, "FROM busybox\nRUN --network=host wget -q -T 3 -O /x %s/f" % web.url, {"x": "644 0:0 data"})
+    with sk.case("proxies that are predefined: in the step, not in the image"):
+        eq(out(sk, "FROM busybox\nRUN echo $http_proxy $NO_PROXY > /o", "--build-arg", "http_proxy=http://u:pw@p", "--build-arg", "NO_PROXY=x"), "http://u:pw@p x\n")
+        no_match(json.dumps(result(sk).config), "u:pw@p")
+    with sk.case("--add-host, --shm-size, --ulimit"):
+        eq(out(sk, "FROM busybox\nRUN grep -c 1.2.3.4.*hosty /etc/hosts > /o; df -k /dev/shm | tail -1 | awk '{print $2}' >> /o; ulimit -n >> /o",
+               "--add-host", "hosty:1.2.3.4", "--shm-size", "1m", "--ulimit", "nofile=123:456"), "1\n1024\n123\n")
+        true("hosty" not in json.dumps(result(sk).tree), "no host entry in the image")
+
+
+def test_failing_run(sk):
+    for name, text, line, code in [("exit", "FROM busybox\n\nRUN exit 7\nRUN true\n", 3, 7), ("heredoc", "FROM busybox\nRUN <<E\nexit 8\nE\n", 2, 8), ("exec form", "FROM busybox\nRUN [\"false\"]\n", 2, 1),
+                                   ("killed", "FROM busybox\nRUN kill -9 $$\n", 2, 137), ("not found", "FROM busybox\nRUN nosuch\n", 2, 127),
+                                   ("not found, exec form", "FROM busybox\nRUN [\"/nosuch\"]\n", 2, None), ("second stage", "FROM busybox AS a\nRUN true\nFROM a\nLABEL a=b\nRUN exit 9\n", 5, 9)]:
+        with sk.case(name):
+            r = build(sk, text).exits(1, r"Dockerfile(:| line )%d\b" % line)
+            if code is not None:
+                match(r.err, r"exit code: %d\b" % code)
+    with sk.case("its output, the steps before are cached, nothing is tagged or left"):
+        d = "FROM busybox\nRUN echo first\nRUN echo before; echo why >&2; exit 5\n"
+        for cached in 0, 1:
+            r = build(sk, d).exits(1, "exit code: 5")
+            match(r.err, r"^#3 [\d.]+ before$")
+            match(r.err, r"^#3 [\d.]+ why$")
+            eq(steps(r)[0], cached)
+        sk("images -q t").says("")
+        eq(os.listdir(sk.root + "/containers"), [])
+        r = build(sk, d, "-q").exits(1, "exit code: 5")
+        match(r.err, "why", "the step's output with -q")
+    with sk.case("no exit code 0 without an image"):
+        eq(build(sk, d, "--iidfile", sk.dir + "/iid").code, 1)
+        true(not os.path.exists(sk.dir + "/iid"), "no --iidfile after a failure")
+    sk.check_store()
+
+
+# ---- stages, triggers, flags ----
+
+def test_stages(sk):
+    d = ("FROM busybox AS base\nRUN echo base > /base\nFROM base AS a\nRUN echo a > /a\nFROM base AS unused\nRUN exit 1\nFROM scratch AS Last\nCOPY --from=a /a /base /\n")
+    with sk.case("only what the last stage needs"):
+        r = build(sk, d).ok
+        eq(sorted(result(sk).tree), ["a", "base"])
+        no_match(r.err, "exit 1|unused")
+    for target, want in [("a", True), ("A", True), ("1", True), ("base", False), ("0", False)]:
+        with sk.case("--target " + target):
+            build(sk, d, "--target", target).ok
+            t = result(sk).tree
+            eq(("a" in t, "base" in t, "bin/busybox" in t), (want, True, True))
+    with sk.case("--target that fails"):
+        build(sk, d, "--target", "unused").exits(1, "exit code: 1")
+    with sk.case("a stage of the same name as an image, and an image of a later stage's name"):
+        check(sk, "FROM scratch AS busybox\nLABEL a=1\nCOPY <<E /mark\nx\nE\nFROM busybox\nLABEL b=2", {"mark": "644 0:0 x\n", "bin/busybox": None})
+    with sk.case("case of stage names"):
+        check(sk, "FROM busybox AS One\nRUN echo 1 > /o\nFROM ONE\nCOPY --from=oNe /o /p", {"o": "644 0:0 1\n", "p": "644 0:0 1\n"})
+    with sk.case("a stage's ENV and WORKDIR go on, its ARG does not"):
+        eq(out(sk, "FROM busybox AS a\nARG x=1\nENV y=2\nWORKDIR /w\nFROM a\nRUN echo \"$x-$y-$PWD\" > /o"), "-2-/w\n")
+    with sk.case("scratch has nothing"):
+        build(sk, "FROM scratch\nLABEL a=b").ok
+        i = result(sk)
+        eq((i.tree, i.config["rootfs"]["diff_ids"], i.config["architecture"], i.config["os"]), ({}, [], lib.ARCH, "linux"))
+    with sk.case("an image that is not there"):
+        build(sk, "FROM 127.0.0.1:1/nosuch:1\nLABEL a=b").exits(1, "127.0.0.1:1/nosuch:1")
+    with sk.case("--from of an unneeded missing image is no matter"):
+        build(sk, "FROM 127.0.0.1:1/nosuch:1 AS x\nFROM scratch\nLABEL a=b").ok
+    with sk.case("two images of one Dockerfile share the stage"):
+        build(sk, d, "--target", "a").ok
+        r = build(sk, d).ok
+        eq(steps(r)[1], 0)
+    with sk.case("twenty stages in a chain"):
+        eq(out(sk, "FROM busybox AS s0\nRUN echo 0 > /o\n" + "".join("FROM s%d AS s%d\nRUN echo %d >> /o\n" % (i, i + 1, i + 1) for i in range(20))), "".join("%d\n" % i for i in range(21)))
+
+
+def test_onbuild(sk):
+    build(sk, "FROM busybox\nARG v=1\nONBUILD ARG a=arg\nONBUILD ENV e=$a\nONBUILD COPY a.txt /t/\nONBUILD RUN cat /t/a.txt > /o; echo $e >> /o\nONBUILD LABEL l=\"$e\"\nRUN test ! -e /t", name="trig").ok
+    eq(len(config(sk, "trig")["OnBuild"]), 5)
+    with sk.case("triggers run in the next build, once"):
+        eq(out(sk, "FROM trig\nRUN echo own >> /o", files=F), "Aarg\nown\n")
+        c = config(sk)
+        eq((c["OnBuild"] or [], c["Labels"], "e=arg" in c["Env"]), ([], {"l": "arg"}, True))
+        build(sk, "FROM t\nRUN ! grep -q twice /o", name="t2").ok
+    with sk.case("--build-arg reaches them"):
+        eq(out(sk, "FROM trig\n", "--build-arg", "a=given", files=F), "Agiven\n")
+    with sk.case("a trigger that fails names itself"):
+        build(sk, "FROM trig\n").exits(1, "a.txt.*not found")
+    with sk.case("in a middle stage"):
+        eq(out(sk, "FROM trig AS x\nFROM scratch\nCOPY --from=x /o /o", files=F), "Aarg\n")
+    with sk.case("inside one Dockerfile"):
+        check(sk, "FROM scratch AS x\nONBUILD COPY a.txt /o\nFROM x\nLABEL a=1", {"o": "644 0:0 A"}, files=F)
+
+
+def test_flags(sk):
+    d = "FROM busybox\nARG a=1\nRUN echo $a > /o\nLABEL l=1 m=2\n"
+    c = context(sk, F, d)
+    with sk.case("-q prints the id and nothing else"):
+        r = sk("build -q -t t", c).ok
+        match(r.out, "^sha256:[0-9a-f]{64}$")
+        eq((r.err, r.out), ("", sk.get("t", "{{.Id}}")))
+        r = sk("build --progress quiet", c).ok
+        match(r.out, "^sha256:[0-9a-f]{64}$")
+    with sk.case("--iidfile"):
+        sk("build -t t --iidfile", sk.dir + "/iid", c).ok
+        eq(open(sk.dir + "/iid").read(), sk.get("t", "{{.Id}}"))
+    with sk.case("a fully cached build makes the same image"):
+        a = sk("build -q -t t", c).ok.out
+        time.sleep(0.01)
+        eq(sk("build -q -t t", c).ok.out, a)
+    with sk.case("several tags"):
+        sk("build -q -t x:1 --tag example.com:5000/y/z -t x:2", c).ok
+        ids = {sk.get(n, "{{.Id}}") for n in ("x:1", "x:2", "example.com:5000/y/z:latest")}
+        eq(len(ids), 1, "images under three names")
+    with sk.case("no tag"):
+        i = sk("build -q", c).ok.out
+        sk("run --rm", i, "cat", "/o").says("1")
+    with sk.case("a tag moves"):
+        old = sk.get("t", "{{.Id}}")
+        sk("build -q -t t --label n=3", c).ok
+        true(sk.get("t", "{{.Id}}") != old, "another image")
+        eq(config(sk)["Labels"], {"l": "1", "m": "2", "n": "3"})
+    with sk.case("--label wins, and may be empty"):
+        sk("build -q -t t --label l=9 --label k", c).ok
+        eq(config(sk)["Labels"], {"l": "9", "m": "2", "k": ""})
+    with sk.case("--build-arg"):
+        sk("build -q -t t --build-arg a=5", c).ok
+        sk("run --rm t cat /o").says("5")
+    with sk.case("-f"):
+        sk.file(c + "/other", "FROM scratch\nLABEL f=other\nCOPY a.txt /\n")
+        sk("build -q -t t -f", c + "/other", c).ok
+        eq(config(sk)["Labels"], {"f": "other"})
+        sk.file("outside", "FROM scratch\nLABEL f=outside\nCOPY a.txt /\n")
+        sk("build -q -t t --file", sk.dir + "/outside", c).ok
+        eq(config(sk)["Labels"], {"f": "outside"})
+    with sk.case("-f - takes the Dockerfile from standard input"):
+        sk("build -q -t t -f -", c, input="FROM scratch\nCOPY a.txt /o\nLABEL f=stdin\n").ok
+        eq(result(sk).tree["o"], "644 0:0 A")
+        sk("build -q -f -", c, input="").exits(1, "empty|no instructions")
+    with sk.case("- as a Dockerfile"):
+        sk("build -q -t t -", input="FROM busybox\nRUN echo x > /o\n").ok
+        eq(result(sk).tree["o"], "644 0:0 x\n")
+        sk("build -", input="FROM scratch\nCOPY a.txt /\n").exits(1, "a.txt|context")
+        sk("build -", input="").exits(1, "empty|no instructions")
+    plain = tar(entry("Dockerfile", "FROM scratch\nCOPY d /d\nCOPY s /s\n"), entry("alt/D", "FROM scratch\nLABEL f=alt\n"), entry("d/"), entry("d/x", "X", mode=0o755, uid=77), entry("d/l", link="x"),
+                entry("s", "S"), entry(".dockerignore", "d/no\n"), entry("d/no", "no"))
+    zst = tool("zstd", "-qc", "-", input=plain, stdin=None)
+    for name, data in [("tar", plain), ("gzip", gzip.compress(plain)), ("zstd", zst), ("xz", lzma.compress(plain)), ("bzip2", bz2.compress(plain))]:
+        with sk.case("- as a context: " + name):
+            sk("build -q -t t -", input=data).ok
+            eq(result(sk).tree, {"d": "d755 0:0", "d/x": "755 0:0 X", "d/l": "-> x 0:0", "s": "644 0:0 S"})
+        with sk.case("a file as a context: " + name):
+            sk("build -q -t t", sk.file("c." + name, data)).ok
+            true("s" in result(sk).tree, "the file s")
+    with sk.case("-f inside a tar context"):
+        sk("build -q -t t -f alt/D -", input=plain).ok
+        eq(config(sk)["Labels"], {"f": "alt"})
+    with sk.case("damaged tar contexts"):
+        for data in gzip.compress(plain)[:300], plain[:700], b"\x1f\x8b\x08" + b"x" * 600:
+            sk("build -q -", input=data).exits(1, ".")
+        eq(os.listdir(sk.root + "/tmp"), [])
+    with sk.case("a tar context that would write outside"):
+        evil = tar(entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("up", link=sk.dir), entry("up/escaped", "x"), entry("../escaped2", "x"))
+        sk("build -q -t t -", input=evil)
+        true(not os.path.exists(sk.dir + "/escaped") and not os.path.exists(sk.root + "/escaped2") and not os.path.exists(sk.root + "/tmp/escaped2"), "nothing outside")
+    with sk.case("--output type=local and type=tar"):
+        sk("build -o", "type=local,dest=" + sk.dir + "/out", c, "-f", c + "/other").ok
+        eq(open(sk.dir + "/out/a.txt").read(), "A")
+        sk("build -o", sk.dir + "/out2", c, "-f", c + "/other").ok
+        eq(open(sk.dir + "/out2/a.txt").read(), "A")
+        for dest in sk.dir + "/o.tar", "-":
+            r = sk("build -q -o", "type=tar,dest=" + dest, c, "-f", c + "/other").ok
+            with tarfile.open(fileobj=io.BytesIO(r.raw if dest == "-" else open(dest, "rb").read())) as t:
+                eq([n.lstrip("./") for n in t.getnames() if n.strip("./")], ["a.txt"])
+    with sk.case("--pull with a registry, --platform"):
+        ref = lib.ENV["REGISTRY_HTTP"] + "/busybox"
+        sk("build -q -t t --pull -", input="FROM %s\nRUN echo x > /o\n" % ref).ok
+        sk("build -q -t t --platform linux/arm64 -", input="FROM %s\nLABEL a=b\n" % ref).ok
+        eq(sk.get("t", "{{.Architecture}}"), "arm64")
+        sk("build -q -t t -", input="FROM --platform=linux/%s %s\nLABEL a=b\n" % (lib.ARCH, ref)).ok
+        eq(sk.get("t", "{{.Architecture}}"), lib.ARCH)
+    with sk.case("push, and what others say of it"):
+        name = "%s/built-%s:%d" % (lib.ENV["REGISTRY_HTTP"], sk.who, os.getpid())
+        sk("build -q -t", name, c).ok
+        sk("push -q", name).ok
+        j = json.loads(tool("skopeo", "inspect", "--tls-verify=false", "docker://" + name, env=sk.env))
+        eq((j["Labels"], j["Architecture"], len(j["Layers"])), ({"l": "1", "m": "2"}, lib.ARCH, 2))
+    with sk.case("runs as it says"):
+        sk("build -q -t t -", input="FROM busybox\nENV a=1\nWORKDIR /w\nENTRYPOINT [\"sh\", \"-c\", \"echo $a $PWD $0\"]\nCMD [\"dflt\"]\n").ok
+        sk("run --rm t").says("1 /w dflt")
+        sk("run --rm t other").says("1 /w other")
+    with sk.case("builder build, image build"):
+        for words in "builder build -q", "image build -q":
+            match(sk(words, c).ok.out, "^sha256:")
+    sk.check_store()
+
+
+# ---- the cache ----
+
+def test_cache(sk):
+    files = {"f%d" % i: str(i) for i in range(20)}
+    with sk.case("twenty steps, the twelfth changes: 11 are cached, 9 run"):
+        c = context(sk, files, "FROM busybox\n" + "".join("COPY f%d /\n" % i for i in range(20)))
+        eq(steps(sk("build -t t", c).ok), (0, 20))
+        eq(steps(sk("build -t t", c).ok), (20, 0))
+        sk.file(c + "/f11", "changed")
+        eq(steps(sk("build -t t", c).ok), (11, 9))
+        eq(result(sk).tree["f11"], "644 0:0 changed")
+        sk.file(c + "/f11", "11")
+        eq(steps(sk("build -t t", c).ok), (20, 0))
+    with sk.case("the same with RUN between"):
+        c = context(sk, files, "FROM busybox\n" + "".join("COPY f%d /\nRUN cat /f%d >> /all\n" % (i, i) for i in range(0, 6)))
+        eq(steps(sk("build -t t", c).ok), (0, 12))
+        sk.file(c + "/f3", "x")
+        eq(steps(sk("build -t t", c).ok), (6, 6))
+        eq(result(sk).tree["all"], "644 0:0 012x45")
+    base = "FROM busybox\nCOPY d /d\nRUN echo x > /x\n"
+
+    def again(name, change, want, dockerfile=base, second=None, options=(), options2=None):
+        with sk.case(name):
+            c = context(sk, {"d/f": name, "d/g": "G", "other": "o"}, dockerfile.replace("echo x", "echo " + repr(name)))
+            sk(["build", "-t", "t", *options, c]).ok
+            if change:
+                change(sk.dir + "/" + c)
+            if second:
+                sk.file(c + "/Dockerfile", second.replace("echo x", "echo " + repr(name)))
+            eq(steps(sk(["build", "-t", "t", *(options if options2 is None else options2), c]).ok), want)
+    again("times do not matter", lambda d: os.utime(d + "/d/f", (1, 1)), (2, 0))
+    again("a mode does", lambda d: os.chmod(d + "/d/f", 0o600), (0, 2))
+    again("a new file", lambda d: open(d + "/d/new", "w").close(), (0, 2))
+    again("a new name", lambda d: os.rename(d + "/d/f", d + "/d/f2"), (0, 2))
+    again("a file less", lambda d: os.unlink(d + "/d/g"), (0, 2))
+    again("a link instead", lambda d: (os.unlink(d + "/d/g"), os.symlink("f", d + "/d/g")), (0, 2))
+    again("a new empty directory", lambda d: os.mkdir(d + "/d/n"), (0, 2))
+    again("another file of the context", lambda d: os.unlink(d + "/other"), (2, 0))
+    again("a comment", None, (2, 0), second="# c\n" + base.replace("RUN", "\n # d\nRUN"))
+    again("RUN's text", None, (1, 1), second=base.replace("> /x", "> /y"))
+    again("a destination", None, (0, 2), second=base.replace("/d\n", "/e\n"))
+    again("a flag of COPY", None, (0, 2), second=base.replace("COPY", "COPY --chown=1:1"))
+    again("LABEL between", None, (1, 1), second=base.replace("RUN", "LABEL a=b\nRUN"))
+    again("LABEL at the end", None, (2, 0), second=base + "LABEL a=b\n")
+    again("ENV before", None, (0, 2), second=base.replace("COPY", "ENV a=b\nCOPY"))
+    arg = "FROM busybox\nCOPY d /d\nARG a=1\nRUN echo x > /x\n"
+    again("an ARG's value", None, (1, 1), dockerfile=arg, options2=("--build-arg", "a=2"))
+    again("the ARG's same value", None, (2, 0), dockerfile=arg, options2=("--build-arg", "a=1"))
+    again("an ARG that nobody declares", None, (2, 0), options2=("--build-arg", "zz=2"))
+    again("--no-cache", None, (0, 2), options2=("--no-cache",))
+    again("USER before RUN", None, (1, 1), second=base.replace("RUN", "USER 0\nRUN"))
+    again("--label and -t", None, (2, 0), options2=("--label", "x=y", "-t", "u"))
+    with sk.case("--no-cache leaves the cache fresh"):
+        d = "FROM busybox\nRUN cat /proc/sys/kernel/random/uuid > /o\n"
+        c = context(sk, {}, d)
+        seen = []
+        for options in [], [], ["--no-cache"], []:
+            sk(["build", "-t", "t", *options, c]).ok
+            seen.append(result(sk).tree["o"])
+        eq((seen[0] == seen[1], seen[1] == seen[2], seen[2] == seen[3]), (True, False, True))
+    with sk.case("COPY --from: what the other stage makes counts, not how"):
+        d = "FROM busybox AS a\nRUN %s\nFROM scratch\nCOPY --from=a /f /f\nCOPY Dockerfile2 /g\n"
+        c = context(sk, {"Dockerfile2": "x"}, d % "echo 1 > /f")
+        sk("build", c).ok
+        sk.file(c + "/Dockerfile", d % "echo 1 > /f; echo other > /h")
+        eq(steps(sk("build", c).ok), (2, 1))
+        sk.file(c + "/Dockerfile", d % "echo 2 > /f")
+        eq(steps(sk("build -t t", c).ok), (0, 3))
+        eq(result(sk).tree["f"], "644 0:0 2\n")
+    with sk.case("another base"):
+        d = "FROM base\nRUN echo x > /x\n"
+        for n in 1, 2:
+            build(sk, "FROM busybox\nRUN echo %d > /base\n" % n, name="base").ok
+            eq(steps(build(sk, d).ok), (0, 1))
+            eq(result(sk).tree["base"], "644 0:0 %d\n" % n)
+    with sk.case("rmi keeps what the cache holds; builder prune empties it"):
+        c = context(sk, {}, "FROM busybox\nRUN echo keep > /x\n")
+        sk("build -t t", c).ok
+        sk("rmi -f t").ok
+        eq(steps(sk("build -t t", c).ok), (1, 0))
+        sk("builder prune -f").prints(r"Total:?\s+[\d.]+ ?[kM]?B")
+        eq(steps(sk("build -t t", c).ok), (0, 1))
+        sk("run --rm t cat /x").says("keep")
+    with sk.case("a damaged record is no hit"):
+        for name in os.listdir(sk.root + "/cache"):
+            p = sk.root + "/cache/" + name
+            if os.path.isfile(p):
+                with open(p, "r+b") as f:
+                    f.truncate(os.path.getsize(p) // 2)
+        sk("build -t t", c).ok
+        sk("run --rm t cat /x").says("keep")
+    sk("system check").ok
+    sk.check_store()
+
+
+@timeout(150)
+def test_two_at_once(sk):
+    d = "FROM busybox\nCOPY . /c\n" + "".join("RUN echo %d >> /o; head -c 100000 /dev/zero > /z%d\n" % (i, i) for i in range(6))
+    for round in range(3):
+        c = context(sk, dict({"f%d" % i: "%d-%d" % (round, i) * 1000 for i in range(50)}, **{"Dockerfile": d.replace("echo", "echo %d" % round)}))
+        p = [sk.popen(["build", "-q", "-t", "t%d" % i, c], stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(4)]
+        ends = [(x.communicate(timeout=60), x.returncode) for x in p]
+        for (o, e), code in ends:
+            eq(code, 0, "exit code of a build beside three others (%s)" % e.decode()[-300:])
+        trees = [result(sk, "t%d" % i).tree for i in range(4)]
+        for t in trees:
+            eq(t["o"], "644 0:0 " + "".join("%d %d\n" % (round, i) for i in range(6)))
+            eq(t["c/f7"], trees[0]["c/f7"])
+            eq(len(t), len(trees[0]))
+        eq(steps(sk("build -t t", c).ok), (7, 0))
+    with sk.case("a build beside prunes and removals"):
+        other = [sk.popen(["builder", "prune", "-f"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(3)]
+        r = build(sk, d.replace("echo", "echo p"), name="p")
+        for x in other:
+            x.wait(30)
+        r.ok
+        sk("run --rm p tail -n1 /o").says("p 5")
+    sk("system check").ok
+    sk.check_store()
+
+
+# ---- what must not happen ----
+
+def test_links_never_escape(sk):
+    """Neither the context's nor the image's links lead COPY out."""
+    outside = sk.file("outside/secret", "host's own")
+    mine = os.path.dirname(outside)
+    for name, files, text in [
+            ("an absolute link, named", {"l -> /etc/passwd": None}, "COPY l /o"),
+            ("an absolute link to the test's file", {"l -> " + outside: None}, "COPY l /o"),
+            ("a relative link", {"l -> ../outside/secret": None}, "COPY l /o"),
+            ("a long relative link", {"l -> " + "../" * 20 + outside.lstrip("/"): None}, "COPY l /o"),
+            ("a link to a directory, named", {"l -> ../outside": None}, "COPY l /o"),
+            ("a link to a directory, with a slash", {"l -> " + mine: None}, "COPY l/ /o/"),
+            ("through a link to a directory", {"l -> " + mine: None}, "COPY l/secret /o"),
+            ("through a relative link to a directory", {"l -> ../outside": None}, "COPY l/secret /o"),
+            ("through two links", {"m -> ..": None, "l -> m/outside": None}, "COPY l/secret /o"),
+            ("by a pattern through a link", {"l -> " + mine: None}, "COPY l/s* /o/"),
+            ("by a pattern of links", {"l1 -> " + outside: None}, "COPY l? /o/"),
+            ("ADD of a link", {"l -> " + outside: None}, "ADD l /o"),
+            ("ADD through a link", {"l -> " + mine: None}, "ADD l/secret /o"),
+            ("--parents", {"l -> " + mine: None}, "COPY --parents l/secret /o/"),
+            ("..", {}, "COPY ../outside/secret /o"),
+            ("a bind mount of a link", {"l -> " + mine: None}, "COPY --from=busybox / /\nRUN --mount=source=l,target=/m cp -r /m /o"),
+            ("a bind mount through a link", {"l -> ..": None}, "COPY --from=busybox / /\nRUN --mount=source=l/outside,target=/m cp -r /m /o")]:
+        with sk.case(name):
+            r = build(sk, "FROM scratch\n" + text, files=files)
+            if r.code == 0:
+                t = json.dumps(result(sk).tree)
+                true("host's own" not in t and "root:" not in t.replace("root:x:0:0:root:/root:/bin/sh", ""), "nothing from outside in %s" % t[:300])
+            else:
+                r.exits(1, ".")
+    with sk.case("links inside a copied tree stay links"):
+        check(sk, "FROM scratch\nCOPY d /o", {"o/a": "-> /etc/passwd 0:0", "o/r": "-> ../../outside/secret 0:0"}, files={"d/a -> /etc/passwd": None, "d/r -> ../../outside/secret": None})
+    target = sk.folder("target")
+    os.chmod(target, 0o777)
+    links = "RUN ln -s %s /abs && ln -s %s /rel && ln -s %s/f /file && mkdir /d && ln -s %s /d/in && ln -s /nowhere /dang\n" % (target, "../" * 20 + target.lstrip("/"), target, target)
+    for name, text in [("absolute", "COPY f /abs/"), ("relative", "COPY f /rel/"), ("a file's place", "COPY f /file"), ("below a directory", "COPY t /d"), ("deeper", "COPY f /abs/x/y/"),
+                       ("an archive", "ADD t.tar /d/"), ("WORKDIR", "WORKDIR /abs/w\nCOPY f ."), ("WORKDIR through a relative one", "WORKDIR /rel/w2\nRUN touch here"), ("dangling", "COPY f /dang/"),
+                       ("--from", "COPY --from=busybox /etc/passwd /abs/"), ("a heredoc", "COPY <<f /abs/\nx\nf"), ("an archive with its own link", "ADD evil.tar /"),
+                       ("a mount point", "RUN --mount=type=cache,target=/abs/m touch /abs/m/x"), ("a mount point at a link", "RUN --mount=type=tmpfs,target=/abs touch /abs/x")]:
+        with sk.case("in the image: " + name):
+            r = build(sk, "FROM busybox\n" + links + text, files={
+                "f": "data", "t/in/f": "data", "t.tar": tar(entry("in/"), entry("in/f", "x")), "evil.tar": tar(entry("e", link=target), entry("e/f", "x"), entry("h", link=target))})
+            eq(os.listdir(target), [], "what came through the link (exit code %d)" % r.code)
+    with sk.case("and it lands where the link says inside the image"):
+        i = check(sk, "FROM busybox\nRUN mkdir /real && ln -s /real /abs && ln -s ../../../real /rel\nCOPY f /abs/1\nCOPY f /rel/2", {"real/1": "644 0:0 data", "real/2": "644 0:0 data", "abs": "-> /real 0:0"}, files={"f": "data"})
+    with sk.case("a device, a fifo or a socket of the context does not hang the build"):
+        c = context(sk, {"f": "data"}, "FROM scratch\nCOPY . /o\n")
+        os.mkfifo("%s/%s/fifo" % (sk.dir, c))
+        r = sk("build -t t", c, wait=20)
+        if r.code == 0:
+            eq(result(sk).tree.get("o/f"), "644 0:0 data")
+    with sk.case("an unreadable file is named"):
+        c = context(sk, {"f": ("x", 0)}, "FROM scratch\nCOPY . /o\n")
+        if os.getuid():
+            sk("build", c).exits(1, r"\bf\b.*denied|denied.*\bf\b")
+
+
+def test_epoch(sk):
+    d = ("FROM busybox AS a\nRUN mkdir /d && echo x > /d/f && ln /d/f /d/g && ln -s f /d/l\nFROM busybox\nCOPY . /c\nCOPY --from=a /d /d\nRUN echo y > /y; mkdir -p /m/n; touch -d 2001-01-01 /old\nWORKDIR /w\n"
+         "ADD t.tar /t\nENV a=b\nLABEL c=d\nUSER app\n")
+    seen, stamps = set(), []
+    for i in range(2):
+        c = context(sk, dict(F, **{"t.tar": tar(entry("z", "z", mtime=5))}), d)
+        os.utime("%s/%s/a.txt" % (sk.dir, c), (1700000000 + i, 1700000000 + i))
+        seen.add(sk("build -q --no-cache -t t", c, env={"SOURCE_DATE_EPOCH": "1600000000"}).ok.out)
+        img = result(sk)
+        stamps.append((img.config["rootfs"]["diff_ids"], img.config["created"], [h["created"] for h in img.config["history"][-5:]], max(img.times.values())))
+        time.sleep(1.1)
+    with sk.case("the same digests"):
+        eq(stamps[0][0], stamps[1][0], "diff_ids")
+        eq(len(seen), 1, "ids of two builds")
+    with sk.case("times"):
+        eq(stamps[0][1][:19], "2020-09-13T12:26:40")
+        eq({s[:19] for s in stamps[0][2]}, {"2020-09-13T12:26:40"})
+        true(stamps[0][3] <= 1600000000, "no file later than the epoch, got %s" % stamps[0][3])
+        eq(img.times["old"] // 86400, 978307200 // 86400, "an older file's time")
+    with sk.case("another epoch is another image"):
+        true(sk("build -q --no-cache", c, env={"SOURCE_DATE_EPOCH": "1500000000"}).ok.out not in seen, "another id")
+    with sk.case("an epoch that is no number"):
+        sk("build -q", c, env={"SOURCE_DATE_EPOCH": "x"}).exits(1, "SOURCE_DATE_EPOCH")
+
+
+@timeout(150)
+def test_kill(sk):
+    """kill -9 at many moments: the store is sound, the next build is right, nothing half-done is taken for done."""
+    d = "FROM busybox\n" + "".join("COPY f%d /\nRUN echo %d >> /o; head -c 300000 /dev/urandom > /r%d\n" % (i, i, i) for i in range(4)) + "ADD t.tar /t\n"
+    c = context(sk, dict({"f%d" % i: str(i) * 300000 for i in range(4)}, **{"t.tar": tar(entry("x", "x" * 500000))}), d)
+    want = None
+    began = time.monotonic()
+    sk("build -q -t whole", c).ok
+    whole = time.monotonic() - began
+    for i in range(14):
+        sk("builder prune -f").ok
+        p = sk.popen(["build", "-t", "t", c], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole * (i + 0.5) / 14)
+        p.kill()
+        p.wait()
+        with sk.case("killed at %d of 14" % i):
+            r = sk("system check")
+            r.prints(r"\b0 (fault|error|problem)s?|no faults|ok")
+            sk("build -t t", c).ok
+            t = result(sk).tree
+            eq([t["o"], len(t["f3"]), t["t/x"][:8]], ["644 0:0 0\n1\n2\n3\n", len(t["f0"]), "644 0:0 "])
+            want = want or sorted(t)
+            eq(sorted(t), want)
+    with sk.case("nothing of the killed ones stays"):
+        sk("system prune -f").ok
+        sk("build -q -t t", c).ok
+        eq(os.listdir(sk.root + "/containers"), [])
+        eq(os.listdir(sk.root + "/tmp"), [])
+        eq([n for _, n in sk.processes()], [])
+    sk("system check").ok
+    sk.check_store()
+
+
+def test_interrupt(sk):
+    c = context(sk, {}, "FROM busybox\nRUN echo started; sleep 1000\n")
+    p = sk.popen(["build", c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while b"started" not in p.stderr.readline():
+        pass
+    p.send_signal(2)
+    p.communicate(timeout=20)
+    true(p.returncode != 0, "an interrupted build to fail")
+    lib.until(lambda: not [n for _, n in sk.processes() if n == "sleep"], "the step's process ends")
+    sk("system check").ok
+    sk("build -q -t t -", input="FROM busybox\nRUN echo x > /o\n").ok
+    eq(os.listdir(sk.root + "/containers"), [])
+
+
+def test_vanishing_file(sk):
+    """The context changes while it is read: an error or one of the states, never a broken image."""
+    c = context(sk, {"d/f%d" % i: "x" * 20000 for i in range(300)}, "FROM scratch\nCOPY d /d\n")
+    p = sk.popen(["build", "-t", "t", c], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for i in range(299, 0, -3):
+        os.unlink("%s/%s/d/f%d" % (sk.dir, c, i))
+    o, e = p.communicate(timeout=40)
+    if p.returncode:
+        match(e.decode(), "vanished|No such file|not found|changed")
+    sk("build -q -t t", c).ok
+    eq(len([n for n in result(sk).tree if n.startswith("d/")]), 200)
+    sk("system check").ok
