@@ -7771,9 +7771,11 @@ static bool ctr_alive(const struct ctr *c) {
 static int ctr_save_state(struct ctr *c, struct err *e) { return js_save(c->dir, "state.json", c->state, 0, e); }
 
 static void ctr_event(const struct ctr *c, const char *action, json_t *attributes /* consumed */) {
-    json_t *a = attributes ? attributes : json_object();
-    js_sets(a, "name", ctr_name(c));
+    json_t *a = attributes ? attributes : json_object(), *v;
+    const char *key;
+    json_object_foreach(js_path(c->config, "skiff.labels"), key, v) json_object_set(a, key, v);
     js_sets(a, "image", js_str(c->config, "skiff.image"));
+    js_sets(a, "name", ctr_name(c));
     store_event(c->s, "container", action, c->id, a);
 }
 
@@ -7999,6 +8001,18 @@ static size_t ctr_pids(pid_t of, pid_t **ret) {
     }
     return n;
 }
+/* Bytes of the writable layer, and of it together with the image. */
+static void ctr_size(const struct ctr *c, u64 *ret_rw, u64 *ret_all) {
+    u64 inodes = 0;
+    AUTO_IDX x = { 0 };
+    struct err e;
+    AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(c->config, "skiff.rootfs.chain", ""));
+    *ret_rw = 0;
+    tree_usage(c->dir, "upper", ret_rw, &inodes, 0);
+    *ret_all = *ret_rw;
+    if (!idx_open(c->s->dir, path, false, &x, &e)) *ret_all += x.head->content_size;
+}
+
 /* ---- 20.2 visiting a container's file tree ---- */
 
 /* Runs fn in the container's file tree; its exit status. */
@@ -8666,7 +8680,8 @@ static void super_main(struct ctr *c, int lock, int client, int ready) {
 static int super_start(struct ctr *c, int *ret_client, struct err *e) {
     int pair[2] = { -1, -1 }, ready[2];
     AUTO_FD lock = lock_take(c->dir, "lock", LOCK_EX | LOCK_NB);
-    if (lock < 0) return err_set(e, 0, errno == EWOULDBLOCK ? "container %s is already running" : "cannot lock container %s", ctr_name(c));
+    if (lock < 0 && errno != EWOULDBLOCK) return err_set(e, errno, "lock container %s", ctr_name(c));
+    if (lock < 0) return err_set(e, 0, "container %s is already running", ctr_name(c));
     if (pipe2(ready, O_CLOEXEC) || (ret_client && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)))
         return err_set(e, errno, "pipe");
     fflush(NULL);
@@ -9220,6 +9235,16 @@ static int tmpl_run(const char *text, json_t *value, struct buf *out, struct err
     if (end && !e->msg[0]) tmpl_fail(&t, "unexpected {{end}} or {{else}}", "");
     tmpl_vars_to(&t, 0);
     return e->msg[0] ? -1 : 0;
+}
+
+/* "name=value" pairs in the order of their names. Caller owns it. */
+static char *labels_text(const json_t *labels, const char *sep) {
+    AUTO_STRV l = { 0 };
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)labels, key, v) strv_take(&l, str_fmt("%s=%s", key, json_string_value(v) ? json_string_value(v) : ""));
+    if (l.n) qsort(l.v, l.n, sizeof *l.v, name_order);
+    return str_join(&l, sep);
 }
 
 /* Lines of tab-separated cells as aligned columns, three spaces between. Counts UTF-8 as one each. */
@@ -9835,6 +9860,21 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
     return volume_mount(m, spec, "volume", made, dest, opts.p, source, e);
 }
 
+/* One record of CSV (RFC 4180): fields may be quoted, a doubled quote is one. */
+static void csv_split(const char *s, struct strv *ret) {
+    for (;;) {
+        AUTO_BUF b = { 0 };
+        buf_add(&b, "", 0);
+        if (*s == '"') {
+            for (s++; *s && (*s != '"' || s[1] == '"'); s++) buf_addc(&b, *s), s += *s == '"';
+            s += *s == '"';
+        }
+        while (*s && *s != ',') buf_addc(&b, *s++);
+        strv_add(ret, b.p);
+        if (!*s++) return;
+    }
+}
+
 /* --mount type=…,source=…,target=…,readonly,… */
 static int mount_option(struct make *m, json_t *spec, const char *text, struct err *e) {
     AUTO_STRV kv = { 0 };
@@ -9843,7 +9883,7 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
     AUTO_FREE char *made = NULL;
     char random[HEX_LEN + 1];
     bool ro = false, nocopy = false;
-    strv_split(&kv, text, ',');
+    csv_split(text, &kv);
     for (size_t i = 0; i < kv.n; i++) {
         char *v = strchr(kv.v[i], '='), *k = kv.v[i];
         if (v) *v++ = 0;
@@ -10402,6 +10442,7 @@ static int make_log(struct make *m, struct err *e) {
         js_sets(js_sub(l, "options"), o.v[i], eq ? eq : "");
         if (eq && !strcmp(o.v[i], "max-size") && (n = str_bytes(eq)) > 0) js_seti(l, "maxSize", n);
         else if (eq && !strcmp(o.v[i], "max-file") && str_int(eq, 1, 1000, &n)) js_seti(l, "maxFile", n);
+        else if (eq && (!strcmp(o.v[i], "labels") || !strcmp(o.v[i], "env") || !strcmp(o.v[i], "tag") || !strcmp(o.v[i], "mode") || !strcmp(o.v[i], "compress"))) continue;
         else return err_set(e, 0, "unknown or invalid log opt '%.60s%s%.60s' for json-file log driver", o.v[i], eq ? "=" : "", eq ? eq : "");
     }
     return 0;
@@ -12461,7 +12502,7 @@ static int cli_each(struct cli *c, int (*fn)(struct cli *c, const char *arg, str
 
 static bool ask(const char *question) {
     char line[16] = "";
-    printf("%s Are you sure you want to continue? [y/N] ", question);
+    printf("%sAre you sure you want to continue? [y/N] ", question);
     fflush(stdout);
     return fgets(line, sizeof line, stdin) && tolower((u8)*line) == 'y';
 }
@@ -12528,6 +12569,7 @@ static bool keys_filter(struct keys *k, const char *in, size_t n, char *out, siz
 struct attach {
     int sock;                     /* to the supervisor */
     bool tty, input, output, proxy, ours;     /* ours: the container was started by this command */
+    bool mute_out, mute_err;      /* --attach names the other one only */
     struct keys keys;
 };
 
@@ -12599,7 +12641,8 @@ static int attach_loop(struct attach *a) {
             ssize_t n = recv(a->sock, msg, sizeof msg, 0);
             if (n <= 0) break;
             if (msg[0] == 'O' || msg[0] == 'E') {
-                if (a->output && fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
+                bool mute = msg[0] == 'O' ? a->mute_out : a->mute_err;
+                if (a->output && !mute && fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
                     /* what would have ended a plain program ends the container that we are in front of */
                     if (a->ours && a->proxy) attach_signal(a, 'S', SIGKILL);
                     a->output = false;
@@ -12622,7 +12665,10 @@ static int attach_loop(struct attach *a) {
 
 /* Attaches this process to a running container. */
 static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input, bool told, struct err *e) {
-    struct attach a = { .sock = sock, .tty = js_bool(ctr->config, "process.terminal"), .input = input, .output = true,
+    AUTO_STRV only = { 0 };
+    cli_list(c, "attach", &only);
+    for (size_t i = 0; i < only.n; i++) for (char *s = only.v[i]; *s; s++) *s = (char)tolower((u8)*s);
+    struct attach a = { .mute_out = only.n && !strv_has(&only, "stdout"), .mute_err = only.n && !strv_has(&only, "stderr"), .sock = sock, .tty = js_bool(ctr->config, "process.terminal"), .input = input, .output = true,
                         .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy"), .ours = told };
     a.keys.n = detach_keys(cli_text(c, "detach-keys"), a.keys.want, sizeof a.keys.want);
     if (a.keys.n < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
@@ -13013,7 +13059,11 @@ static int rm_one(struct cli *c, const char *what, struct err *e) {
     }
     /* a supervisor that has told the exit is on its way out: wait for its lock */
     AUTO_FD lock = -1;
-    for (int i = 0; i < 200 && lock < 0; i++) if ((lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB)) < 0) usleep(10000);
+    for (int i = 0; i < 200 && lock < 0; i++) {
+        if ((lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB)) >= 0) break;
+        if (errno != EWOULDBLOCK) return err_set(e, errno, "lock container %.12s", k.id);
+        usleep(10000);
+    }
     if (lock < 0) return err_set(e, 0, "container %.12s is in use", k.id);
     return ctr_remove(&k, cli_flag(c, "volumes"), e);
 }
@@ -13179,7 +13229,7 @@ static int cmd_exec(struct cli *c, struct err *e) {
 }
 
 /* ---- 26.6 logs ---- */
-struct logs { bool stamps, details; i64 since, until; };
+struct logs { bool stamps; char *details /* owned: before each line; NULL: nothing */; i64 since, until; };
 
 /* Prints the lines of one log file from `from` on; returns how many bytes are behind it. */
 static u64 logs_print(const struct logs *g, int fd, u64 from, i64 skip_lines) {
@@ -13197,6 +13247,7 @@ static u64 logs_print(const struct logs *g, int fd, u64 from, i64 skip_lines) {
         if (!text || (g->since >= 0 && at < g->since) || (g->until >= 0 && at > g->until)) continue;
         FILE *to = str_eq(js_str(j, "stream"), "stderr") ? stderr : stdout;
         if (g->stamps) fprintf(to, "%s ", t);
+        if (g->details) fprintf(to, "%s ", g->details);
         fwrite(json_string_value(text), 1, json_string_length(text), to);
     }
     fflush(stdout);
@@ -13222,15 +13273,29 @@ static u64 logs_count(int fd) {
     return n;
 }
 
+/* What --log-opt labels=… and env=… ask for, as name=value pairs. Caller owns it. */
+static char *logs_details(const struct ctr *k) {
+    AUTO_STRV want = { 0 }, env = { 0 }, names = { 0 };
+    AUTO_JSON *out = json_object();
+    const char *labels = js_str(k->config, "skiff.log.options.labels"), *vars = js_str(k->config, "skiff.log.options.env");
+    if (labels) strv_split(&want, labels, ',');
+    if (vars) strv_split(&names, vars, ',');
+    js_to_strv(js_path(k->config, "process.env"), &env);
+    for (size_t i = 0; i < want.n; i++) js_sets(out, want.v[i], json_string_value(js_get(js_path(k->config, "skiff.labels"), want.v[i])));
+    for (size_t i = 0; i < names.n; i++) js_sets(out, names.v[i], env_get(&env, names.v[i]));
+    return labels_text(out, ",");
+}
+
 static int cmd_logs(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
-    struct logs g = { cli_flag(c, "timestamps"), cli_flag(c, "details"), time_option(cli_text(c, "since")), time_option(cli_text(c, "until")) };
+    struct logs g = { cli_flag(c, "timestamps"), NULL, time_option(cli_text(c, "since")), time_option(cli_text(c, "until")) };
     i64 tail = -1;
     const char *t = cli_text(c, "tail");
     if (g.since == -2 || g.until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
     if (t && strcmp(t, "all") && !str_int(t, 0, INT32_MAX, &tail)) tail = -1;
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     if (str_eq(js_str(k.config, "skiff.log.driver"), "none")) return err_set(e, 0, "configured logging driver does not support reading");
+    if (cli_flag(c, "details")) g.details = logs_details(&k);
     int fds[1001], n = 0;
     for (i64 i = js_int(k.config, "skiff.log.maxFile", 1) - 1; i >= 0 && n < 1000; i--) {   /* oldest first */
         char name[32] = "log.json";
@@ -13372,6 +13437,7 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_sets(j, "Name", name);
     js_seti(j, "RestartCount", js_int(k->state, "restartCount", 0));
     js_sets(j, "Driver", js_str_or(c, "skiff.rootfs.driver", ""));
+    js_set(j, "GraphDriver", json_pack("{s:s,s:{}}", "Name", js_str_or(c, "skiff.rootfs.driver", ""), "Data"));
     js_sets(j, "Platform", "linux");
     js_sets(j, "MountLabel", "");
     js_sets(j, "ProcessLabel", "");
@@ -13481,7 +13547,15 @@ static int cmd_inspect(struct cli *c, struct err *e) {
         AUTO_CTR k = { .dir = -1 };
         AUTO_IMAGE m = { 0 };
         json_t *j = NULL;
-        if ((!type || !strcmp(type, "container")) && !ctr_find(c->store, c->args[i], &k, e)) j = ctr_inspect(&k);
+        if ((!type || !strcmp(type, "container")) && !ctr_find(c->store, c->args[i], &k, e)) {
+            u64 rw = 0, size = 0;
+            j = ctr_inspect(&k);
+            if (cli_flag(c, "size")) {
+                ctr_size(&k, &rw, &size);
+                js_seti(j, "SizeRw", (i64)rw);
+                js_seti(j, "SizeRootFs", (i64)size);
+            }
+        }
         if (!j && (!type || !strcmp(type, "image")) && !image_find(c->store, c->args[i], &m, NULL, e)) j = image_inspect(c->store, &m);
         if (!j && (!type || !strcmp(type, "volume"))) j = volume_inspect(c->store, c->args[i], e);
         AUTO_FREE char *shown = str_printable(c->args[i]);
@@ -13529,14 +13603,6 @@ static char *ctr_status_text(const struct ctr *k) {
     return str_fmt("Exited (%" PRId64 ") %s ago", code, down);
 }
 
-static char *labels_text(const json_t *labels) {
-    struct buf b = { 0 };
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)labels, key, v) buf_addf(&b, "%s%s=%s", b.n ? "," : "", key, json_string_value(v) ? json_string_value(v) : "");
-    return buf_steal(&b);
-}
-
 static char *quoted_command(const struct ctr *k, bool trunc) {
     AUTO_STRV args = { 0 };
     js_to_strv(js_path(k->config, "process.args"), &args);
@@ -13555,7 +13621,7 @@ static json_t *ps_row(const struct ctr *k, const struct cli *c) {
     bool trunc = !cli_flag(c, "no-trunc");
     json_t *r = json_object();
     AUTO_FREE char *id = str_dupn(k->id, trunc ? 12 : HEX_LEN), *cmd = quoted_command(k, trunc), *status = ctr_status_text(k);
-    AUTO_FREE char *since = ago(js_str(k->config, "skiff.created")), *running = str_fmt("%s ago", since), *labels = labels_text(js_path(k->config, "skiff.labels"));
+    AUTO_FREE char *since = ago(js_str(k->config, "skiff.created")), *running = str_fmt("%s ago", since), *labels = labels_text(js_path(k->config, "skiff.labels"), ",");
     AUTO_FREE char *image = str_printable(js_str_or(k->config, "skiff.image", ""));
     js_sets(r, "ID", id);
     js_sets(r, "Image", *image ? image : "<rootfs>");
@@ -13579,9 +13645,9 @@ static json_t *ps_row(const struct ctr *k, const struct cli *c) {
     js_sets(r, "Mounts", mounts.p ? mounts.p : "");
     AUTO_FREE char *vols = str_fmt("%" PRId64, local);
     js_sets(r, "LocalVolumes", vols);
-    u64 bytes = 0, inodes = 0;
-    if (cli_flag(c, "size")) tree_usage(k->dir, "upper", &bytes, &inodes, 0);
-    AUTO_FREE char *size = size_human(bytes);
+    u64 rw = 0, all = 0;
+    if (cli_flag(c, "size")) ctr_size(k, &rw, &all);
+    AUTO_FREE char *own = size_human(rw), *virtual = size_human(all), *size = str_fmt("%s (virtual %s)", own, virtual);
     js_sets(r, "Size", size);
     return r;
 }
@@ -13684,6 +13750,8 @@ static int cmd_ps(struct cli *c, struct err *e) {
         i64 n;
         if (str_prefix(filters.v[i], "status=") && !word_in(STATES, v, strlen(v))) return err_set(e, 0, "invalid filter 'status=%.40s'", v);
         if (str_prefix(filters.v[i], "health=") && !word_in(HEALTHS, v, strlen(v))) return err_set(e, 0, "invalid filter 'health=%.40s'", v);
+        AUTO_CTR other = { .dir = -1 };
+        if ((str_prefix(filters.v[i], "before=") || str_prefix(filters.v[i], "since=")) && ctr_find(c->store, v, &other, e)) return -1;
         if (str_prefix(filters.v[i], "exited=") && !str_int(v, 0, 255, &n)) return err_set(e, 0, "invalid filter 'exited=%.40s'", v);
     }
     bool all = cli_flag(c, "all"), by_status = false;
@@ -13901,7 +13969,37 @@ static int cmd_export(struct cli *c, struct err *e) {
 }
 
 /* Changes of the upper directory against the image, read as its owner. */
-struct diffing { struct ctr *k; const struct idx *x; struct strv skip; };
+struct diffing { struct ctr *k; const struct idx *x; bool copy; struct strv skip; };
+
+/* A whole copy against the image: what is new, what has another size, mode or time, what is gone. */
+static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *was, const char *path, struct buf *out, int depth) {
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *s = dir_stream(dir, ".");
+    struct dirent *de;
+    u32 n = 0;
+    const struct idx_dirent *old = was ? idx_dir(d->x, was, &n) : NULL;
+    while (s && (de = dir_next(s))) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; i < names.n; i++) {
+        struct stat st;
+        AUTO_FREE char *full = str_fmt("%s/%s", path, names.v[i]), *shown = str_printable(full);
+        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW)) continue;
+        const struct idx_dirent *o = was ? idx_lookup(d->x, was, names.v[i], strlen(names.v[i])) : NULL;
+        const struct idx_inode *oi = o ? idx_inode(d->x, o->inode) : NULL;
+        bool held = strv_has(&d->skip, full + 1), is_dir = S_ISDIR(st.st_mode);
+        bool same = oi && oi->mode == st.st_mode && (is_dir || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
+        AUTO_BUF below = { 0 };
+        AUTO_FD sub = is_dir && depth < MAX_TREE_DEPTH ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        if (sub >= 0) diff_copy(d, sub, oi && S_ISDIR(oi->mode) ? oi : NULL, full, &below, depth + 1);
+        if (!held && (!same || below.n)) buf_addf(out, "%c %s\n", oi ? 'C' : 'A', shown);
+        if (below.n) buf_adds(out, below.p);
+    }
+    for (u32 i = 0; i < n; i++) {
+        const char *name = idx_name(d->x, old[i].name, old[i].name_len);
+        AUTO_FREE char *gone = name ? str_dupn(name, old[i].name_len) : str_dup("");
+        if (!strv_has(&names, gone)) buf_addf(out, "D %s/%s\n", path, gone);
+    }
+}
 
 /* A directory that is there only to hold a mount point has not changed. */
 static void diff_dir(const struct diffing *d, int dir, const char *path, struct buf *out, int depth) {
@@ -13927,9 +14025,10 @@ static void diff_dir(const struct diffing *d, int dir, const char *path, struct 
 
 static int diff_run(void *arg) {
     struct diffing *d = arg;
-    AUTO_FD upper = openat(d->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FD upper = openat(d->k->dir, d->copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     AUTO_BUF out = { 0 };
-    if (upper >= 0) diff_dir(d, upper, "", &out, 0);
+    if (upper >= 0 && d->copy) diff_copy(d, upper, &d->x->inodes[0], "", &out, 0);
+    else if (upper >= 0) diff_dir(d, upper, "", &out, 0);
     return out.n && fd_write_all(1, out.p, out.n) ? 1 : 0;
 }
 
@@ -13939,10 +14038,10 @@ static int cmd_diff(struct cli *c, struct err *e) {
     AUTO_IDX x = { 0 };
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(k.config, "skiff.rootfs.chain", ""));
-    if (!str_prefix(js_str_or(k.config, "skiff.rootfs.driver", ""), "overlay"))
-        return err_set(e, 0, "diff of a container with the storage driver %s is not supported yet by skiff: use overlay", js_str_or(k.config, "skiff.rootfs.driver", ""));
+    const char *driver = js_str_or(k.config, "skiff.rootfs.driver", "");
+    if (!strcmp(driver, "dir")) return err_set(e, 0, "a container of --rootfs has no image to differ from");
     if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
-    struct diffing d = { &k, &x, { 0 } };
+    struct diffing d = { &k, &x, !strcmp(driver, "copy"), { 0 } };
     ctr_mount_points(&k, &d.skip);
     fflush(NULL);
     int rc = launch_as_owner(&p.ids, diff_run, &d, e);
@@ -14654,7 +14753,7 @@ static int cmd_volume_ls(struct cli *c, struct err *e) {
             puts(names.v[i]);
             continue;
         }
-        AUTO_FREE char *labels = labels_text(js_get(v, "Labels"));
+        AUTO_FREE char *labels = labels_text(js_get(v, "Labels"), ",");
         js_sets(v, "Labels", labels);
         js_sets(v, "Size", "N/A");
         json_array_append(rows, v);
@@ -14666,11 +14765,23 @@ static int cmd_volume_ls(struct cli *c, struct err *e) {
 /* ---- 26.14 prune, df, check ---- */
 static const struct opt OPT_PRUNE[] = {
     { "all", 'a', OPT_BOOL, "Remove all unused, not just dangling or anonymous ones" },
-    { "filter", 0, OPT_LATER_TEXT, "" },
+    { "filter", 0, OPT_LIST, "Provide filter values (label=<key>=<value>, until=<timestamp>)" },
     { "force", 'f', OPT_BOOL, "Do not prompt for confirmation" },
     { "volumes", 0, OPT_BOOL, "Prune anonymous volumes" },
     { NULL, 0, OPT_BOOL, NULL },
 };
+
+/* --filter label=…, label!=…, until=…: may this object go? created: RFC 3339. */
+static bool prune_takes(const struct cli *c, const json_t *labels, const char *created) {
+    AUTO_STRV f = { 0 };
+    cli_list(c, "filter", &f);
+    for (size_t i = 0; i < f.n; i++) {
+        if (str_prefix(f.v[i], "label=") && !label_holds(labels, f.v[i] + 6)) return false;
+        if (str_prefix(f.v[i], "label!=") && label_holds(labels, f.v[i] + 7)) return false;
+        if (str_prefix(f.v[i], "until=") && time_parse(created) > time_option(f.v[i] + 6)) return false;
+    }
+    return true;
+}
 
 static u64 prune_containers(struct cli *c) {
     AUTO_STRV ids = { 0 };
@@ -14681,7 +14792,8 @@ static u64 prune_containers(struct cli *c) {
         AUTO_CTR k = { .dir = -1 };
         struct err e;
         u64 inodes = 0, bytes = 0;
-        if (ctr_open(c->store, ids.v[i], &k, &e) || ctr_alive(&k)) continue;
+        if (ctr_open(c->store, ids.v[i], &k, &e) || ctr_alive(&k) || ctr_is_build(&k)) continue;
+        if (!prune_takes(c, js_path(k.config, "skiff.labels"), js_str_or(k.config, "skiff.created", ""))) continue;
         tree_usage(k.dir, "upper", &bytes, &inodes, 0);
         AUTO_FD lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB);
         if (lock < 0 || ctr_remove(&k, false, &e)) continue;
@@ -14703,7 +14815,7 @@ static u64 prune_volumes(struct cli *c, bool all) {
         AUTO_FREE char *meta = str_fmt("volumes/%s/meta.json", names.v[i]), *path = str_fmt("volumes/%s", names.v[i]);
         AUTO_JSON *j = js_load(c->store->dir, meta, &e);
         u64 bytes = 0, inodes = 0;
-        if ((!all && !js_bool(j, "anonymous")) || volume_used(c->store, names.v[i])) continue;
+        if ((!all && !js_bool(j, "anonymous")) || !prune_takes(c, js_get(j, "Labels"), js_str_or(j, "CreatedAt", "")) || volume_used(c->store, names.v[i])) continue;
         tree_usage(c->store->dir, path, &bytes, &inodes, 0);
         if (volume_remove(c->store, names.v[i], &e)) continue;
         if (!head) puts("Deleted Volumes:");
@@ -14720,7 +14832,7 @@ static u64 prune_images(struct cli *c, bool all) {
     struct err e;
     struct image_row *r = image_rows(c->store, &n, &e);
     for (size_t i = 0; r && i < n; i++) {
-        if (!all && desc_name(r[i].desc)) continue;
+        if ((!all && desc_name(r[i].desc)) || !prune_takes(c, js_path(r[i].m.config, "config.Labels"), js_str_or(r[i].m.config, "created", ""))) continue;
         AUTO_FREE char *user = image_user(c->store, r[i].m.id, false);
         if (user || store_untag(c->store, js_str(r[i].desc, "digest"), desc_name(r[i].desc), &e)) continue;
         if (!head) puts("Deleted Images:");
@@ -14735,8 +14847,19 @@ static u64 prune_images(struct cli *c, bool all) {
 static int cmd_prune(struct cli *c, struct err *e) {
     bool sys = str_prefix(c->cmd->path, "system"), all = cli_flag(c, "all");
     u64 freed = 0;
+    AUTO_STRV f = { 0 };
+    cli_list(c, "filter", &f);
+    for (size_t i = 0; i < f.n; i++) {
+        bool until = str_prefix(f.v[i], "until=");
+        if (!until && !str_prefix(f.v[i], "label=") && !str_prefix(f.v[i], "label!=")) return err_set(e, 0, "invalid filter '%.60s'", f.v[i]);
+        if (until && time_option(f.v[i] + 6) < 0) return err_set(e, 0, "invalid filter '%.60s': not a time", f.v[i]);
+    }
     if (!cli_store(c, e)) return -1;
-    if (!cli_flag(c, "force") && !ask(sys ? "WARNING! This will remove all stopped containers and unused images." : "WARNING! This will remove all unused objects of this kind.")) return 0;
+    const char *what = sys ? "WARNING! This will remove:\n  - all stopped containers\n  - all dangling images\n  - unused build cache\n\n"
+        : str_prefix(c->cmd->path, "container") ? "WARNING! This will remove all stopped containers.\n"
+        : str_prefix(c->cmd->path, "volume") ? all ? "WARNING! This will remove all local volumes not used by at least one container.\n" : "WARNING! This will remove anonymous local volumes not used by at least one container.\n"
+        : all ? "WARNING! This will remove all images without at least one container associated to them.\n" : "WARNING! This will remove all dangling images.\n";
+    if (!cli_flag(c, "force") && !ask(what)) return 0;
     if (sys || str_prefix(c->cmd->path, "container")) freed += prune_containers(c);
     if ((sys && cli_flag(c, "volumes")) || str_prefix(c->cmd->path, "volume")) freed += prune_volumes(c, all);
     if (sys || str_prefix(c->cmd->path, "image")) freed += prune_images(c, all);
@@ -14890,6 +15013,7 @@ static bool ev_event(const void *x, const char *v) { return str_prefix(js_str_or
 static bool ev_container(const void *x, const char *v) {
     return str_eq(js_str(x, "Type"), "container") && (str_prefix(js_str_or(x, "id", ""), v) || str_eq(js_str(x, "Actor.Attributes.name"), v));
 }
+static bool ev_label(const void *x, const char *v) { return label_holds(js_path(x, "Actor.Attributes"), v); }
 static bool ev_image(const void *x, const char *v) { return str_eq(js_str(x, "Actor.Attributes.image"), v) || str_eq(js_str(x, "id"), v); }
 
 static int event_print(const json_t *ev, const char *format, struct err *e) {
@@ -14898,7 +15022,7 @@ static int event_print(const json_t *ev, const char *format, struct err *e) {
         if (tmpl_run(!strcmp(format, "json") ? "{{json .}}" : format, (json_t *)(uintptr_t)ev, &out, e)) return -1;
         puts(out.p ? out.p : "");
     } else {
-        AUTO_FREE char *attrs = labels_text(js_path(ev, "Actor.Attributes"));
+        AUTO_FREE char *attrs = labels_text(js_path(ev, "Actor.Attributes"), ", ");
         char t[40];
         printf("%s %s %s %s (%s)\n", time_rfc3339(js_int(ev, "timeNano", 0), t), js_str(ev, "Type"), js_str(ev, "Action"), js_str(ev, "id"), attrs);
     }
@@ -14911,7 +15035,7 @@ static int cmd_events(struct cli *c, struct err *e) {
     i64 since = time_option(cli_text(c, "since")), until = time_option(cli_text(c, "until"));
     cli_list(c, "filter", &f);
     if (since == -2 || until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
-    if (!cli_store(c, e) || filters_known(&f, "type event container image", e)) return -1;
+    if (!cli_store(c, e) || filters_known(&f, "type event container image label", e)) return -1;
     if (since < 0) since = time_now_ns();
     off_t at = 0;
     for (;;) {
@@ -14926,7 +15050,7 @@ static int cmd_events(struct cli *c, struct err *e) {
             i64 t = js_int(ev, "timeNano", 0);
             at += end + 1 - l;
             if (t < since || (until >= 0 && t > until) || !filter_match(&f, "type", ev_type, ev) || !filter_match(&f, "event", ev_event, ev) ||
-                !filter_match(&f, "container", ev_container, ev) || !filter_match(&f, "image", ev_image, ev))
+                !filter_match(&f, "container", ev_container, ev) || !filter_match(&f, "label", ev_label, ev) || !filter_match(&f, "image", ev_image, ev))
                 continue;
             if (event_print(ev, cli_text(c, "format"), e)) return -1;
         }
@@ -15228,7 +15352,7 @@ static int cmd_build(struct cli *c, struct err *e) {
 
 static int cmd_builder_prune(struct cli *c, struct err *e) {
     if (!cli_store(c, e)) return -1;
-    if (!cli_flag(c, "force") && !ask("WARNING! This will remove all build cache.")) return 0;
+    if (!cli_flag(c, "force") && !ask("WARNING! This will remove all build cache.\n")) return 0;
     AUTO_DIR *d = dir_stream(c->store->dir, "cache");
     struct dirent *de;
     u64 freed = 0, inodes = 0;

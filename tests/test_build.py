@@ -16,7 +16,8 @@ import threading
 import time
 
 import lib
-from lib import Failed, Skiff, entry, eq, image, match, no_match, only, tar, timeout, tool, true
+from lib import Skiff, entry, eq, image, match, no_match, only, tar, timeout, tool, true
+from test_real import package
 
 # ---- a context, a build, and what came out ----
 
@@ -60,13 +61,14 @@ def brief(data):
 
 
 def show(t, data):
+    mode = t.mode & 0o7777
     if t.isdir():
-        return "d%o %d:%d" % (t.mode, t.uid, t.gid)
+        return "d%o %d:%d" % (mode, t.uid, t.gid)
     if t.issym():
         return "-> %s %d:%d" % (t.linkname, t.uid, t.gid)
     if t.isreg():
-        return "%o %d:%d %s" % (t.mode, t.uid, t.gid, brief(data))
-    return "%s%o %d:%d" % ("p" if t.isfifo() else "dev", t.mode, t.uid, t.gid)
+        return "%o %d:%d %s" % (mode, t.uid, t.gid, brief(data))
+    return "%s%o %d:%d" % ("p" if t.isfifo() else "dev", mode, t.uid, t.gid)
 
 
 class Image:
@@ -105,7 +107,7 @@ class Image:
                 self.tree[name], self.times[name] = what, time
         for name, (what, to) in fresh.items():
             if what == "link":
-                self.tree[name] = self.tree.get(to, "dangling hard link to " + to)
+                self.tree[name], self.times[name] = self.tree.get(to, "dangling hard link to " + to), self.times.get(to)
         self.layers.append(names)
 
     def drop(self, prefix):
@@ -363,6 +365,8 @@ def test_config(sk):
             got = config(sk)
             for k, v in want.items():
                 g = got.get(k) or type(v)()
+                if k == "Env":
+                    g = [x for x in g if not x.startswith("PATH=")]
                 eq(sorted(g) if k in ("ExposedPorts", "Volumes") else g, v, k)
     with sk.case("MAINTAINER"):
         build(sk, "FROM scratch\nMAINTAINER Me <me@example.org>").ok
@@ -384,7 +388,11 @@ def test_config(sk):
             build(sk, base + "FROM b\n" + text).ok
             got = config(sk)
             for k, v in want.items():
-                eq(got.get(k) or type(v)(), v, k)
+                g = got.get(k) or type(v)()
+                eq([x for x in g if not x.startswith("PATH=")] if k == "Env" else g, v, k)
+    with sk.case("scratch has a PATH, and what is set again stays where it was"):
+        build(sk, "FROM scratch\nENV a=1\nENV PATH=/x:$PATH").ok
+        eq(config(sk)["Env"], ["PATH=/x:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "a=1"])
     with sk.case("history"):
         build(sk, "FROM scratch\nARG z=1\nENV a=1\nCOPY --chown=5:6 Dockerfile /d\nLABEL a=b\nWORKDIR /w\nCMD [\"x\"]\nUSER u").ok
         h = result(sk).config["history"]
@@ -478,10 +486,10 @@ def test_copy_over_an_image(sk):
             r = build(sk, base + text, files=F)
             r.exits(1, pattern) if pattern else r.ok
     with sk.case("--from"):
-        check(sk, base + "RUN chown 5:6 /real/f; echo s >/real/s; chmod 4711 /real/s; mkfifo /real/p\nFROM scratch AS two\nCOPY --from=0 /real /one\n"
+        check(sk, base + "RUN echo s >/real/s; chmod 4711 /real/s; mkfifo /real/p\nCOPY --chown=5:6 a.txt /real/f\nFROM scratch AS two\nCOPY --from=0 /real /one\n"
               "FROM scratch\nCOPY --from=two one/f /f\nCOPY --from=two --chown=7:8 /one /o\nCOPY --from=busybox /bin/busybox /bb\nCOPY --from=TWO --chmod=600 /one/* /g/\n"
               "COPY --from=0 /flink /h\nCOPY --from=0 sym/s /i\n",
-              {"f": "644 5:6 old\n", "o/f": "644 7:8 old\n", "g/f": "600 5:6 old\n", "h": "644 5:6 old\n", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None})
+              {"f": "644 5:6 A", "o/f": "644 7:8 A", "g/f": "600 5:6 A", "h": "644 5:6 A", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None}, files=F)
         eq(result(sk).tree["bb"], result(sk, "busybox").tree["bin/busybox"])
     with sk.case("hard links and sparse files of a stage"):
         i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
@@ -682,7 +690,7 @@ def test_run(sk):
             ("heredoc", "RUN <<EOF\necho a > /o\nx=$((1+1))\necho b$x >> /o\nEOF", "a\nb2\n"),
             ("heredoc, quoted", "ENV x=1\nRUN <<'EOF'\necho \"$x\" > /o\nEOF", "1\n"),
             ("heredoc, <<-", "RUN <<-EOF\n\techo a > /o\n\tEOF", "a\n"),
-            ("heredoc with its interpreter", "RUN <<EOF\n#!/bin/busybox awk -f\nBEGIN { print 1 + 1 > \"/o\" }\nEOF", "2\n"),
+            ("heredoc with its interpreter", "RUN <<EOF\n#!/bin/awk -f\nBEGIN { print 1 + 1 > \"/o\" }\nEOF", "2\n"),
             ("heredoc of a command", "RUN cat <<EOF > /o\nx\n y\nEOF", "x\n y\n"),
             ("heredoc with set -e", "RUN <<EOF\nset -e\ntrue\necho ok > /o\nEOF", "ok\n"),
             ("two heredocs", "RUN cat <<A - <<B > /o\na\nA\nb\nB", "b\n"),
@@ -1006,7 +1014,7 @@ def test_flags(sk):
         sk("build -q -t t -f alt/D -", input=plain).ok
         eq(config(sk)["Labels"], {"f": "alt"})
     with sk.case("damaged tar contexts"):
-        for data in gzip.compress(plain)[:300], plain[:700], b"\x1f\x8b\x08" + b"x" * 600:
+        for data in gzip.compress(plain)[:-60], plain[:700], b"\x1f\x8b\x08" + b"x" * 600:
             sk("build -q -", input=data).exits(1, ".")
         eq(os.listdir(sk.root + "/tmp"), [])
     with sk.case("a tar context that would write outside"):
@@ -1309,3 +1317,117 @@ def test_vanishing_file(sk):
     sk("build -q -t t", c).ok
     eq(len([n for n in result(sk).tree if n.startswith("d/")]), 200)
     sk("system check").ok
+
+
+# ---- beside another builder ----
+
+TAR = tar(entry("in/"), entry("in/f", "F", mode=0o640, uid=3, gid=4), entry("in/l", link="f"))
+SAME = [  # name, Dockerfile, options
+    ("files", "FROM busybox\nCOPY a.txt /o\nCOPY a.txt b.txt c.md /p/q/\nCOPY d /r\nCOPY d/sub/ /s/\nCOPY *.txt x.s? /t/\nCOPY top /u\nCOPY dlink /v\nCOPY [\"sp ace/q r\", \"/w x/\"]\nCOPY . /all\n", []),
+    ("owners and modes", "FROM busybox\nCOPY --chown=5:6 a.txt /o/p/q\nCOPY --chown=app d /r\nCOPY --chown=app:wheel --chmod=640 a.txt /s\nCOPY --chown=7 a.txt /t\nCOPY --chmod=4711 x.sh /u\n"
+     "RUN mkdir -m 700 /old\nCOPY --chown=1:2 d /old\n", []),
+    ("archives", "FROM busybox\nADD t.tar /o/\nADD t.tar.gz /p\nADD a.txt t.tar /q/\nCOPY t.tar.gz /r/\nADD d /s\n", []),
+    ("links in the way", "FROM busybox\nRUN mkdir /real && ln -s real /sym && ln -s /real/f /file && echo old > /real/f\nCOPY a.txt /sym/\nCOPY d /sym\nCOPY b.txt /sym/sub/deep/\nWORKDIR /sym/w\nCOPY a.txt .\n", []),
+    ("RUN", "FROM busybox\nRUN mkdir -p /d/e && cd /d && echo x > f && ln f g && ln -s f l && mkfifo p && chmod 4755 f && mkdir -m 1777 t && chmod 2755 e\nRUN rm /d/g /etc/group && rm -r /home && echo y >> /d/f\n"
+     "RUN mv /d/e /e && rm -r /d/t && mkdir /d/t && echo z > /d/t/z\nRUN rm -rf /d && mkdir /d && echo w > /d/w\n", []),
+    ("owners by RUN [a]", "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d/e && chown -R 7:8 /d && chmod 6755 /2\nUSER app\nRUN touch /tmp/mine && mkdir /tmp/d\n", []),
+    ("configuration", "FROM busybox\nENV a=1 b=\"2 3\" PATH=/x:$PATH\nENV c $a  d\nLABEL l=1 \"m n\"='o $a' p=$b\nEXPOSE 80 53/udp\nVOLUME /v /w\nVOLUME [\"/x y\"]\nUSER app:wheel\nWORKDIR /a\nWORKDIR b\n"
+     "CMD [\"x\", \"y z\"]\nENTRYPOINT [\"e\"]\nSTOPSIGNAL SIGQUIT\nHEALTHCHECK --interval=5s --timeout=1m --retries=2 --start-period=3s CMD echo $a\nMAINTAINER me\nONBUILD RUN echo x\nSHELL [\"/bin/sh\", \"-ec\"]\n", []),
+    ("shell forms", "FROM busybox\nENV a=1\nCMD echo $a  \"b\" \\\n  c\nENTRYPOINT exec top -b\nHEALTHCHECK NONE\n", []),
+    ("ENTRYPOINT resets CMD", "FROM busybox\nENTRYPOINT [\"x\"]\n", []),
+    ("CMD stays", "FROM busybox AS a\nENTRYPOINT [\"x\"]\nCMD [\"y\"]\nFROM a\nLABEL b=c\n", []),
+    ("ARG", "ARG base=busybox\nARG g=glob\nFROM ${base} AS x\nARG g\nARG a=1 \nARG b\nENV e=${a:-n} f=${b:+set} h=${zz:-dflt} i=$g j=\\$a k='$a' l=\"$a\"\nRUN echo $a $b $g $e > /o\nLABEL v=$a$b\n", ["--build-arg", "a=9", "--build-arg", "b=bee"]),
+    ("stages", "FROM busybox AS one\nRUN mkdir /d && echo 1 > /d/1 && chown 5:6 /d/1; chmod 4755 /d/1; ln -s 1 /d/l\nWORKDIR /wd\nENV q=1\nFROM one AS two\nRUN echo 2 > /d/2; pwd > /d/pwd\nFROM scratch\nCOPY --from=one /d /one\n"
+     "COPY --from=1 /d/2 /d/pwd /two/\nCOPY --from=busybox /etc/passwd /pw\nCOPY --from=two --chown=1:2 /d/ /three/\nENV r=2\n", []),
+    (".dockerignore", "FROM busybox\nCOPY . /all\nCOPY d /d2\n", []),
+    ("mounts", "FROM busybox AS a\nRUN echo s > /s\nFROM busybox\nRUN --mount=type=bind,source=d,target=/m --mount=type=tmpfs,target=/n --mount=type=cache,target=/c cat /m/e > /o && touch /n/x /c/y\nRUN ls /c /m /n > /p 2>&1 || true\n", []),
+    ("USER, WORKDIR", "FROM busybox\nWORKDIR /r/s\nUSER app\nWORKDIR /t/u\nRUN id -u > /tmp/i; pwd >> /tmp/i\nUSER 0\nWORKDIR rel\nRUN pwd > /q\n", []),
+]
+KEYS = "Env Cmd Entrypoint WorkingDir User Labels ExposedPorts Volumes StopSignal Healthcheck OnBuild Shell".split()
+OWN = {"etc/hostname", "etc/hosts", "etc/resolv.conf", "dev", "proc", "sys", "run"}  # mount points that a builder leaves in the image
+
+
+def described(i):
+    c = {k: i.config["config"].get(k) or None for k in KEYS}
+    c["Env"] = sorted(c["Env"] or [])  # a variable that is set again moves to the end there, in Docker it stays
+    c["WorkingDir"] = c["WorkingDir"] if c["WorkingDir"] != "/" else None
+    c["Labels"] = {k: v for k, v in (c["Labels"] or {}).items() if not k.startswith("io.buildah")}
+    tree = {k: v for k, v in i.tree.items() if k not in OWN}
+    return c, tree
+
+
+@only("root")
+@image(None)
+@timeout(180)
+def test_same_as_buildah(sk):
+    """The tree and the configuration, from the same Dockerfile and context, on either kind of user."""
+    base = ["buildah", "--root", sk.folder("storage"), "--runroot", sk.folder("runroot"), "--storage-driver", "vfs"]
+    env = dict(os.environ, HOME=sk.dir, TMPDIR=sk.folder("btmp"))
+    tool(*base, "tag", tool(*base, "pull", "-q", "docker-archive:" + lib.ENV["FIXTURE_busybox"], env=env).decode().strip(), "localhost/busybox", env=env)
+    users = {}
+    for letter in "ab":
+        account = pwd.getpwnam("skiff" + letter)
+        home = sk.folder(letter)
+        users[letter] = Skiff(home, letter, (account.pw_uid, account.pw_gid))
+        tool("chown", "-R", "%d:%d" % (account.pw_uid, account.pw_gid), home)
+        os.chmod(home, 0o700)
+        users[letter]("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
+    for name, text, options in SAME:
+        files = {k: v for k, v in F.items() if not k.startswith("we[")}
+        files.update({"t.tar": TAR, "t.tar.gz": gzip.compress(TAR)})
+        if name == ".dockerignore":
+            files[name] = "*.txt\n**/sub\n!d/f.txt\n!b.txt\n.dockerignore\n"
+        layers = ["--layers"] if name == "configuration" else []
+        out = "%s/b%d.tar" % (sk.dir, next(N))
+        tool(*base, "bud", "--isolation", "chroot", "--format", "docker", *layers, *options, "-t", "t", context(sk, files, text), env=env, cwd=sk.dir)
+        tool(*base, "push", "-q", "t", "docker-archive:%s:t:latest" % out, env=env)
+        with open(out, "rb") as f:
+            theirs = Image(f.read())
+        os.unlink(out)
+        for letter, user in users.items():
+            if name.endswith("[a]") and letter != "a":
+                continue
+            with sk.case("%s, skiff%s" % (name, letter)):
+                build(user, text, *options, files=files).ok
+                ours = result(user)
+                (c1, t1), (c2, t2) = described(theirs), described(ours)
+                for k in KEYS:
+                    eq(c2[k], c1[k], k)
+                bad = ["%s: theirs %r, ours %r" % (k, t1.get(k), t2.get(k)) for k in sorted(set(t1) | set(t2)) if t1.get(k) != t2.get(k)]
+                true(not bad, "the same tree; " + "; ".join(bad)[:900])
+                eq(len(ours.config["history"]), len(theirs.config["history"]), "history")
+                if layers:
+                    empty = lambda i: [h.get("empty_layer", False) for h in i.config["history"] if "WORKDIR" not in h["created_by"]]
+                    eq(empty(ours), empty(theirs), "empty_layer")
+                eq((ours.config["architecture"], ours.config["os"]), (theirs.config["architecture"], theirs.config["os"]))
+                eq(sum(not h.get("empty_layer", False) for h in ours.config["history"]), len(ours.config["rootfs"]["diff_ids"]), "layers and history entries that have one")
+
+
+def test_others_read_it(sk):
+    """What skiff built, in the eyes of skopeo and umoci."""
+    build(sk, "FROM busybox\nCOPY --chown=5:6 d /o\nRUN echo x > /x && rm /etc/group\nENV a=1\nUSER app\nEXPOSE 80\nHEALTHCHECK CMD x\nCMD [\"y\"]\n", files=F).ok
+    sk("save -o", sk.dir + "/s.tar", "t").ok
+    c = json.loads(tool("skopeo", "inspect", "--config", "docker-archive:%s/s.tar" % sk.dir, env=sk.env))
+    eq((c["config"]["Env"][-1], c["config"]["User"], c["config"]["Cmd"], c["config"]["ExposedPorts"]), ("a=1", "app", ["y"], {"80/tcp": {}}))
+    tool("skopeo", "copy", "-q", "docker-archive:%s/s.tar" % sk.dir, "oci:%s/oci:t" % sk.dir, env=sk.env)
+    tool("umoci", "unpack", "--rootless", "--image", sk.dir + "/oci:t", sk.dir + "/bundle", env=sk.env)
+    root = sk.dir + "/bundle/rootfs/"
+    eq((open(root + "x").read(), open(root + "o/sub/g").read(), os.path.exists(root + "etc/group"), os.readlink(root + "o/link")), ("x\n", "G", False, "e"))
+
+
+@image("debian")
+@timeout(200)
+def test_debian(sk):
+    """A package with users, owners and scripts, installed by RUN; kept in two stages with a cache mount."""
+    package(sk)
+    with open(sk.dir + "/debs/probe.deb", "rb") as f:
+        files = {"probe.deb": f.read(), "app.sh": ("#!/bin/sh\nid -un\n", 0o755)}
+    build(sk, "FROM debian AS base\nENV DEBIAN_FRONTEND=noninteractive\nCOPY probe.deb /tmp/\n"
+              "RUN --mount=type=cache,target=/var/cache/apt apt-get install -y --no-install-recommends /tmp/probe.deb && rm /tmp/probe.deb\n"
+              "RUN useradd -m -u 1234 app && dpkg -s skiff-probe | grep -q 'ok installed'\n"
+              "FROM base\nCOPY --chown=app --chmod=755 app.sh /home/app/\nUSER app\nWORKDIR /home/app\nCMD [\"./app.sh\"]\n", files=files, wait=150).ok
+    sk("run --rm t", wait=60).says("app")
+    t = result(sk).tree
+    eq(t["home/app/app.sh"].split()[:2], ["755", "1234:1234"])
+    match(t["etc/passwd"] if "probe" in t["etc/passwd"] else sk("run --rm t cat /etc/passwd").ok.out, "(?m)^probe:x:")
+    eq("tmp/probe.deb" in t, False)
