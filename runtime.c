@@ -1936,7 +1936,8 @@ static int auth_store(const char *domain, const char *pair, bool *ret_gone, stru
 
 /* ---- 9.4 which hosts serve a registry ---- */
 struct reg_host {
-    char *location;           /* "host:port" or "host/prefix", owned */
+    char *location;           /* "host:port" or "host/path", owned: takes the place of the prefix that matched */
+    size_t strip;             /* characters of the repository's path that the prefix took */
     bool insecure;
 };
 
@@ -1950,9 +1951,18 @@ static void reg_conf_done(struct reg_conf *c) {
     for (size_t i = 0; i < c->n; i++) free(c->hosts[i].location);
 }
 
-static void reg_conf_add(struct reg_conf *c, const char *location, bool insecure) {
+static void reg_conf_add(struct reg_conf *c, const char *location, size_t strip, bool insecure) {
     if (c->n < ARRAY_LEN(c->hosts))
-        c->hosts[c->n++] = (struct reg_host){ str_dup(location), insecure };
+        c->hosts[c->n++] = (struct reg_host){ str_dup(location), strip, insecure };
+}
+
+/* Does a prefix of registries.conf cover domain/path? Its length in the path, -1: no. */
+static int reg_conf_covers(const char *prefix, const char *domain, const char *path) {
+    size_t d = strlen(domain), n = prefix ? strlen(prefix) : 0;
+    if (!n || strncmp(prefix, domain, d) || (prefix[d] && prefix[d] != '/')) return -1;
+    const char *rest = prefix + d + (prefix[d] == '/');
+    size_t k = strlen(rest);
+    return !strncmp(rest, path, k) && (!k || !path[k] || path[k] == '/') ? (int)k : -1;
 }
 
 /* The value of `key = "value"` or `key = true` on a line of registries.conf; NULL: another key. */
@@ -1973,11 +1983,13 @@ static char *reg_conf_value(char *line, const char *key) {
 
 /* The [[registry]] and [[registry.mirror]] tables of registries.conf(5) version 2 that concern one
  * domain: the keys prefix, location, insecure, blocked. The format's other parts do not apply. */
-static void reg_conf_read(const char *path, const char *domain, struct reg_conf *c,
-                          struct reg_host *self) {
+static int reg_conf_read(const char *path, const struct ref *ref, struct reg_conf *c,
+                         struct reg_host *self, struct err *e) {
     AUTO_BUF b = { 0 };
-    struct err e;
-    if (file_read(AT_FDCWD, path, 1 << 20, &b, &e)) return;
+    struct err none;
+    if (access(path, F_OK)) return 0;
+    if (file_read(AT_FDCWD, path, 1 << 20, &b, &none) || !b.p) return 0;
+    int line = 0;
     enum { NONE, REGISTRY, MIRROR } in = NONE;
     AUTO_FREE char *prefix = NULL, *location = NULL, *mirror = NULL;
     AUTO_STRV mirrors = { 0 };
@@ -1985,14 +1997,18 @@ static void reg_conf_read(const char *path, const char *domain, struct reg_conf 
     char *save = NULL;
     for (char *l = strtok_r(b.p, "\n", &save);; l = strtok_r(NULL, "\n", &save)) {
         char *s = l ? l + strspn(l, " \t") : NULL, *v;
+        line++;
+        if (s && *s && *s != '#' && *s != '[' && *s != ']' && *s != '"' && *s != '\r' && !strchr(s, '='))
+            return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
+        if (s && *s == '[' && !strchr(s, ']') && !strchr(s, '=')) return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
         if (!s || str_prefix(s, "[[registry]]")) {
-            const char *name = prefix ? prefix : location;
-            if (str_eq(name, domain)) {
+            int took = reg_conf_covers(prefix ? prefix : location, ref->domain, ref->path);
+            if (took >= 0) {
                 for (size_t i = 0; i < mirrors.n && i < 15; i++)
-                    reg_conf_add(c, mirrors.v[i], lax[i]);
+                    reg_conf_add(c, mirrors.v[i], (size_t)took, lax[i]);
                 c->blocked |= blocked;
                 self->insecure |= insecure;
-                if (location) free(self->location), self->location = str_dup(location);
+                if (location && prefix) free(self->location), self->location = str_dup(location), self->strip = (size_t)took;
             }
             mem_freep(&prefix), mem_freep(&location), strv_done(&mirrors);
             insecure = blocked = false;
@@ -2013,6 +2029,7 @@ static void reg_conf_read(const char *path, const char *domain, struct reg_conf 
         } else if (in == MIRROR && mirrors.n <= 16 && (v = reg_conf_value(s, "insecure")))
             lax[mirrors.n - 1] = str_eq(v, "true");
     }
+    return 0;
 }
 
 static bool reg_is_loopback(const char *domain) {
@@ -2022,19 +2039,21 @@ static bool reg_is_loopback(const char *domain) {
 }
 
 /* Mirrors and laxness for a registry from registries.conf and Docker's daemon.json. */
-static void reg_conf_load(const char *domain, struct reg_conf *ret) {
-    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"),
+static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err *e) {
+    const char *domain = ref->domain;
+    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"), 0,
                              reg_is_loopback(domain) };
+    int rc;
     const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
     AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
-    if (!str_empty(own)) reg_conf_read(own, domain, ret, &self);
-    else if (!access(user, R_OK)) reg_conf_read(user, domain, ret, &self);
-    else reg_conf_read("/etc/containers/registries.conf", domain, ret, &self);
+    if (!str_empty(own)) rc = reg_conf_read(own, ref, ret, &self, e);
+    else if (!access(user, R_OK)) rc = reg_conf_read(user, ref, ret, &self, e);
+    else rc = reg_conf_read("/etc/containers/registries.conf", ref, ret, &self, e);
     AUTO_FREE char *daemon = str_fmt("%s/.config/docker/daemon.json", host_home());
     const char *files[] = { daemon, "/etc/docker/daemon.json" };
     for (size_t i = 0; i < ARRAY_LEN(files); i++) {
-        struct err e;
-        AUTO_JSON *j = js_load(AT_FDCWD, files[i], &e);
+        struct err none;
+        AUTO_JSON *j = js_load(AT_FDCWD, files[i], &none);
         AUTO_STRV lax = { 0 }, mirrors = { 0 };
         js_to_strv(js_get(j, "insecure-registries"), &lax);
         js_to_strv(js_get(j, "registry-mirrors"), &mirrors);
@@ -2043,11 +2062,12 @@ static void reg_conf_load(const char *domain, struct reg_conf *ret) {
             const char *m = strstr(mirrors.v[k], "://");
             AUTO_FREE char *at = str_dup(m ? m + 3 : mirrors.v[k]);
             if (str_suffix(at, "/")) at[strlen(at) - 1] = 0;
-            reg_conf_add(ret, at, str_prefix(mirrors.v[k], "http://"));
+            reg_conf_add(ret, at, 0, str_prefix(mirrors.v[k], "http://"));
         }
     }
-    reg_conf_add(ret, self.location, self.insecure);
+    reg_conf_add(ret, self.location, self.strip, self.insecure);
     free(self.location);
+    return rc;
 }
 
 /* The extra CA certificates of certs.d for a host, as one PEM; NULL: none. */
@@ -2075,7 +2095,7 @@ static char *reg_certs(const char *domain) {
 struct reg {
     struct ref ref;
     char *base;               /* "https://host", owned; chosen by the first exchange */
-    char *prefix;             /* path prefix of a mirror before the repository, owned; "" mostly */
+    char *repo;               /* the repository's name at this host, owned */
     char *creds;              /* "user:password", owned; NULL: anonymous */
     char *auth;               /* Authorization value, owned; NULL: none asked yet */
     char *ca_extra;           /* owned; NULL: none */
@@ -2084,7 +2104,7 @@ struct reg {
 };
 
 static void reg_done(struct reg *r) {
-    free(r->base), free(r->prefix), free(r->creds), free(r->auth), free(r->ca_extra);
+    free(r->base), free(r->repo), free(r->creds), free(r->auth), free(r->ca_extra);
     pthread_mutex_destroy(&r->lock);
 }
 
@@ -2110,8 +2130,7 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
     if (!str_prefix(realm, "https://") && (strcmp(origin, r->base) || !str_prefix(realm, "http://")))
         return err_set(e, 0, "%s asks for a token from '%.200s', which is neither https nor itself: refused",
                        r->base, realm);
-    AUTO_FREE char *scope = str_fmt("repository:%s%s:%s", r->prefix, r->ref.path,
-                                    r->push ? "pull,push" : "pull");
+    AUTO_FREE char *scope = str_fmt("repository:%s:%s", r->repo, r->push ? "pull,push" : "pull");
     char *esc_scope = curl_easy_escape(NULL, scope, 0);
     char *esc_service = curl_easy_escape(NULL, service ? service : "", 0);
     AUTO_FREE char *url = str_fmt("%s%cservice=%s&scope=%s", realm, strchr(realm, '?') ? '&' : '?',
@@ -2182,7 +2201,7 @@ static bool reg_transient(long status) {
  * transient failures with back-off. Any status but 401 and 5xx is returned to the caller. */
 static struct http *reg_request(struct reg *r, struct http_req *q, const char *path, struct err *e) {
     AUTO_FREE char *url = strstr(path, "://") ? str_dup(path)
-        : *path ? str_fmt("%s/v2/%s%s/%s", r->base, r->prefix, r->ref.path, path)
+        : *path ? str_fmt("%s/v2/%s/%s", r->base, r->repo, path)
                 : str_fmt("%s/v2/", r->base);
     q->ca_extra = r->ca_extra;
     q->insecure = r->insecure;
@@ -2230,7 +2249,7 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
     struct reg_conf conf = { 0 };
     *r = (struct reg){ .ref = *ref, .push = push };
     pthread_mutex_init(&r->lock, NULL);
-    reg_conf_load(ref->domain, &conf);
+    if (reg_conf_load(ref, &conf, e)) return reg_conf_done(&conf), -1;
     if (conf.blocked) {
         reg_conf_done(&conf);
         return err_set(e, 0, "registry %s is blocked by registries.conf", ref->domain);
@@ -2243,12 +2262,14 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
         char *slash = strchr(host->location, '/');
         AUTO_FREE char *name = str_dupn(host->location, strcspn(host->location, "/"));
         for (int plain = 0; !answered && plain <= (lax ? 1 : 0); plain++) {
-            free(r->base), free(r->prefix), free(r->ca_extra), free(r->auth);
+            free(r->base), free(r->repo), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             free(r->creds);
             r->creds = auth_find(i + 1 == conf.n ? ref->domain : name);     /* a mirror gets its own, not the registry's */
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
-            r->prefix = slash ? str_fmt("%s/", slash + 1) : str_dup("");
+            const char *left = ref->path + host->strip;
+            left += *left == '/';
+            r->repo = slash ? str_fmt("%s/%s", slash + 1, left) : str_dup(left);
             r->ca_extra = reg_certs(name);
             /* a loopback registry with a CA of its own is verified like any other */
             r->insecure = lax && !r->ca_extra;
@@ -7360,6 +7381,38 @@ static int image_save(const struct store *s, int fd, const struct strv *names, s
     if (archive_write_close(a) != ARCHIVE_OK && !rc) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
     archive_write_free(a);
     return rc;
+}
+
+/* Copies a blob of the store into another layout. */
+static int save_layout_blob(const struct store *s, int dir, const char *digest, struct err *e) {
+    char path[80];
+    AUTO_FD from = blob_open(s, digest, e);
+    if (from < 0 || !blob_path(digest, path)) return -1;
+    AUTO_FD to = openat(dir, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+    if (to < 0) return err_set(e, errno, "create %s", path);
+    AUTO_FREE char *buf = mem_new(SRC_BUFFER);
+    for (ssize_t k; (k = read(from, buf, SRC_BUFFER)) != 0;)
+        if (k < 0 || fd_write_all(to, buf, (size_t)k)) return err_set(e, errno, "write %s", path);
+    return 0;
+}
+
+/* Adds an image to an OCI layout directory, under a name (NULL: none). */
+static int image_save_layout(const struct store *s, int dir, const struct image *m, const char *name, struct err *e) {
+    static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
+    struct err none;
+    if (dir_make(dir, "blobs/sha256", e) || file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0644, 0, e)) return -1;
+    AUTO_JSON *index = js_load(dir, "index.json", &none), *d = json_deep_copy(m->desc);
+    if (!index) index = json_pack("{s:i,s:s}", "schemaVersion", 2, "mediaType", MT_OCI_INDEX);
+    json_t *all = js_suba(index, "manifests"), *l;
+    size_t i;
+    for (i = json_array_size(all); name && i-- > 0;) if (str_eq(desc_name(json_array_get(all, i)), name)) json_array_remove(all, i);
+    json_object_del(d, "annotations");
+    if (name) js_sets(js_sub(d, "annotations"), REF_NAME, name);
+    json_array_append(all, d);
+    if (save_layout_blob(s, dir, js_str(m->desc, "digest"), e) || save_layout_blob(s, dir, js_str(m->manifest, "config.digest"), e)) return -1;
+    json_array_foreach(js_get(m->manifest, "layers"), i, l) if (save_layout_blob(s, dir, js_str(l, "digest"), e)) return -1;
+    AUTO_FREE char *text = js_dump(index, JSON_COMPACT);
+    return file_replace(dir, "index.json", text, strlen(text), 0644, 0, e);
 }
 
 /* ---- 19.7 import ---- */
@@ -13795,34 +13848,77 @@ static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22])
     return i == 22;
 }
 
+struct top_proc { pid_t pid; char comm[64], state; char *args /* owned */; unsigned uid; time_t began; unsigned long long f[22]; };
+
+static bool top_read(pid_t pid, struct top_proc *p) {
+    char path[40];
+    struct stat st;
+    AUTO_BUF cmd = { 0 };
+    struct err none;
+    *p = (struct top_proc){ .pid = pid, .state = 'S' };
+    if (!proc_stat(pid, p->comm, sizeof p->comm, p->f)) return false;
+    snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pid);
+    file_read(AT_FDCWD, path, 4096, &cmd, &none);
+    for (size_t b = 0; b + 1 < cmd.n; b++) if (!cmd.p[b]) cmd.p[b] = ' ';
+    path[strlen(path) - 8] = 0;
+    if (!stat(path, &st)) p->uid = st.st_uid, p->began = st.st_mtime;
+    p->args = str_printable(cmd.n ? cmd.p : p->comm);
+    return true;
+}
+
+static const char *top_head(const char *col) {
+    static const char *const HEADS[][2] = { { "user", "UID" }, { "uid", "UID" }, { "pid", "PID" }, { "ppid", "PPID" }, { "c", "C" }, { "stime", "STIME" },
+        { "tty", "TTY" }, { "time", "TIME" }, { "comm", "COMMAND" }, { "args", "CMD" }, { "cmd", "CMD" }, { "command", "COMMAND" }, { "rss", "RSS" }, { "vsz", "VSZ" }, { "stat", "STAT" } };
+    for (size_t i = 0; i < ARRAY_LEN(HEADS); i++) if (!strcmp(col, HEADS[i][0])) return HEADS[i][1];
+    return NULL;
+}
+
+/* One column of one process. Caller owns it. */
+static char *top_cell(const struct top_proc *p, const char *col) {
+    unsigned long long s = (p->f[11] + p->f[12]) / (unsigned long long)sysconf(_SC_CLK_TCK);
+    char started[16] = "?";
+    struct tm tm;
+    if (!strcmp(col, "user") || !strcmp(col, "uid")) return str_fmt("%u", p->uid);
+    if (!strcmp(col, "pid")) return str_fmt("%d", (int)p->pid);
+    if (!strcmp(col, "ppid")) return str_fmt("%llu", p->f[1]);
+    if (!strcmp(col, "c")) return str_dup("0");
+    if (!strcmp(col, "stime")) return strftime(started, sizeof started, "%H:%M", localtime_r(&p->began, &tm)), str_dup(started);
+    if (!strcmp(col, "tty")) return str_dup("?");
+    if (!strcmp(col, "time")) return str_fmt("%02llu:%02llu:%02llu", s / 3600, s / 60 % 60, s % 60);
+    if (!strcmp(col, "comm")) return str_printable(p->comm);
+    if (!strcmp(col, "rss")) return str_fmt("%llu", p->f[21] * (unsigned long long)sysconf(_SC_PAGESIZE) / 1024);
+    if (!strcmp(col, "vsz")) return str_fmt("%llu", p->f[20] / 1024);
+    if (!strcmp(col, "stat")) return str_fmt("%c", p->state);
+    return str_dup(p->args);
+}
+
 static int cmd_top(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     if (!ctr_alive(&k)) return err_set(e, 0, "Container %s is not running", k.id);
     pid_t *pids;
     size_t n = ctr_pids((pid_t)js_int(k.state, "pid", 0), &pids);
+    AUTO_STRV cols = { 0 };
     AUTO_BUF out = { 0 };
-    buf_adds(&out, "UID\tPID\tPPID\tC\tSTIME\tTTY\tTIME\tCMD\n");
+    const char *want = "user,pid,ppid,c,stime,tty,time,args";
+    for (int i = 1; i < c->nargs; i++) {
+        if (str_prefix(c->args[i], "-o") && c->args[i][2]) want = c->args[i] + 2;
+        else if (!strcmp(c->args[i], "-o") && i + 1 < c->nargs) want = c->args[++i];
+    }
+    strv_split(&cols, want, ',');
+    for (size_t k = 0; k < cols.n; k++) {
+        const char *head = top_head(cols.v[k]);
+        if (!head) return free(pids), err_set(e, 0, "top: unknown column '%.40s' (there are user, uid, pid, ppid, c, stime, tty, time, comm, args, cmd, rss, vsz, stat)", cols.v[k]);
+        buf_addf(&out, "%s%s", head, k + 1 < cols.n ? "\t" : "\n");
+    }
     for (size_t i = 0; i < n; i++) {
-        char comm[64], path[40];
-        unsigned long long f[22];
-        struct stat st;
-        AUTO_BUF cmd = { 0 };
-        struct err none;
-        snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pids[i]);
-        if (!proc_stat(pids[i], comm, sizeof comm, f)) continue;
-        file_read(AT_FDCWD, path, 4096, &cmd, &none);
-        for (size_t b = 0; b + 1 < cmd.n; b++) if (!cmd.p[b]) cmd.p[b] = ' ';
-        path[strlen(path) - 8] = 0;
-        AUTO_FREE char *shown = str_printable(cmd.n ? cmd.p : comm);
-        unsigned long long ticks = f[11] + f[12], s = ticks / (unsigned long long)sysconf(_SC_CLK_TCK);
-        char started[16] = "?";
-        if (!stat(path, &st)) {
-            struct tm tm;
-            strftime(started, sizeof started, "%H:%M", localtime_r(&st.st_mtime, &tm));
+        struct top_proc p;
+        if (!top_read(pids[i], &p)) continue;
+        for (size_t k = 0; k < cols.n; k++) {
+            AUTO_FREE char *cell = top_cell(&p, cols.v[k]);
+            buf_addf(&out, "%s%s", cell, k + 1 < cols.n ? "\t" : "\n");
         }
-        buf_addf(&out, "%u\t%d\t%llu\t0\t%s\t?\t%02llu:%02llu:%02llu\t%s\n", stat(path, &st) ? 0 : st.st_uid, (int)pids[i], f[1], started,
-                 s / 3600, s / 60 % 60, s % 60, shown);
+        free(p.args);
     }
     free(pids);
     table_print(out.p);
@@ -14408,8 +14504,32 @@ static int cmd_pull(struct cli *c, struct err *e) {
     return 0;
 }
 
+/* push IMAGE oci:DIR[:NAME], oci-archive:FILE, docker-archive:FILE. */
+static int push_local(struct cli *c, const char *image, const char *to, struct err *e) {
+    const char *colon = strchr(to, ':');
+    AUTO_FREE char *kind = str_dupn(to, colon ? (size_t)(colon - to) : 0), *path = str_dup(colon ? colon + 1 : "");
+    AUTO_STRV names = { 0 };
+    AUTO_IMAGE m = { 0 };
+    char *name = strrchr(path, ':');
+    if (name && !strchr(name, '/')) *name++ = 0;
+    else name = NULL;
+    if (image_find(c->store, image, &m, NULL, e)) return -1;
+    strv_add(&names, image);
+    if (!strcmp(kind, "oci")) {
+        AUTO_FD d = dir_make(AT_FDCWD, path, e) ? -1 : dir_open(AT_FDCWD, path, e);
+        return d < 0 ? -1 : image_save_layout(c->store, d, &m, name, e);
+    }
+    if (strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive")) return err_set(e, 0, "'%.60s' is none of oci:DIR[:NAME], oci-archive:FILE, docker-archive:FILE", to);
+    AUTO_FD fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0) return err_set(e, errno, "create %s", path);
+    int rc = image_save(c->store, fd, &names, e);
+    if (rc) unlink(path);
+    return rc;
+}
+
 static int cmd_push(struct cli *c, struct err *e) {
     struct ref r;
+    if (c->nargs > 1) return cli_store(c, e) ? push_local(c, c->args[0], c->args[1], e) : -1;
     if (!cli_store(c, e) || ref_parse(c->args[0], &r, e) || image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e)) return -1;
     AUTO_FREE char *full = ref_full(&r);
     if (cli_flag(c, "quiet")) puts(full);
@@ -14880,6 +15000,47 @@ static json_t *df_row(const char *type, size_t total, size_t active, u64 size, u
     return json_pack("{ss,ss,ss,ss,ss}", "Type", type, "TotalCount", t, "Active", r, "Size", s, "Reclaimable", rec);
 }
 
+/* df -v: a row for each thing. */
+static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *vols, struct err *e) {
+    AUTO_BUF out = { 0 };
+    size_t n = 0;
+    struct image_row *r = image_rows(c->store, &n, e);
+    if (!r) return -1;
+    puts("Images space usage:\n");
+    buf_adds(&out, "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\n");
+    for (size_t i = 0; i < n; i++) {
+        AUTO_JSON *j = image_row_json(c->store, &r[i], true);
+        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\n", js_str(j, "Repository"), js_str(j, "Tag"), js_str(j, "ID"), js_str(j, "CreatedSince"), js_str(j, "Size"));
+    }
+    image_rows_free(r, n);
+    table_print(out.p);
+    puts("\nContainers space usage:\n");
+    buf_done(&out);
+    buf_adds(&out, "CONTAINER ID\tIMAGE\tCOMMAND\tSIZE\tCREATED\tSTATUS\tNAMES\n");
+    for (size_t i = 0; i < ids->n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        u64 rw, all;
+        if (ctr_open(c->store, ids->v[i], &k, e)) continue;
+        AUTO_JSON *j = ps_row(&k, c);
+        ctr_size(&k, &rw, &all);
+        AUTO_FREE char *size = size_human(rw);
+        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", js_str(j, "ID"), js_str(j, "Image"), js_str(j, "Command"), size, js_str(j, "RunningFor"), js_str(j, "Status"), js_str(j, "Names"));
+    }
+    table_print(out.p);
+    puts("\nLocal Volumes space usage:\n");
+    buf_done(&out);
+    buf_adds(&out, "VOLUME NAME\tLINKS\tSIZE\n");
+    for (size_t i = 0; i < vols->n; i++) {
+        AUTO_FREE char *path = str_fmt("volumes/%s/_data", vols->v[i]);
+        u64 bytes = 0, inodes = 0;
+        tree_usage(c->store->dir, path, &bytes, &inodes, 0);
+        AUTO_FREE char *size = size_human(bytes);
+        buf_addf(&out, "%s\t%d\t%s\n", vols->v[i], volume_used(c->store, vols->v[i]), size);
+    }
+    table_print(out.p);
+    return 0;
+}
+
 static int cmd_df(struct cli *c, struct err *e) {
     AUTO_JSON *rows = json_array(), *heads = json_pack("{ss,ss,ss,ss,ss}", "Type", "TYPE", "TotalCount", "TOTAL", "Active", "ACTIVE", "Size", "SIZE", "Reclaimable", "RECLAIMABLE");
     AUTO_STRV ids = { 0 }, vols = { 0 };
@@ -14916,6 +15077,7 @@ static int cmd_df(struct cli *c, struct err *e) {
         if (volume_used(c->store, vols.v[i])) vactive++;
         else vu += b;
     }
+    if (cli_flag(c, "verbose")) return df_verbose(c, &ids, &vols, e);
     json_array_append_new(rows, df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
     json_array_append_new(rows, df_row("Containers", ids.n, running, cb, cu));
     json_array_append_new(rows, df_row("Local Volumes", vols.n, vactive, vb, vu));
@@ -16124,7 +16286,7 @@ static const struct cmd CMDS[] = {
     { "image ls", "images", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
     { "image list", NULL, "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
     { "image pull", "pull", "[OPTIONS] NAME[:TAG|@DIGEST]", "Download an image from a registry", cmd_pull, { OPT_PULL }, 1, 1, false, 1 },
-    { "image push", "push", "[OPTIONS] NAME[:TAG]", "Upload an image to a registry", cmd_push, { OPT_PULL }, 1, 1, false, 1 },
+    { "image push", "push", "[OPTIONS] NAME[:TAG] [oci:DIR[:NAME]|oci-archive:FILE|docker-archive:FILE]", "Upload an image to a registry, or write it to a local place", cmd_push, { OPT_PULL }, 1, 2, false, 1 },
     { "image tag", "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", cmd_tag, { NULL }, 2, 2, false, 1 },
     { "image rm", "rmi", "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
     { "image remove", NULL, "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
