@@ -7670,6 +7670,35 @@ struct placing {
     int placed;                   /* gets a line with each path that was placed; -1: nobody wants it */
 };
 
+static void place_note(const struct placing *pl, const char *dir, const char *name) {
+    if (pl->placed < 0) return;
+    dir += strspn(dir, "/");
+    AUTO_FREE char *line = str_fmt("%s%s%s\n", dir, *dir ? "/" : "", name);
+    (void)!fd_write_all(pl->placed, line, strlen(line));
+}
+
+/* Makes the directories of a path that are missing, with the owner that was asked for. */
+static int place_dirs(const struct placing *pl, const char *path, struct err *e) {
+    AUTO_STRV parts = { 0 };
+    AUTO_BUF at = { 0 };
+    strv_split(&parts, path, '/');
+    buf_add(&at, "", 0);
+    for (size_t i = 0; i < parts.n; i++) {
+        if (!*parts.v[i]) continue;
+        AUTO_FREE char *parent = str_dup(at.p);
+        buf_addf(&at, "%s%s", at.n ? "/" : "", parts.v[i]);
+        AUTO_FD had = sys_openat2(pl->root, at.p, O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        AUTO_FD d = had >= 0 ? -1 : mnt_target(pl->root, at.p, true, false, e);
+        if (had >= 0) continue;
+        if (d < 0) return -1;
+        char self[40];
+        snprintf(self, sizeof self, "/proc/self/fd/%d", d);
+        if (pl->uid >= 0) (void)!chown(self, (uid_t)pl->uid, (gid_t)pl->gid);
+        place_note(pl, parent, parts.v[i]);
+    }
+    return 0;
+}
+
 static int place_file(struct ar *r, int dir, const char *name, mode_t mode, struct err *e) {
     const void *p;
     size_t n;
@@ -7747,10 +7776,7 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     }
     struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
-    if (pl->placed >= 0) {
-        AUTO_FREE char *line = str_fmt("%s%s%s\n", full + (*full == '/'), full[strspn(full, "/")] ? "/" : "", name);
-        (void)!fd_write_all(pl->placed, line, strlen(line));
-    }
+    place_note(pl, full, name);
     return 0;
 }
 
@@ -11351,6 +11377,7 @@ static void ignore_load(int dir, const char *name, struct strv *ret) {
     char *save = NULL;
     if (file_read(dir, name, 1 << 20, &b, &e)) return;
     for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        if (str_prefix(l, "\xef\xbb\xbf")) l += 3;
         l += strspn(l, " \t");
         for (size_t n = strlen(l); n && strchr(" \t\r", l[n - 1]); n--) l[n - 1] = 0;
         if (!*l || *l == '#') continue;
@@ -11686,6 +11713,7 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text, json_t *env, struct err *e) {
     AUTO_STRV kv = { 0 };
     const char *type = "bind", *target = NULL, *source = "", *from = NULL, *id = NULL;
+    const char *as_env = NULL, *size = NULL;
     bool required = false, rw = false;
     i64 mode = -1;
     strv_split(&kv, text, ',');
@@ -11701,12 +11729,17 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
         else if (!strcmp(k, "rw") || !strcmp(k, "readwrite")) rw = !v || !strcmp(v, "true");
         else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) rw = v && !strcmp(v, "false");
         else if (!strcmp(k, "mode") && v) mode = strtol(v, NULL, 8);
-        else if (!strcmp(k, "uid") || !strcmp(k, "gid") || !strcmp(k, "sharing") || !strcmp(k, "size") || !strcmp(k, "env")) continue;
+        else if (!strcmp(k, "size") && v) size = v;
+        else if (!strcmp(k, "env") && v) as_env = v;
+        else if (!strcmp(k, "uid") || !strcmp(k, "gid") || !strcmp(k, "sharing")) continue;
         else return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
     }
     json_t *mounts = js_suba(spec, "mounts");
     AUTO_FREE char *at = target && *target != '/' ? str_fmt("%s/%s", js_str_or(spec, "process.cwd", "/"), target) : target ? str_dup(target) : NULL;
-    if (!strcmp(type, "tmpfs") && at) return mount_add(mounts, at, "tmpfs", "tmpfs", "nosuid,nodev", false), 0;
+    if (!strcmp(type, "tmpfs") && at) {
+        AUTO_FREE char *o = size && str_bytes(size) >= 0 ? str_fmt("nosuid,nodev,size=%" PRId64, str_bytes(size)) : str_dup("nosuid,nodev");
+        return mount_add(mounts, at, "tmpfs", "tmpfs", o, false), 0;
+    }
     if (!strcmp(type, "cache") && at) {
         char digest[DIGEST_LEN + 1];
         digest_of(id ? id : at, strlen(id ? id : at), digest);
@@ -11733,8 +11766,14 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
             }
             if (!str_eq(sid, want)) continue;
             AUTO_BUF text_of = { 0 };
+            if (!src && !envname && getenv(sid)) envname = sid;
             if (envname && getenv(envname)) buf_adds(&text_of, getenv(envname));
             else if (file_read(AT_FDCWD, src ? src : sid, 512 << 10, &text_of, e)) return err_wrap(e, "secret %s", want);
+            if (as_env) {                 /* in the environment, and a file only where one was asked for */
+                AUTO_FREE char *pair = str_fmt("%s=%s", as_env, text_of.p ? text_of.p : "");
+                js_push(env, pair);
+                if (!target) return 0;
+            }
             AUTO_FREE char *name = str_fmt("secret-%zu", i), *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
             if (file_replace(st->m.c.dir, name, text_of.p ? text_of.p : "", text_of.n, mode >= 0 ? (mode_t)mode : 0400, 0, e)) return -1;
             return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
@@ -11936,7 +11975,7 @@ struct copying {
     int pipe, other;              /* the child's end, and ours, which it closes */
     bool dir_contents;            /* one directory: its contents go to dest */
     int placed;                   /* descriptor for the list of placed paths; -1 */
-    bool unpack, chown;           /* an archive is being taken apart; --chown was given */
+    bool download, unpack, chown; /* from a URL, which stays whole; an archive is being taken apart; --chown was given */
     char *checksum, *tmp;         /* owned: --checksum; the directory below tmp/ of a download */
     struct packs packs;
 };
@@ -12014,7 +12053,7 @@ static int copy_digest(struct copying *k, char *out, struct err *e) {
 
 /* Is a source a tar archive that ADD takes apart? */
 static bool add_is_archive(struct copying *k, const char *p) {
-    if (!k->add || k->src.dir < 0) return false;
+    if (!k->add || k->download || k->src.dir < 0) return false;
     AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_BENEATH);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return false;
@@ -12040,14 +12079,12 @@ static int copy_place(int root, void *arg) {
     AUTO_FREE char *dest = path_clean(k->dest);
     bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents || !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
     if (to_dir) {
-        AUTO_FD d = mnt_target(root, dest, true, false, &e);
-        if (d < 0) return visit_fail(&e);
+        if (place_dirs(&pl, dest, &e)) return visit_fail(&e);
         pl.into = into = str_dup(dest);
     } else {
         char *slash = strrchr(dest, '/');
         AUTO_FREE char *parent = str_dupn(dest, slash ? (size_t)(slash - dest) : 0);
-        AUTO_FD d = mnt_target(root, parent, true, false, &e);
-        if (d < 0 || place_layout(root, k->dest, true, &pl, &into, &rename, &e)) return visit_fail(&e);
+        if (place_dirs(&pl, parent, &e) || place_layout(root, k->dest, true, &pl, &into, &rename, &e)) return visit_fail(&e);
     }
     return place_archive(&pl, k->pipe, &e) ? visit_fail(&e) : 0;
 }
@@ -12235,6 +12272,7 @@ static int add_url(struct copying *k, const char *url, const char *checksum, str
     if (dir < 0 || mkdirat(dir, sub, 0700)) return err_set(e, errno, "temporary directory");
     AUTO_FD at = dir_open(dir, sub, e);
     if (at < 0 || file_replace(at, name, body.p ? body.p : "", body.n, 0600, 0, e)) return -1;
+    k->download = true;
     k->tmp = str_fmt("tmp/%s", sub);
     k->src.dir = fd_steal(&at);
     k->src.ignore = NULL;
@@ -12408,14 +12446,20 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     }
     if (platform_parse(want, &p, e)) return -1;
     if (!strcmp(base, "scratch")) {
-        st->config = json_pack("{ss,ss,ss,s:{},s:{s:s,s:[]},s:[]}", "architecture", p.arch, "os", p.os, "created", build_time(b, now), "config", "rootfs", "type", "layers", "diff_ids", "history");
+        st->config = json_pack("{ss,ss,ss,s:{s:[s]},s:{s:s,s:[]},s:[]}", "architecture", p.arch, "os", p.os, "created", build_time(b, now), "config",
+                               "Env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "rootfs", "type", "layers", "diff_ids", "history");
         st->layers = json_array();
         snprintf(st->key, sizeof st->key, "scratch %s", p.arch);
         return 0;
     }
     AUTO_IMAGE m = { 0 };
     struct ref r;
-    if (cli_flag(b->cli, "pull") || image_find(b->s, base, &m, NULL, e)) {
+    bool have = !cli_flag(b->cli, "pull") && !image_find(b->s, base, &m, NULL, e);
+    if (have && !str_empty(want) && strcmp(host_arch_word(js_str_or(m.config, "architecture", p.arch)), p.arch)) {
+        image_done(&m);                   /* here for another machine */
+        have = false;
+    }
+    if (!have) {
         struct pull_opts o = { want, true, tls_verify(b->cli) };
         if (ref_parse(base, &r, e) || image_pull(b->s, &r, &o, e)) return err_wrap(e, "%s", base);
         image_done(&m);

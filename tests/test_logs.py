@@ -19,7 +19,7 @@ def log_files(sk, name):
 
 
 def test_logs(sk):
-    sk("run --name aa busybox sh -c", "echo one; echo two >&2; echo three").ok
+    sk("run --name aa busybox sh -c", "echo one; sleep 0.2; echo two >&2; sleep 0.2; echo three").ok
     with sk.case("streams apart"):
         r = sk("logs aa").ok
         eq((r.out, r.err), ("one\nthree", "two"))
