@@ -551,6 +551,14 @@ static const char *time_rfc3339(i64 ns, char *out) {
     return out;
 }
 
+/* "2026-11-23 15:01:12 +0000 UTC", as Go prints a time; `out` holds at least 40 bytes. */
+static const char *time_go(i64 ns, char *out) {
+    time_t s = (time_t)(ns / 1000000000);
+    struct tm tm;
+    strftime(out, 40, "%Y-%m-%d %H:%M:%S %z %Z", localtime_r(&s, &tm));
+    return out;
+}
+
 /* Days since 1970 of a civil date (Howard Hinnant's days_from_civil); timegm without its limits. */
 static i64 time_days(i64 y, int m, int d) {
     y -= m <= 2;
@@ -2635,8 +2643,9 @@ static u64 store_sweep(const struct store *s, const char *dir, const char *prefi
 }
 
 /* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also where
- * another skiff is adding to the store (then that or a later call collects). */
-static u64 store_collect(const struct store *s) {
+ * another skiff is adding to the store (then that or a later call collects). all: what an interrupted pull
+ * has left goes too. */
+static u64 store_collect(const struct store *s, bool all) {
     struct err e;
     AUTO_FD lock = lock_take(s->dir, "locks/gc", LOCK_EX | LOCK_NB);
     AUTO_JSON *index = lock >= 0 ? store_index(s, &e) : NULL;
@@ -2674,7 +2683,7 @@ static u64 store_collect(const struct store *s) {
         u64 inodes = 0;
         struct stat st;
         bool part = str_suffix(de->d_name, ".part") && !fstatat(dirfd(tmp), de->d_name, &st, AT_SYMLINK_NOFOLLOW);
-        if (part && time_now_ns() / 1000000000 - st.st_mtime < 86400) continue;     /* a pull that may be resumed */
+        if (part && !all && time_now_ns() / 1000000000 - st.st_mtime < 86400) continue;     /* a pull that may be resumed */
         tree_usage(dirfd(tmp), de->d_name, &freed, &inodes, 0);
         tree_remove(dirfd(tmp), de->d_name);
     }
@@ -7309,6 +7318,8 @@ static int save_member(struct archive *a, const char *name, const void *data, in
     archive_entry_set_pathname(en, name);
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0644);
+    archive_entry_set_uid(en, geteuid());         /* readers without root cannot give files away */
+    archive_entry_set_gid(en, getegid());
     archive_entry_set_size(en, (la_int64_t)size);
     archive_entry_set_mtime(en, 0, 0);
     int rc = archive_write_header(a, en);
@@ -7320,6 +7331,19 @@ static int save_member(struct archive *a, const char *name, const void *data, in
         if (archive_write_data(a, data ? (const char *)data + at : tmp, n) < 0) rc = ARCHIVE_FATAL;
         at += n;
     }
+    return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(a)) : 0;
+}
+
+static int save_dir(struct archive *a, const char *name, struct err *e) {
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_set_pathname(en, name);
+    archive_entry_set_filetype(en, AE_IFDIR);
+    archive_entry_set_perm(en, 0755);
+    archive_entry_set_uid(en, geteuid());
+    archive_entry_set_gid(en, getegid());
+    archive_entry_set_mtime(en, 0, 0);
+    int rc = archive_write_header(a, en);
+    archive_entry_free(en);
     return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(a)) : 0;
 }
 
@@ -7349,6 +7373,8 @@ static int image_save(const struct store *s, int fd, const struct strv *names, s
     if (archive_write_open_fd(a, fd) != ARCHIVE_OK) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
     js_seti(index, "schemaVersion", 2);
     js_sets(index, "mediaType", MT_OCI_INDEX);
+    static const char *const DIRS[] = { "blobs/", "blobs/sha256/" };
+    for (size_t i = 0; !rc && i < ARRAY_LEN(DIRS); i++) rc = save_dir(a, DIRS[i], e);
     for (size_t i = 0; !rc && i < names->n; i++) {
         AUTO_IMAGE m = { 0 };
         AUTO_FREE char *name = NULL;
@@ -7476,8 +7502,8 @@ static int image_clean_tmp(void *arg) {
 }
 
 /* Collects garbage (part 10), and what of it belongs to mapped ids as their owner. */
-static u64 image_collect(const struct store *s) {
-    u64 freed = store_collect(s);
+static u64 image_collect(const struct store *s, bool all) {
+    u64 freed = store_collect(s, all);
     bool left = false;
     struct idmap ids;
     struct err e;
@@ -7576,6 +7602,20 @@ static int tar_marker(struct tarring *t, const char *name, struct err *e) {
     int rc = archive_write_header(t->a, en);
     archive_entry_free(en);
     return rc == ARCHIVE_OK ? 0 : err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+}
+
+/* The entry of a directory alone. */
+static int tar_dir(struct tarring *t, const char *as, const struct stat *st, struct err *e) {
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_copy_stat(en, st);
+    archive_entry_set_pathname(en, as);
+    if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+    archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
+    if (t->clamp >= 0 && st->st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
+    if (t->one_id) tar_owner(t, as, en);
+    int rc = archive_write_header(t->a, en);
+    archive_entry_free(en);
+    return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a)) : 0;
 }
 
 static int name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
@@ -8040,6 +8080,7 @@ static int ctr_await_exit(int sock, int timeout_ms) {
         if (poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left) <= 0) continue;
         char msg[65536];
         ssize_t k = fd_recv(sock, msg, sizeof msg, NULL, NULL, 0);
+        if (k < 0 && errno == ECONNRESET) continue;       /* it left something of ours unread; its last word is still there */
         if (k <= 0) return -1;
         if (msg[0] != 'X' || k < 5) continue;
         i64 code = 0;
@@ -9321,7 +9362,10 @@ static char *labels_text(const json_t *labels, const char *sep) {
     AUTO_STRV l = { 0 };
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)labels, key, v) strv_take(&l, str_fmt("%s=%s", key, json_string_value(v) ? json_string_value(v) : ""));
+    json_object_foreach((json_t *)(uintptr_t)labels, key, v) {
+        AUTO_FREE char *pair = str_fmt("%s=%s", key, json_string_value(v) ? json_string_value(v) : "");
+        strv_take(&l, str_printable(pair));
+    }
     if (l.n) qsort(l.v, l.n, sizeof *l.v, name_order);
     return str_join(&l, sep);
 }
@@ -9372,6 +9416,8 @@ static int rows_print(const char *format, const char *table, const json_t *heads
     }
     size_t i;
     json_t *r;
+    AUTO_BUF scratch = { 0 };             /* a wrong template is wrong without rows, too */
+    if (heads && !json_array_size(rows) && tmpl_run(f, (json_t *)(uintptr_t)heads, &scratch, e)) return -1;
     json_array_foreach(rows, i, r) {
         if (tmpl_run(f, r, &out, e)) return -1;
         buf_addc(&out, '\n');
@@ -10472,6 +10518,7 @@ static int make_health(struct make *m, struct err *e) {
     const json_t *img = js_get(m->run, "Healthcheck");
     AUTO_STRV test = { 0 }, run = { 0 };
     js_to_strv(js_get(img, "Test"), &test);
+    if (cli_int(c, "health-retries", 0) < 0) return err_set(e, 0, "--health-retries cannot be negative");
     if (cli_has(c, "health-cmd")) {
         strv_done(&test);
         strv_add(&test, "CMD-SHELL");
@@ -10499,7 +10546,6 @@ static int make_health(struct make *m, struct err *e) {
         js_seti(h, T[i].key, v > 0 ? v : T[i].dflt);
     }
     i64 r = cli_int(c, "health-retries", js_int(img, "Retries", 3));
-    if (r < 0) return err_set(e, 0, "--health-retries cannot be negative");
     js_seti(h, "retries", r > 0 ? r : 3);
     return 0;
 }
@@ -11071,6 +11117,39 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
     }
 }
 
+/* The same of a whole copy: what differs from the image below. */
+static int commit_copy(struct tarring *t, const struct idx *x, int dir, const struct idx_inode *was, const char *path, int depth, struct err *e) {
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *s = dir_stream(dir, ".");
+    struct dirent *de;
+    u32 n = 0;
+    const struct idx_dirent *old = idx_dir(x, was, &n);
+    while (s && (de = dir_next(s))) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; i < names.n; i++) {
+        struct stat st;
+        AUTO_FREE char *full = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]);
+        const struct idx_dirent *o = idx_lookup(x, was, names.v[i], strlen(names.v[i]));
+        const struct idx_inode *oi = o ? idx_inode(x, o->inode) : NULL;
+        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || strv_has(t->skip, full)) continue;
+        bool both = oi && S_ISDIR(oi->mode) && S_ISDIR(st.st_mode);
+        bool same = oi && oi->mode == st.st_mode && (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
+        if (!both && !same && tar_add(t, dir, names.v[i], full, depth, e)) return -1;
+        if (!both) continue;
+        if (!same && tar_dir(t, full, &st, e)) return -1;
+        AUTO_FD sub = openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (sub < 0 || depth > MAX_TREE_DEPTH) return err_set(e, errno, "open directory %s", full);
+        if (commit_copy(t, x, sub, oi, full, depth + 1, e)) return -1;
+    }
+    for (u32 i = 0; i < n; i++) {
+        const char *name = idx_name(x, old[i].name, old[i].name_len);
+        AUTO_FREE char *gone = name ? str_dupn(name, old[i].name_len) : str_dup("");
+        AUTO_FREE char *mark = str_fmt("%s%s.wh.%s", path, *path ? "/" : "", gone);
+        if (!strv_has(&names, gone) && tar_marker(t, mark, e)) return -1;
+    }
+    return 0;
+}
+
 /* As the upper's owner: the upper directory as a layer's tar. */
 static int commit_run(void *arg) {
     struct committing *x = arg;
@@ -11079,10 +11158,14 @@ static int commit_run(void *arg) {
     AUTO_STRV skip = { 0 };
     ctr_mount_points(x->k, &skip);
     t.skip = &skip;
-    AUTO_FD upper = openat(x->k->dir, "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (upper < 0 || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
-    for (size_t i = 0; i < skip.n && !ctr_alive(x->k); i++) commit_unstub(&t, upper, skip.v[i]);
-    int rc = tar_add(&t, upper, ".", "", 0, &e);
+    bool copy = str_eq(js_str(x->k->config, "skiff.rootfs.driver"), "copy");
+    AUTO_FD upper = openat(x->k->dir, copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(x->k->config, "skiff.rootfs.chain", ""));
+    AUTO_IDX merged = { 0 };
+    t.overlay = !copy;
+    if (upper < 0 || (copy && idx_open(x->k->s->dir, path, false, &merged, &e)) || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
+    for (size_t i = 0; i < skip.n && !copy && !ctr_alive(x->k); i++) commit_unstub(&t, upper, skip.v[i]);
+    int rc = copy ? commit_copy(&t, &merged, upper, &merged.inodes[0], "", 0, &e) : tar_add(&t, upper, ".", "", 0, &e);
     if (tar_end(&t, &e) || rc) return visit_fail(&e);
     return 0;
 }
@@ -11094,8 +11177,8 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, cons
     int p[2];
     struct plan plan = { 0 };
     if (plan_parse(k->config, &plan, e)) return -1;
-    if (!str_prefix(plan.driver, "overlay")) {
-        err_set(e, 0, "commit of a container with the storage driver %s is not supported yet by skiff: use overlay", plan.driver);
+    if (!strcmp(plan.driver, "dir")) {
+        err_set(e, 0, "a container of --rootfs has no image to commit a change of");
         plan_done(&plan);
         return -1;
     }
@@ -11506,15 +11589,7 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
     bool skip = (*path && copy_skips(c, path)) || (*as && ignored(&c->exclude, as));
     if (skip && !S_ISDIR(st.st_mode)) return 0;
     if (!S_ISDIR(st.st_mode)) return tar_add(t, dir, name, as, depth, e);
-    if (*as && !skip) {
-        struct archive_entry *en = archive_entry_new();
-        archive_entry_copy_stat(en, &st);
-        archive_entry_set_pathname(en, as);
-        archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
-        int rc = archive_write_header(t->a, en);
-        archive_entry_free(en);
-        if (rc < ARCHIVE_WARN) return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
-    }
+    if (*as && !skip && tar_dir(t, as, &st, e)) return -1;
     AUTO_STRV names = { 0 };
     AUTO_DIR *d = depth < MAX_TREE_DEPTH ? dir_stream(dir, name) : NULL;
     struct dirent *de;
@@ -12357,18 +12432,13 @@ static int build_arg(struct build *b, const struct df_inst *in, const struct str
     return 0;
 }
 
-/* WORKDIR makes its directory, owned by the USER of the moment. */
-struct workdir { const char *path; u32 uid, gid; };
+/* WORKDIR makes its directories, owned by the USER of the moment. */
+struct workdir { const char *path; u32 uid, gid; int placed; };
 static int workdir_run(int root, void *arg) {
     struct workdir *w = arg;
     struct err e = { 0 };
-    AUTO_FD had = sys_openat2(root, w->path + 1, O_PATH, 0, RESOLVE_IN_ROOT);
-    AUTO_FD d = mnt_target(root, w->path, true, false, &e);
-    if (d < 0) return visit_fail(&e);
-    char self[40];
-    snprintf(self, sizeof self, "/proc/self/fd/%d", d);
-    if (had < 0 && w->uid) (void)!chown(self, w->uid, w->gid);
-    return 0;
+    struct placing pl = { .root = root, .uid = w->uid ? (i64)w->uid : -1, .gid = w->gid, .placed = w->placed };
+    return place_dirs(&pl, w->path, &e) ? visit_fail(&e) : 0;
 }
 
 static int build_workdir(struct build *b, struct bstage *st, const struct df_inst *in, const struct df_vars *v, struct err *e) {
@@ -12387,11 +12457,11 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
     } else {
         struct user u;
         if (build_open(b, st, e) || build_who(b, st, js_str_or(st->config, "config.User", ""), &u, e)) return -1;
-        struct workdir w = { path, u.uid, u.gid };
+        AUTO_FD placed = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+        struct workdir w = { path, u.uid, u.gid, placed };
         int rc = ctr_visit(&st->m.c, workdir_run, &w, NULL, e);
         if (rc) return rc < 0 ? -1 : err_set(e, 0, "WORKDIR %s failed", path);
-        AUTO_FREE char *owner = str_fmt("%u:%u", u.uid, u.gid);
-        AUTO_JSON *owners = u.uid ? json_pack("{s:s}", path + 1, owner) : NULL;
+        AUTO_JSON *owners = u.uid && placed >= 0 ? copy_owners(placed, u.uid, u.gid) : NULL;
         if (build_seal(b, st, owners, e)) return -1;
         build_say(b, "DONE");
     }
@@ -12736,6 +12806,7 @@ static int attach_loop(struct attach *a) {
         if (p[0].revents) {
             char msg[SUPER_CHUNK + 64];
             ssize_t n = recv(a->sock, msg, sizeof msg, 0);
+            if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;     /* its last word is still there */
             if (n <= 0) break;
             if (msg[0] == 'O' || msg[0] == 'E') {
                 bool mute = msg[0] == 'O' ? a->mute_out : a->mute_err;
@@ -13666,7 +13737,14 @@ static int cmd_inspect(struct cli *c, struct err *e) {
         puts(s);
         return failed;
     }
-    return rows_print(format, format, NULL, all, e) ? -1 : failed;
+    size_t n;
+    json_t *one;
+    json_array_foreach(all, n, one) {     /* unlike the lists, inspect takes \t as it stands */
+        AUTO_BUF out = { 0 };
+        if (tmpl_run(format, one, &out, e)) return -1;
+        puts(out.p ? out.p : "");
+    }
+    return failed;
 }
 
 /* ---- 26.8 ps ---- */
@@ -13723,7 +13801,8 @@ static json_t *ps_row(const struct ctr *k, const struct cli *c) {
     js_sets(r, "ID", id);
     js_sets(r, "Image", *image ? image : "<rootfs>");
     js_sets(r, "Command", cmd);
-    js_sets(r, "CreatedAt", js_str_or(k->config, "skiff.created", ""));
+    char when[40];
+    js_sets(r, "CreatedAt", time_go(time_parse(js_str_or(k->config, "skiff.created", "")), when));
     js_sets(r, "RunningFor", running);
     js_sets(r, "Status", status);
     js_sets(r, "State", ctr_status(k));
@@ -14542,7 +14621,8 @@ static int cmd_pull(struct cli *c, struct err *e) {
     if (ref_parse(c->args[0], &r, e)) return -1;
     struct pull_opts o = { cli_text(c, "platform"), cli_flag(c, "quiet"), tls_verify(c) };
     if (!strrchr(c->args[0], ':') && !o.quiet) puts("Using default tag: latest");
-    if (image_pull(c->store, &r, &o, e)) return image_collect(c->store), -1;
+    AUTO_FREE char *familiar = ref_familiar(&r);
+    if (image_pull(c->store, &r, &o, e)) return image_collect(c->store, false), err_wrap(e, "pull %s", familiar);
     AUTO_FREE char *full = ref_full(&r);
     puts(full);
     return 0;
@@ -14646,7 +14726,7 @@ static int rmi_one(struct cli *c, const char *what, struct err *e) {
 static int cmd_rmi(struct cli *c, struct err *e) {
     if (!cli_store(c, e)) return -1;
     int rc = cli_each(c, rmi_one, false, e);
-    image_collect(c->store);
+    image_collect(c->store, false);
     return rc;
 }
 
@@ -14720,7 +14800,7 @@ static int cmd_load(struct cli *c, struct err *e) {
     if (!cli_store(c, e)) return -1;
     bool dir = !fstat(fd, &st) && S_ISDIR(st.st_mode);
     int rc = image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, NULL, NULL, e);
-    if (rc) image_collect(c->store);
+    if (rc) image_collect(c->store, false);
     return rc;
 }
 
@@ -14748,7 +14828,7 @@ static int cmd_import(struct cli *c, struct err *e) {
     if (strstr(c->args[0], "://")) return err_set(e, 0, "import from a URL is not supported yet by skiff: download it and import the file");
     AUTO_FD fd = strcmp(c->args[0], "-") ? open(c->args[0], O_RDONLY | O_CLOEXEC) : fcntl(0, F_DUPFD_CLOEXEC, 3);
     if (fd < 0) return err_set(e, errno, "open %s", c->args[0]);
-    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return image_collect(c->store), -1;
+    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return image_collect(c->store, false), -1;
     printf("sha256:%s\n", id);
     store_event(c->store, "image", "import", id, NULL);
     return 0;
@@ -15005,7 +15085,7 @@ static u64 prune_images(struct cli *c, bool all) {
         printf("deleted: sha256:%s\n", r[i].m.id);
     }
     if (r) image_rows_free(r, n);
-    return image_collect(c->store);
+    return image_collect(c->store, true);
 }
 
 static int cmd_prune(struct cli *c, struct err *e) {
@@ -15199,7 +15279,7 @@ static int cmd_check(struct cli *c, struct err *e) {
         AUTO_CTR k = { .dir = -1 };
         if (ctr_open(c->store, ids.v[i], &k, e)) printf("container %.12s: %s\n", ids.v[i], e->msg), faults++;
     }
-    u64 freed = repair ? image_collect(c->store) : 0;
+    u64 freed = repair ? image_collect(c->store, false) : 0;
     if (freed) printf("%" PRIu64 " bytes of garbage removed\n", freed);
     printf("%zu images, %zu containers, %d fault%s\n", n, ids.n, faults, faults == 1 ? "" : "s");
     return faults && !repair ? 1 : 0;
@@ -15567,7 +15647,7 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
             tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
             tree_remove(dirfd(d), de->d_name);
         }
-    freed += image_collect(c->store);
+    freed += image_collect(c->store, false);
     AUTO_FREE char *size = size_human(freed);
     printf("Total:\t%s\n", size);
     return 0;
@@ -16438,8 +16518,9 @@ static void completion_case(const struct cmd *c, const char *name) {
 static int main_completion(const char *shell) {
     bool fish = !strcmp(shell, "fish");
     if (strcmp(shell, "bash") && strcmp(shell, "zsh") && !fish) {
-        fputs("skiff: usage: skiff completion bash|zsh|fish\n", stderr);
-        return 1;
+        bool help = !strcmp(shell, "--help") || !strcmp(shell, "-h");
+        fputs("Usage:  skiff completion bash|zsh|fish\n\nPrint a completion script: source <(skiff completion bash)\n", help ? stdout : stderr);
+        return help ? 0 : 1;
     }
     if (fish) {
         puts("complete -c skiff -f");
@@ -16529,7 +16610,8 @@ int main(int argc, char **argv) {
     if (cmd && help) return cmd_help(cmd), 0;
     if (!cmd && (argc - at == 1 || !strcmp(argv[at + 1], "--help") || help) && main_group(argv[at])) return 0;
     if (!cmd) {
-        fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", argv[at]);
+        AUTO_FREE char *shown = str_printable(argv[at]);
+        fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
         return 1;
     }
     if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e)) return cli_error(&c, &e), EXIT_ENGINE;

@@ -197,7 +197,7 @@ def test_health(sk):
     with sk.case("--no-healthcheck and --health-cmd"):
         sk("run --no-healthcheck --health-cmd true busybox true").exits(125, "conflict")
     with sk.case("events"):
-        match(sk("events --since 10m --until 0s --filter container=h").ok.out, r"health_status: (un)?healthy")
+        match(sk("events --since 10m --until 0s --filter container=hh").ok.out, r"health_status: (un)?healthy")
 
 
 def test_wait_and_rm(sk):
