@@ -289,8 +289,10 @@ PRINTF(2, 3) static int err_wrap(struct err *e, const char *fmt, ...) {
     return -1;
 }
 
-/* The permitted globals: how much is said, and to whom warnings go. */
+/* The permitted globals: how much is said; the soft limit of descriptors that we were started with (ours
+ * is raised, a container's is not); --storage-driver and the OCI root stand in their parts. */
 static struct { bool quiet, debug; } g_log;
+static rlim_t g_nofile_soft;
 
 PRINTF(1, 2) static void log_warn(const char *fmt, ...) {
     if (g_log.quiet) return;
@@ -731,6 +733,7 @@ static int fd_slurp(int fd, size_t max, struct buf *ret) {
         if (k < 0) return -1;
         if (!k) break;
         ret->n += (size_t)k;
+        ret->p[ret->n] = 0;
         if (ret->n > max) {
             errno = EFBIG;
             return -1;
@@ -794,6 +797,15 @@ static int file_replace(int dir, const char *name, const void *data, size_t n, m
         if (d >= 0) fsync(d);
     }
     return 0;
+}
+
+/* The same for a path: the temporary is made beside the file. */
+static int file_put(const char *path, const void *data, size_t n, mode_t mode, struct err *e) {
+    const char *slash = strrchr(path, '/');
+    AUTO_FREE char *dir = slash ? str_dupn(path, slash == path ? 1 : (size_t)(slash - path)) : str_dup(".");
+    AUTO_FD d = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (d < 0) return err_set(e, errno, "open directory %s", dir);
+    return file_replace(d, slash ? slash + 1 : path, data, n, mode, 0, e);
 }
 
 /* Makes a path of directories below dir, mode 0700; existing ones are left. */
@@ -4059,6 +4071,7 @@ static int unpack_contents(struct unpack *u, const struct idx_inode *i, int fd, 
     AUTO_FREE u8 *tmp = NULL;
     for (u32 k = 0; k < count; k++) {
         u64 at = (u64)k << i->chunk_shift;
+        if (ch[k].len > 1ull << i->chunk_shift) return err_set(e, EIO, "index is damaged");
         int pack = ch[k].stored ? packs_fd(&u->packs, ch[k].pack) : -1;
         if (!ch[k].stored) continue;
         if (pack < 0) return err_set(e, EIO, "layer contents missing or damaged");
@@ -4982,7 +4995,15 @@ static int filter_compile(const struct filter_want *w, struct filter *ret, struc
     scmp_filter_ctx ctx = mem_check(seccomp_init(dflt));
     int max = 0, rc = -1;
     const struct scmp_arch *native = filter_native();
-    for (const char *s = native && (!p || js_get(p, "archMap") || js_get(p, "architectures")) ? native->sub : ""; *s;) {
+    size_t at;
+    json_t *named;
+    json_array_foreach(js_get(p, "architectures"), at, named) {
+        AUTO_FREE char *word = str_dup(json_string_value(named) ? json_string_value(named) : "");
+        for (char *c = word; *c; c++) *c = (char)tolower((u8)*c);
+        u32 token = str_prefix(word, "scmp_arch_") ? seccomp_arch_resolve_name(word + 10) : 0;
+        if (token) seccomp_arch_add(ctx, token);
+    }
+    for (const char *s = native && (!p || js_get(p, "archMap")) ? native->sub : ""; *s;) {
         char name[32];
         size_t k = strcspn(s, " ");
         snprintf(name, sizeof name, "%.*s", (int)k, s);
@@ -4992,7 +5013,8 @@ static int filter_compile(const struct filter_want *w, struct filter *ret, struc
     }
     if (p ? !filter_json(ctx, w, &max, e) : !filter_builtin(ctx, w, &max)) rc = filter_export(ctx, ret, e);
     seccomp_release(ctx);
-    if (!rc && max && dflt != SCMP_ACT_ALLOW) filter_prelude(ret, max);
+    bool denies = dflt != SCMP_ACT_ALLOW && dflt != SCMP_ACT_LOG && (dflt & 0xffff0000u) != SCMP_ACT_TRACE(0);
+    if (!rc && max && denies) filter_prelude(ret, max);
     return rc;
 }
 
@@ -5195,8 +5217,9 @@ static void cgroup_remove(struct cgroup *c) {
  * CVE-2025-31133, CVE-2025-52881. */
 
 /* Opens `path` below root as an O_PATH descriptor, making directories, and a file or directory at its
- * end, where they are missing. `strict`: no symbolic link at all on the way. */
-static int mnt_target(int root, const char *path, bool dir, bool strict, struct err *e) {
+ * end, where they are missing: also at the end of a symbolic link that leads nowhere yet (the
+ * /etc/resolv.conf of systemd's images). `strict`: no symbolic link at all on the way. */
+static int mnt_target_at(int root, const char *path, bool dir, bool strict, int links, struct err *e) {
     u64 how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (strict ? RESOLVE_NO_SYMLINKS : 0);
     while (*path == '/') path++;
     int fd = sys_openat2(root, *path ? path : ".", O_PATH, 0, how);
@@ -5206,16 +5229,27 @@ static int mnt_target(int root, const char *path, bool dir, bool strict, struct 
     }
     AUTO_STRV parts = { 0 };
     AUTO_BUF at = { 0 };
+    buf_add(&at, "", 0);
     strv_split(&parts, path, '/');
     AUTO_FD parent = sys_openat2(root, ".", O_PATH | O_DIRECTORY, 0, how);
     for (size_t i = 0; i < parts.n; i++) {
         const char *name = parts.v[i];
         bool last = i + 1 == parts.n;
         if (!*name || !strcmp(name, ".")) continue;
-        if (at.n) buf_addc(&at, '/');
-        buf_adds(&at, name);
+        AUTO_FREE char *above = str_dup(at.p);
+        buf_addf(&at, "%s%s", at.n ? "/" : "", name);
         fd = sys_openat2(root, at.p, O_PATH | (last && !dir ? 0 : O_DIRECTORY), 0, how);
         if (fd < 0 && errno == ENOENT) {
+            char to[PATH_MAX];
+            ssize_t n = strict ? -1 : readlinkat(parent, name, to, sizeof to - 1);
+            if (n > 0) {                  /* it leads nowhere yet: go on where it points to */
+                AUTO_BUF next = { 0 };
+                to[n] = 0;
+                if (links > 39) return err_set(e, ELOOP, "mount target /%s", path);
+                buf_addf(&next, "%s/%s", *to == '/' ? "" : above, to);
+                for (size_t k = i + 1; k < parts.n; k++) buf_addf(&next, "/%s", parts.v[k]);
+                return mnt_target_at(root, next.p, dir, strict, links + 1, e);
+            }
             if (last && !dir) {
                 AUTO_FD made = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
                 if (made < 0) return err_set(e, errno, "make mount target /%s", at.p);
@@ -5228,6 +5262,10 @@ static int mnt_target(int root, const char *path, bool dir, bool strict, struct 
         parent = fd;
     }
     return fd_steal(&parent);
+}
+
+static int mnt_target(int root, const char *path, bool dir, bool strict, struct err *e) {
+    return mnt_target_at(root, path, dir, strict, 0, e);
 }
 
 /* Sets mount attributes on a mounted tree's descriptor; without mount_setattr (before 5.12) the top
@@ -6059,7 +6097,8 @@ static int launch_stdio(const struct launch *l, int slave, struct err *e) {
         if (from < 0) continue;           /* no /dev/null in the image, none asked for */
         if (from == i ? fcntl(i, F_SETFD, 0) : dup2(from, i) < 0) return err_set(e, errno, "set up stdio");
     }
-    if (slave >= 0 && ioctl(0, TIOCSCTTY, 0)) return err_set(e, errno, "take the terminal");
+    /* with --init the terminal is the program's, not the init's */
+    if (slave >= 0 && !l->plan->init && ioctl(0, TIOCSCTTY, 0)) return err_set(e, errno, "take the terminal");
     return 0;
 }
 
@@ -6082,6 +6121,8 @@ static void launch_finish(struct launch *l, int sync, int slave) {
     char cwd[PATH_MAX];
     setsid();
     if (launch_stdio(l, slave, &e)) launch_fail(sync, &e);
+    struct rlimit files;
+    if (g_nofile_soft && !getrlimit(RLIMIT_NOFILE, &files)) files.rlim_cur = g_nofile_soft, setrlimit(RLIMIT_NOFILE, &files);
     if (launch_rlimits(p, &e)) launch_fail(sync, &e);
     bool entered = !chdir(p->cwd);
     if (launch_identity(l, &e)) launch_fail(sync, &e);
@@ -6114,7 +6155,7 @@ static void launch_finish(struct launch *l, int sync, int slave) {
         if (child < 0) err_set(&e, errno, "fork"), launch_fail(sync, &e);
         if (child) launch_init_loop(child);
         setsid();
-        if (slave >= 0) ioctl(0, TIOCSCTTY, 1);
+        if (slave >= 0) ioctl(0, TIOCSCTTY, 0);
     }
     launch_signals_default();
     launch_exec(p, &e);
@@ -7563,18 +7604,18 @@ static void tar_owner(const struct tarring *t, const char *path, struct archive_
     else if (n) archive_entry_set_uid(en, n->uid), archive_entry_set_gid(en, n->gid);
 }
 
-static int tar_xattrs(struct archive_entry *en, int dir, const char *name, bool overlay, bool *ret_opaque) {
-    AUTO_FREE char *path = str_fmt("/proc/self/fd/%d/%s", dir, name);
-    char list[65536];
-    ssize_t n = llistxattr(path, list, sizeof list);
+/* By descriptor: in a container's mount namespace /proc is not ours. Links have no attributes of users. */
+static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode_t mode, bool overlay, bool *ret_opaque) {
+    if (!S_ISREG(mode) && !S_ISDIR(mode)) return;
+    AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    char list[65536], value[65536];
+    ssize_t n = fd < 0 ? -1 : flistxattr(fd, list, sizeof list);
     for (char *k = list; n > 0 && k < list + n; k += strlen(k) + 1) {
-        char value[65536];
-        ssize_t v = lgetxattr(path, k, value, sizeof value);
+        ssize_t v = fgetxattr(fd, k, value, sizeof value);
         if (v < 0) continue;
         if (overlay && !strcmp(k, "user.overlay.opaque") && v == 1 && *value == 'y') *ret_opaque = true;
         if (xattr_kept(k)) archive_entry_xattr_add_entry(en, k, value, (size_t)v);
     }
-    return 0;
 }
 
 static int tar_content(struct tarring *t, int dir, const char *name, u64 size, struct err *e) {
@@ -7644,7 +7685,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     if (t->one_id) tar_owner(t, as, en);
     archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
     if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
-    tar_xattrs(en, dir, name, t->overlay, &opaque);
+    tar_xattrs(en, dir, name, st.st_mode, t->overlay, &opaque);
     bool data = S_ISREG(st.st_mode);
     if (S_ISLNK(st.st_mode)) {
         ssize_t k = readlinkat(dir, name, text, sizeof text - 1);
@@ -7675,6 +7716,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     while ((de = dir_next(d))) strv_add(&names, de->d_name);
     if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     for (size_t i = 0; i < names.n; i++) {
+        if (i && !strcmp(names.v[i], names.v[i - 1])) continue;       /* renamed while it was read */
         AUTO_FREE char *sub = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
         if (t->skip && strv_has(t->skip, sub)) continue;
         if (tar_add(t, dirfd(d), names.v[i], sub, depth + 1, e)) return -1;
@@ -7707,13 +7749,14 @@ struct placing {
     i64 uid, gid;                 /* -1: the archive's, where that can be had */
     i64 chmod;                    /* -1: the archive's */
     bool keep_owner;
-    int placed;                   /* gets a line with each path that was placed; -1: nobody wants it */
+    int placed;                   /* gets "uid:gid path" for each that was placed; -1: nobody wants it */
+    bool strict;                  /* root is a directory of the host: no symbolic link below it is followed */
 };
 
-static void place_note(const struct placing *pl, const char *dir, const char *name) {
+static void place_note(const struct placing *pl, const char *dir, const char *name, i64 uid, i64 gid) {
     if (pl->placed < 0) return;
     dir += strspn(dir, "/");
-    AUTO_FREE char *line = str_fmt("%s%s%s\n", dir, *dir ? "/" : "", name);
+    AUTO_FREE char *line = str_fmt("%" PRId64 ":%" PRId64 " %s%s%s\n", uid, gid, dir, *dir ? "/" : "", name);
     (void)!fd_write_all(pl->placed, line, strlen(line));
 }
 
@@ -7734,12 +7777,12 @@ static int place_dirs(const struct placing *pl, const char *path, struct err *e)
         char self[40];
         snprintf(self, sizeof self, "/proc/self/fd/%d", d);
         if (pl->uid >= 0) (void)!chown(self, (uid_t)pl->uid, (gid_t)pl->gid);
-        place_note(pl, parent, parts.v[i]);
+        place_note(pl, parent, parts.v[i], pl->uid >= 0 ? pl->uid : 0, pl->uid >= 0 ? pl->gid : 0);
     }
     return 0;
 }
 
-static int place_file(struct ar *r, int dir, const char *name, mode_t mode, struct err *e) {
+static int place_file(struct ar *r, int dir, const char *name, mode_t mode, u64 size, struct err *e) {
     const void *p;
     size_t n;
     la_int64_t off;
@@ -7753,7 +7796,7 @@ static int place_file(struct ar *r, int dir, const char *name, mode_t mode, stru
         end = (u64)off + n;
     }
     if (rc != ARCHIVE_EOF) return err_set(e, 0, "archive is damaged: %s", archive_error_string(r->a));
-    if (ftruncate(fd, (off_t)end)) return err_set(e, errno, "write %s", name);
+    if (ftruncate(fd, (off_t)(size > end ? size : end))) return err_set(e, errno, "write %s", name);     /* a hole at the end */
     return fchmod(fd, mode & 07777) ? err_set(e, errno, "chmod %s", name) : 0;
 }
 
@@ -7770,7 +7813,7 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     const char *name = slash + 1;
     mode_t mode = archive_entry_mode(en);
     if (pl->chmod >= 0 && !S_ISLNK(mode)) mode = (mode & S_IFMT) | (mode_t)pl->chmod;
-    AUTO_FD at = mnt_target(pl->root, full, true, false, e);
+    AUTO_FD at = mnt_target(pl->root, full, true, pl->strict, e);
     if (at < 0) return -1;
     if (!*name) return 0;
     const char *hard = ar_hardlink(en), *to = ar_symlink(en);
@@ -7782,7 +7825,7 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
         /* a link to a directory of the root stays where a directory comes */
         AUTO_FREE char *path = str_fmt("%s/%s", full, name);
         AUTO_FD target = sys_openat2(pl->root, path + strspn(path, "/"), O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-        if (target >= 0) return 0;
+        if (target >= 0 && !pl->strict) return 0;
         unlinkat(at, name, 0);
         there = false;
     }
@@ -7791,13 +7834,13 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
         AUTO_FREE char *hf = pl->rename ? str_fmt("%s/%s%s", pl->into, pl->rename, strchr(hc, '/') ? strchr(hc, '/') : "") : str_fmt("%s/%s", pl->into, hc);
         char *hs = strrchr(hf, '/');
         *hs = 0;
-        AUTO_FD from = mnt_target(pl->root, hf, true, false, e);
+        AUTO_FD from = mnt_target(pl->root, hf, true, pl->strict, e);
         if (from < 0) return -1;
         unlinkat(at, name, 0);
         return linkat(from, hs + 1, at, name, 0) ? err_set(e, errno, "link %s", name) : 0;
     }
     int rc = 0;
-    if (S_ISREG(mode)) rc = place_file(r, at, name, mode, e);
+    if (S_ISREG(mode)) rc = place_file(r, at, name, mode, archive_entry_size_is_set(en) ? (u64)archive_entry_size(en) : 0, e);
     else if (S_ISLNK(mode)) {
         unlinkat(at, name, 0);
         if (symlinkat(to ? to : "", at, name)) rc = err_set(e, errno, "make symbolic link %s", name);
@@ -7816,7 +7859,7 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     }
     struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
-    place_note(pl, full, name);
+    place_note(pl, full, name, pl->uid >= 0 ? pl->uid : archive_entry_uid(en), pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
     return 0;
 }
 
@@ -8139,7 +8182,10 @@ static void ctr_size(const struct ctr *c, u64 *ret_rw, u64 *ret_all) {
 static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid, struct err *e) {
     struct plan p = { 0 };
     struct launch l;
-    AUTO_FD pidfd = ctr_alive(k) ? ctr_pidfd(k, e) : -1;
+    AUTO_FD pidfd = -1, lock = -1;
+    /* a stopped container's tree is mounted once only: by us, or by whoever starts it */
+    if (ctr_alive(k) ? (pidfd = ctr_pidfd(k, e)) < 0 : (lock = lock_take(k->dir, "lock", LOCK_EX | LOCK_NB)) < 0)
+        return ctr_alive(k) ? -1 : err_set(e, 0, "container %s is in use", ctr_name(k));
     if (plan_parse(k->config, &p, e)) return -1;
     ctr_launch_init(k, &p, &l);
     fflush(NULL);
@@ -8562,7 +8608,11 @@ static int super_launch(struct super *s, struct err *e) {
     js_sets(c->state, "startedAt", time_rfc3339(time_now_ns(), now));
     js_sets(c->state, "finishedAt", "0001-01-01T00:00:00Z");
     health_init(s);
-    if (ctr_save_state(c, e)) return -1;
+    if (ctr_save_state(c, e)) {
+        launch_abort(&s->l);
+        launch_done(&s->l);
+        return -1;
+    }
     ctr_event(c, "start", NULL);
     return 0;
 }
@@ -9866,6 +9916,7 @@ static int volume_create(const struct store *s, const char *name, const json_t *
                              "are allowed. If you intended to pass a host directory, use absolute path", name);
     if (!faccessat(s->dir, dir, F_OK, 0)) return 0;
     if (dir_make(s->dir, dir, e)) return -1;
+    fchmodat(s->dir, dir, 0755, 0);       /* users of the container other than root want in, too */
     AUTO_FD d = dir_open(s->dir, meta, e);
     AUTO_JSON *j = json_object();
     js_sets(j, "Name", name);
@@ -9878,6 +9929,21 @@ static int volume_create(const struct store *s, const char *name, const json_t *
     if (d < 0 || js_save(d, "meta.json", j, 0, e)) return -1;
     store_event(s, "volume", "create", name, NULL);
     return 0;
+}
+
+/* Does a container refer to the volume? */
+static bool volume_used(const struct store *s, const char *name) {
+    AUTO_STRV ids = { 0 };
+    ctr_ids(s, &ids);
+    for (size_t i = 0; i < ids.n; i++) {
+        AUTO_CTR k = { .dir = -1 };
+        struct err e;
+        size_t m;
+        json_t *j;
+        if (ctr_open(s, ids.v[i], &k, &e)) continue;
+        json_array_foreach(js_path(k.config, "skiff.mounts"), m, j) if (str_eq(js_str(j, "Name"), name)) return true;
+    }
+    return false;
 }
 
 struct volume_fill { struct make *m; const struct idx_inode *from; const char *name; };
@@ -9902,7 +9968,7 @@ static int volume_use(struct make *m, const char *name, const char *dest, bool a
     AUTO_FREE char *dir = str_fmt("volumes/%s/_data", name);
     bool fresh = faccessat(m->s->dir, dir, F_OK, 0) != 0;
     if (volume_create(m->s, name, NULL, anonymous, e)) return -1;
-    if (!fresh) {                         /* an empty one is filled too, as Docker does */
+    if (!fresh && !volume_used(m->s, name)) {     /* an empty one is filled too, as Docker does; not under a container's eyes */
         AUTO_DIR *d = dir_stream(m->s->dir, dir);
         fresh = d && !dir_next(d);
     }
@@ -9970,6 +10036,7 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         struct stat st;
         if (stat(source, &st)) {          /* Docker makes a missing bind source a directory */
             if (errno != ENOENT || dir_make(AT_FDCWD, source, e)) return err_set(e, errno, "bind source path %s", source);
+            chmod(source, 0755);
         }
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
@@ -10841,7 +10908,7 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     s += twice;
     AUTO_BUF word = { 0 }, rep = { 0 };
     buf_add(&word, "", 0), buf_add(&rep, "", 0);
-    if (!strchr("-+?#%/", op) || depth > DF_NEST) return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
+    if (!op || !strchr("-+?#%/", op) || depth > DF_NEST) return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
     if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
     if (op == '/' && *s == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
     if (*s != '}') return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
@@ -11397,8 +11464,8 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
         struct df_inst i;
         rc = df_inst_parse(l.p, first, &p, &line, &i, e);
         if (!rc && !strcmp(i.name, "FROM")) {
-            rc = d.n == DF_MAX_STAGES ? err_set(e, 0, "more than %d stages", DF_MAX_STAGES) : df_from(&d.stage[d.n], &i, e);
-            d.n++;
+            if (d.n == DF_MAX_STAGES) rc = err_set(e, 0, "more than %d stages", DF_MAX_STAGES);
+            else rc = df_from(&d.stage[d.n++], &i, e);
             df_inst_done(&i);
             continue;
         }
@@ -11658,7 +11725,7 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     struct err e;
     AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
     /* once a step had to be run its successors run above it, whatever another build has stored meanwhile */
-    json_t *r = b->no_cache || st->steps ? NULL : js_load(b->s->dir, name, &e);
+    json_t *r = b->no_cache || st->open ? NULL : js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) && blob_have(b->s, js_str(r, "layer.digest"))) {
         *ret = r;
@@ -12107,6 +12174,22 @@ static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
     return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
 }
 
+/* Where a symbolic link of the context leads, relative to it; NULL: out of it. Caller owns it. */
+static char *copy_target(const struct copy_src *c, const char *p, struct err *e) {
+    AUTO_FD real = sys_openat2(c->dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
+    char link[40], path[PATH_MAX], top[PATH_MAX];
+    ssize_t n = -1, m = -1;
+    if (real >= 0) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", real);
+        n = readlink(link, path, sizeof path - 1);
+        snprintf(link, sizeof link, "/proc/self/fd/%d", c->dir);
+        m = readlink(link, top, sizeof top - 1);
+    }
+    if (n <= 0 || m <= 0 || n < m) return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
+    path[n] = 0;
+    return path_clean(path + m);
+}
+
 static int copy_digest(struct copying *k, char *out, struct err *e) {
     struct sha h;
     u8 raw[32];
@@ -12117,6 +12200,12 @@ static int copy_digest(struct copying *k, char *out, struct err *e) {
             AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
             AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
             if (dir < 0) return err_set(e, errno, "%s of the context", p);
+            struct stat st;
+            if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode)) {
+                AUTO_FREE char *rel = copy_target(&k->src, p, e);     /* its target is what is copied */
+                if (!rel || digest_dir(&k->src, k->src.dir, *rel ? rel : ".", rel, base, &h, 0, e)) return -1;
+                continue;
+            }
             if (digest_dir(&k->src, dir, *base ? base : ".", p, base, &h, 0, e)) return -1;
         } else digest_idx(k->src.x, idx_resolve(k->src.x, p), base, &h, 0);
     }
@@ -12190,22 +12279,10 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
             struct stat st;
             if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW)) rc = err_set(e, errno, "%s of the context", p);
             else if (S_ISLNK(st.st_mode)) {       /* a named link is followed, inside the context */
-                AUTO_FD real = sys_openat2(k->src.dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
-                char link[40], path[PATH_MAX], top[PATH_MAX];
-                ssize_t n = -1, m = -1;
-                if (real >= 0) {
-                    snprintf(link, sizeof link, "/proc/self/fd/%d", real);
-                    n = readlink(link, path, sizeof path - 1);
-                    snprintf(link, sizeof link, "/proc/self/fd/%d", k->src.dir);
-                    m = readlink(link, top, sizeof top - 1);
-                }
-                if (n <= 0 || m <= 0 || n < m) rc = err_set(e, errno, "\"/%s\": a symbolic link out of the context", p);
-                else {
-                    path[n] = 0;
-                    AUTO_FREE char *rel = path_clean(path + m);
-                    rc = fstatat(k->src.dir, *rel ? rel : ".", &st, 0) ? err_set(e, errno, "%s", p)
-                         : tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel, S_ISDIR(st.st_mode) ? "" : base, 0, e);
-                }
+                AUTO_FREE char *rel = copy_target(&k->src, p, e);
+                if (!rel) rc = -1;
+                else if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0)) rc = err_set(e, errno, "%s", p);
+                else rc = tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel, S_ISDIR(st.st_mode) ? "" : base, 0, e);
             } else rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p, k->parents ? p : S_ISDIR(st.st_mode) ? "" : base, 0, e);
         } else {
             const struct idx_inode *in = idx_resolve(k->src.x, p);
@@ -12226,14 +12303,16 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
 }
 
 /* The paths that a COPY placed, with their owner: what one id cannot keep in the files themselves. */
-static json_t *copy_owners(int fd, i64 uid, i64 gid) {
+static json_t *copy_owners(int fd) {
     AUTO_BUF b = { 0 };
     json_t *o = json_object();
     lseek(fd, 0, SEEK_SET);
     fd_slurp(fd, 256 << 20, &b);
     char *save = NULL;
-    AUTO_FREE char *who = str_fmt("%" PRId64 ":%" PRId64, uid, gid);
-    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) js_sets(o, l, who);
+    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        char *space = strchr(l, ' ');
+        if (space) *space++ = 0, js_sets(o, space, l);
+    }
     return o;
 }
 
@@ -12312,7 +12391,7 @@ static int copy_run(struct copying *k, const char *chown, struct err *e) {
         k->uid = u.uid;
         k->gid = strchr(chown, ':') || strspn(chown, "0123456789") != strlen(chown) ? u.gid : u.uid;
     } else if (k->src.dir >= 0) k->uid = k->gid = 0;
-    bool single = idmap_single(&st->m.ids) && k->uid > 0;
+    bool single = idmap_single(&st->m.ids);
     AUTO_FD placed = single ? openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600) : -1;
     k->placed = placed;
     AUTO_STRV plain = { 0 }, archives = { 0 };
@@ -12323,7 +12402,7 @@ static int copy_run(struct copying *k, const char *chown, struct err *e) {
     int rc = plain.n || k->in->docs ? copy_once(k, NULL, e) : 0;
     k->from = all;
     if (rc) return -1;
-    if (single) owners = copy_owners(placed, k->uid, k->gid);
+    if (single && placed >= 0) owners = copy_owners(placed);
     return build_seal(b, st, owners, e);
 }
 
@@ -12461,7 +12540,7 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
         struct workdir w = { path, u.uid, u.gid, placed };
         int rc = ctr_visit(&st->m.c, workdir_run, &w, NULL, e);
         if (rc) return rc < 0 ? -1 : err_set(e, 0, "WORKDIR %s failed", path);
-        AUTO_JSON *owners = u.uid && placed >= 0 ? copy_owners(placed, u.uid, u.gid) : NULL;
+        AUTO_JSON *owners = u.uid && placed >= 0 ? copy_owners(placed) : NULL;
         if (build_seal(b, st, owners, e)) return -1;
         build_say(b, "DONE");
     }
@@ -12737,6 +12816,8 @@ struct attach {
     int sock;                     /* to the supervisor */
     bool tty, input, output, proxy, ours;     /* ours: the container was started by this command */
     bool mute_out, mute_err;      /* --attach names the other one only */
+    bool ended;                   /* our stdin is at its end, and that is not told yet */
+    struct buf held;              /* one message of stdin that the supervisor does not take yet */
     struct keys keys;
 };
 
@@ -12756,13 +12837,23 @@ static bool attach_input(struct attach *a) {
     ssize_t n = read(0, in, sizeof in);
     if (n <= 0) {
         a->input = false;
-        (void)!send(a->sock, "c", 1, MSG_NOSIGNAL);
+        a->ended = true;
         return a->tty && isatty(0) < 1 && n < 0;
     }
     struct keys none = { .n = 0 };
     bool leave = keys_filter(a->tty ? &a->keys : &none, in, (size_t)n, msg + 1, &out);
-    if (out) (void)!send(a->sock, msg, out + 1, MSG_NOSIGNAL);
+    /* never wait here: the supervisor may be waiting for us to read */
+    if (out && send(a->sock, msg, out + 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN) buf_add(&a->held, msg, out + 1);
     return leave;
+}
+
+/* What is left to be told to the supervisor, as far as it takes it. */
+static void attach_flush(struct attach *a) {
+    if (a->held.n) {
+        if (send(a->sock, a->held.p, a->held.n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN) return;
+        buf_done(&a->held);
+    }
+    if (a->ended && (send(a->sock, "c", 1, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 || errno != EAGAIN)) a->ended = false;
 }
 
 enum { ATTACH_LOST = -1, ATTACH_DETACHED = -2 };
@@ -12793,8 +12884,10 @@ static int attach_loop(struct attach *a) {
     if (a->tty && a->input && isatty(0)) terminal_raw(&term);
     if (a->tty) attach_resize(a);
     for (bool on = true; on;) {
-        struct pollfd p[] = { { a->sock, POLLIN, 0 }, { sig, POLLIN, 0 }, { a->input ? 0 : -1, POLLIN, 0 } };
+        short want = a->held.n || a->ended ? POLLIN | POLLOUT : POLLIN;
+        struct pollfd p[] = { { a->sock, want, 0 }, { sig, POLLIN, 0 }, { a->input && !a->held.n ? 0 : -1, POLLIN, 0 } };
         if (poll(p, 3, -1) < 0) continue;
+        if (p[0].revents & POLLOUT) attach_flush(a);
         if (p[1].revents) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si) {
@@ -12803,7 +12896,7 @@ static int attach_loop(struct attach *a) {
                 else attach_signal(a, 'K', (int)si.ssi_signo);
             }
         }
-        if (p[0].revents) {
+        if (p[0].revents & ~POLLOUT) {
             char msg[SUPER_CHUNK + 64];
             ssize_t n = recv(a->sock, msg, sizeof msg, 0);
             if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;     /* its last word is still there */
@@ -12826,6 +12919,7 @@ static int attach_loop(struct attach *a) {
         if (on && p[2].revents && attach_input(a)) rc = ATTACH_DETACHED, on = false;
     }
     terminal_restore(&term);
+    buf_done(&a->held);
     if (rc == ATTACH_DETACHED) fputs("\n", stderr);
     sigprocmask(SIG_UNBLOCK, &set, NULL);
     return rc;
@@ -13031,7 +13125,7 @@ static int run_prepare(struct cli *c, struct make *m, struct err *e) {
     if (!rootfs && run_image(c, m, c->args[0], e)) return -1;
     const char *name = cli_text(c, "name");
     if (make_container(m, str_empty(name) ? NULL : name, c->args + (rootfs ? 0 : 1), e)) return -1;
-    if (cidfile && file_replace(AT_FDCWD, cidfile, m->c.id, HEX_LEN, 0644, 0, e)) {
+    if (cidfile && file_put(cidfile, m->c.id, HEX_LEN, 0644, e)) {
         struct err ignored;
         ctr_remove(&m->c, true, &ignored);
         return -1;
@@ -13325,6 +13419,42 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     return left;
 }
 
+/* Pumps between our stdio and a process's pipes until it is gone and they are dry: our own descriptors
+ * (a terminal, a file that can be opened again) never reach the container. Takes the pipes. */
+static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
+    AUTO_FD pidfd = sys_pidfd_open(pid), w = in, o = out, r = err;
+    struct buf held = { 0 };
+    signal(SIGPIPE, SIG_IGN);
+    fcntl(w, F_SETFL, O_NONBLOCK | O_WRONLY);
+    if (!input) fd_closep(&w);
+    for (bool gone = false; o >= 0 || r >= 0 || !gone;) {
+        struct pollfd p[] = { { o, POLLIN, 0 }, { r, POLLIN, 0 }, { input && !held.n ? 0 : -1, POLLIN, 0 }, { held.n ? w : -1, POLLOUT, 0 }, { gone ? -1 : pidfd, POLLIN, 0 } };
+        char buf[65536];
+        int n = poll(p, 5, gone ? 0 : -1);
+        if (gone && n <= 0) break;
+        for (int i = 0; i < 2; i++) {
+            if (!p[i].revents) continue;
+            ssize_t k = read(p[i].fd, buf, sizeof buf);
+            if (k > 0 && !fd_write_all(i + 1, buf, (size_t)k)) continue;
+            if (k < 0 && errno == EINTR) continue;
+            fd_closep(i ? &r : &o);               /* its end, or nobody reads what we write */
+        }
+        if (p[2].revents) {
+            ssize_t k = read(0, buf, sizeof buf);
+            if (k > 0) buf_add(&held, buf, (size_t)k);
+            else input = false;
+        }
+        if (held.n) {
+            ssize_t k = write(w, held.p, held.n);
+            if (k > 0) memmove(held.p, held.p + k, held.n -= (size_t)k);
+            else if (errno != EAGAIN && errno != EINTR) held.n = 0, input = false;
+        }
+        if (!input && !held.n) fd_closep(&w);
+        if (p[4].revents) gone = true;
+    }
+    buf_done(&held);
+}
+
 /* The plan of a process in a running container: its own, with another /process. */
 static json_t *exec_spec(struct cli *c, const struct ctr *k, struct err *e) {
     json_t *spec = json_deep_copy(k->config), *proc = js_get(spec, "process");
@@ -13371,10 +13501,14 @@ static int cmd_exec(struct cli *c, struct err *e) {
     struct { struct plan *p; const char *spec; } user = { &p, cli_text(c, "user") };
     ctr_join_init(&k, &p, &l);
     if (user.spec) l.in_root = exec_user, l.in_root_arg = &user;
-    if (!detach) l.stdio[0] = input ? 0 : -1, l.stdio[1] = 1, l.stdio[2] = 2;
+    int in[2] = { -1, -1 }, out[2] = { -1, -1 }, er[2] = { -1, -1 };
+    bool pipes = !detach && !tty;
+    if (pipes && (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC))) return plan_done(&p), err_set(e, errno, "pipe");
+    if (pipes) l.stdio[0] = input ? in[0] : -1, l.stdio[1] = out[1], l.stdio[2] = er[1];
     fflush(NULL);
     int rc = launch_join(&l, pidfd, ctr_namespaces(&p), e);
     if (!rc) rc = launch_wait(&l, e);
+    fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
     struct pollfd gone = { pidfd, POLLIN, 0 };
     if (rc && !e->status && poll(&gone, 1, 0) > 0) {
         launch_done(&l);
@@ -13388,6 +13522,7 @@ static int cmd_exec(struct cli *c, struct err *e) {
     } else if (!detach) {
         int status = 0;
         bool left = l.console >= 0 && exec_tty(l.console, l.pid, input, &keys);
+        if (pipes) exec_pump(in[1], out[0], er[0], l.pid, input);
         while (!left && waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }
@@ -14364,6 +14499,12 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
         pl.rename = NULL;
         if (d < 0) rc = -1;
     }
+    /* what the container sends must not lead out of the destination by links of its own making */
+    AUTO_FD top = rc ? -1 : sys_openat2(root, *pl.into ? pl.into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
+    if (!rc && top < 0) rc = err_set(e, errno, "open /%s", pl.into);
+    pl.root = top;
+    pl.into = "";
+    pl.strict = true;
     if (!rc) rc = place_archive(&pl, src, e);
     fd_closep(&src);
     int status = 0;
@@ -14928,21 +15069,6 @@ static int cmd_volume_create(struct cli *c, struct err *e) {
     if (!cli_store(c, e) || volume_create(c->store, name, labels, name == random, e)) return -1;
     puts(name);
     return 0;
-}
-
-/* Does a container refer to the volume? */
-static bool volume_used(const struct store *s, const char *name) {
-    AUTO_STRV ids = { 0 };
-    ctr_ids(s, &ids);
-    for (size_t i = 0; i < ids.n; i++) {
-        AUTO_CTR k = { .dir = -1 };
-        struct err e;
-        size_t m;
-        json_t *j;
-        if (ctr_open(s, ids.v[i], &k, &e)) continue;
-        json_array_foreach(js_path(k.config, "skiff.mounts"), m, j) if (str_eq(js_str(j, "Name"), name)) return true;
-    }
-    return false;
 }
 
 /* All files of a volume may belong to mapped ids: removed as their owner would. */
@@ -15601,7 +15727,7 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
         if (familiar) build_say(b, "naming to %s", familiar);
     }
     AUTO_FREE char *full_id = str_fmt("sha256:%s", id);
-    if (iid && file_replace(AT_FDCWD, iid, full_id, strlen(full_id), 0644, 0, e)) return -1;
+    if (iid && file_put(iid, full_id, strlen(full_id), 0644, e)) return -1;
     build_say(b, "writing image %s done", full_id);
     const char *out = cli_text(b->cli, "output");
     if (b->quiet && !(out && strstr(out, "dest=-"))) puts(full_id);
@@ -15644,8 +15770,9 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
     u64 freed = 0, inodes = 0;
     while (d && (de = dir_next(d)))
         if (str_prefix(de->d_name, "build-") || str_prefix(de->d_name, "mount-")) {
+            AUTO_FREE char *gone = str_fmt("tmp/gone-%s", de->d_name);
             tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
-            tree_remove(dirfd(d), de->d_name);
+            renameat(dirfd(d), de->d_name, c->store->dir, gone);      /* a cache mount's files may be of mapped ids */
         }
     freed += image_collect(c->store, false);
     AUTO_FREE char *size = size_human(freed);
@@ -15855,7 +15982,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         AUTO_JSON *hs = oci_state(s);
         AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
         if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) || oci_save(o->id, s, spec, e) ||
-            (o->pid_file && file_replace(AT_FDCWD, o->pid_file, pid, strlen(pid), 0644, 0, e)) ||
+            (o->pid_file && file_put(o->pid_file, pid, strlen(pid), 0644, e)) ||
             (p->terminal && o->console && oci_send_console(o->console, l->console, e)))
             rc = -1;
     }
@@ -16166,7 +16293,7 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
         while (waitpid(-1, NULL, 0) > 0) continue;
     } else {
         AUTO_FREE char *text = str_fmt("%d", (int)l.pid);
-        if ((pid_file && file_replace(AT_FDCWD, pid_file, text, strlen(text), 0644, 0, e)) || (console && l.console >= 0 && oci_send_console(console, l.console, e))) rc = -1;
+        if ((pid_file && file_put(pid_file, text, strlen(text), 0644, e)) || (console && l.console >= 0 && oci_send_console(console, l.console, e))) rc = -1;
         if (!rc && !detach) {
             struct keys none = { .n = 0 };
             if (l.console >= 0 && !console) exec_tty(l.console, l.pid, true, &none);
@@ -16590,6 +16717,12 @@ int main(int argc, char **argv) {
     const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
     for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    struct rlimit files;                  /* a directory tree is held open level by level */
+    if (!getrlimit(RLIMIT_NOFILE, &files)) {
+        g_nofile_soft = files.rlim_cur;
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
     signal(SIGCHLD, SIG_DFL);             /* a caller that ignores it would make our waits fail */
     signal(SIGXFSZ, SIG_IGN);             /* a file size limit is an error, not a death */
     main_protect(argv);
