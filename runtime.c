@@ -23,7 +23,7 @@
  * TRUST
  *
  *   Not trusted: registries, archives, image configurations, everything that a container can write,
- *   other users of the host. Trusted: the user's own command line, the store (0700, the user's own).
+ *   other users of the host. Trusted: the user's own command line, the store (0700, the user's).
  *   Archives never reach a path: an archive becomes a tree in memory, and only that tree is ever
  *   written out, into a directory made for it. Paths in a container's root are resolved by openat2
  *   below a descriptor of that root. Files of a container (passwd, group) are read bounded.
@@ -249,20 +249,20 @@ static int sys_capset(u64 effective, u64 permitted, u64 inheritable) {
 /* }==== 1 sys */
 
 /* {==== 2 err: errors as values ====
- * A function that can fail takes a `struct err *` last, returns -1 (or NULL) with the error set, and
- * then has written none of its ret_* arguments. Nothing is allocated while failing, and the whole
- * error fits one write to a pipe (below PIPE_BUF), so a child sends it to its parent as it is.
- * Only the CLI (part 26, 27) prints errors and exits. Uses: 1 */
+ * A function that can fail takes a `struct err *` last, returns -1 (or NULL) with the error set,
+ * and then has written none of its ret_* arguments. Nothing is allocated while failing, and the
+ * whole error fits one write to a pipe (below PIPE_BUF), so a child sends it to its parent as it
+ * is. Only the CLI (part 26, 27) prints errors and exits. Uses: 1 */
 enum {
-    EXIT_ENGINE = 125,    /* skiff itself failed (Docker's code) */
-    EXIT_NOEXEC = 126,    /* the command cannot be executed */
-    EXIT_NOTFOUND = 127,  /* the command is not there */
+    EXIT_ENGINE = 125,   /* skiff itself failed (Docker's code) */
+    EXIT_NOEXEC = 126,   /* the command cannot be executed */
+    EXIT_NOTFOUND = 127, /* the command is not there */
 };
 
 struct err {
-    int no;               /* errno, 0: none applies */
-    int status;           /* exit status that the error deserves; 0: EXIT_ENGINE */
-    char msg[1024];       /* operation, object, cause, remedy; no newline at the end */
+    int no;         /* errno, 0: none applies */
+    int status;     /* exit status that the error deserves; 0: EXIT_ENGINE */
+    char msg[1024]; /* operation, object, cause, remedy; no newline at the end */
 };
 
 PRINTF(3, 4) static int err_set(struct err *e, int no, const char *fmt, ...) {
@@ -289,8 +289,9 @@ PRINTF(2, 3) static int err_wrap(struct err *e, const char *fmt, ...) {
     return -1;
 }
 
-/* The permitted globals: how much is said; the soft limit of descriptors that we were started with (ours
- * is raised, a container's is not); --storage-driver and the OCI root stand in their parts. */
+/* The permitted globals: how much is said; the soft limit of descriptors that we were started with
+ * (ours is raised, a container's is not); --storage-driver and the OCI root stand in their parts.
+ * */
 static struct { bool quiet, debug; } g_log;
 static rlim_t g_nofile_soft;
 
@@ -399,7 +400,7 @@ static i64 str_bytes(const char *s) {
 
 /* A growing byte string, always NUL-terminated when p is set. */
 struct buf {
-    char *p;              /* owned; NULL: empty */
+    char *p; /* owned; NULL: empty */
     size_t n, cap;
 };
 
@@ -449,7 +450,7 @@ static char *buf_steal(struct buf *b) {
 
 /* A NULL-terminated list of owned strings. */
 struct strv {
-    char **v;             /* owned, each owned; NULL: empty */
+    char **v; /* owned, each owned; NULL: empty */
     size_t n;
 };
 
@@ -505,10 +506,17 @@ static bool word_in(const char *words, const char *w, size_t n) {
 /* Length of the well-formed UTF-8 character at p (at most n bytes); 0: there is none. */
 static size_t utf8_char(const char *p, size_t n) {
     const u8 *s = (const u8 *)p;
-    size_t k = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
+    size_t k = s[0] < 0x80                   ? 1
+               : s[0] >= 0xc2 && s[0] < 0xe0 ? 2
+               : (s[0] & 0xf0) == 0xe0       ? 3
+               : s[0] >= 0xf0 && s[0] < 0xf5 ? 4
+                                             : 0;
     if (!k || k > n) return 0;
-    for (size_t i = 1; i < k; i++) if ((s[i] & 0xc0) != 0x80) return 0;
-    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f)) return 0;
+    for (size_t i = 1; i < k; i++)
+        if ((s[i] & 0xc0) != 0x80) return 0;
+    if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
+        (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+        return 0;
     return k;
 }
 
@@ -773,8 +781,8 @@ static int file_poke(int dir, const char *path, const char *text) {
 }
 
 enum {
-    FILE_SYNC = 1,        /* file_replace: reaches the disk before the name does */
-    FILE_FRESH = 2,       /* in a directory that nobody looks at yet: written in place */
+    FILE_SYNC = 1,  /* file_replace: reaches the disk before the name does */
+    FILE_FRESH = 2, /* in a directory that nobody looks at yet: written in place */
 };
 
 /* Writes a file aside and renames it over `name` in `dir`. */
@@ -783,7 +791,9 @@ static int file_replace(int dir, const char *name, const void *data, size_t n, m
     static unsigned counter;
     char tmp[64];
     if (flags & FILE_FRESH) snprintf(tmp, sizeof tmp, "%s", name);
-    else snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(), __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    else
+        snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(),
+                 __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
     AUTO_FD fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
     if (fd < 0) return err_set(e, errno, "create a file beside %s", name);
     if (fd_write_all(fd, data, n) || ((flags & FILE_SYNC) && fsync(fd)) ||
@@ -802,7 +812,8 @@ static int file_replace(int dir, const char *name, const void *data, size_t n, m
 /* The same for a path: the temporary is made beside the file. */
 static int file_put(const char *path, const void *data, size_t n, mode_t mode, struct err *e) {
     const char *slash = strrchr(path, '/');
-    AUTO_FREE char *dir = slash ? str_dupn(path, slash == path ? 1 : (size_t)(slash - path)) : str_dup(".");
+    AUTO_FREE char *dir =
+        slash ? str_dupn(path, slash == path ? 1 : (size_t)(slash - path)) : str_dup(".");
     AUTO_FD d = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (d < 0) return err_set(e, errno, "open directory %s", dir);
     return file_replace(d, slash ? slash + 1 : path, data, n, mode, 0, e);
@@ -845,8 +856,8 @@ static struct dirent *dir_next(DIR *d) {
     return NULL;
 }
 
-/* Removes a file or a whole tree below dir. Directories that deny it are opened up first (a container
- * may leave 0000 ones). Depth is bounded by PATH_MAX-free recursion of MAX_TREE_DEPTH. */
+/* Removes a file or a whole tree below dir. Directories that deny it are opened up first (a
+ * container may leave 0000 ones). Depth is bounded by PATH_MAX-free recursion of MAX_TREE_DEPTH. */
 enum { MAX_TREE_DEPTH = 2048 };
 
 static int tree_remove_at(int dir, const char *name, int depth) {
@@ -910,7 +921,10 @@ static bool lock_held(int dir, const char *name) {
 
 /* Sends up to 16 descriptors with one message; 0 or -1 with errno. */
 static int fd_send(int sock, const void *data, size_t n, const int *fds, unsigned nfds) {
-    union { char space[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } c = { 0 };
+    union {
+        char space[CMSG_SPACE(16 * sizeof(int))];
+        struct cmsghdr align;
+    } c = { 0 };
     struct iovec io = { (void *)(uintptr_t)data, n };
     struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1 };
     assert(nfds <= 16);
@@ -930,10 +944,14 @@ static int fd_send(int sock, const void *data, size_t n, const int *fds, unsigne
 
 /* Receives one message; *nfds says how many descriptors came (at most 16; the caller owns them). */
 static ssize_t fd_recv(int sock, void *data, size_t n, int *fds, unsigned *nfds, int flags) {
-    union { char space[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } c;
+    union {
+        char space[CMSG_SPACE(16 * sizeof(int))];
+        struct cmsghdr align;
+    } c;
     struct iovec io = { data, n };
-    struct msghdr m = { .msg_iov = &io, .msg_iovlen = 1, .msg_control = c.space,
-                        .msg_controllen = sizeof c.space };
+    struct msghdr m = {
+        .msg_iov = &io, .msg_iovlen = 1, .msg_control = c.space, .msg_controllen = sizeof c.space
+    };
     ssize_t k;
     while ((k = recvmsg(sock, &m, MSG_CMSG_CLOEXEC | flags)) < 0 && errno == EINTR) continue;
     if (nfds) *nfds = 0;
@@ -1028,7 +1046,7 @@ static bool js_bool(const json_t *o, const char *path) { return json_is_true(js_
 /* v NULL is JSON's null: what was absent where it came from. */
 static void js_set(json_t *o, const char *key, json_t *v /* consumed */) {
     json_t *kept = json_incref(v ? v : json_null());
-    if (json_object_set_new(o, key, kept)) {      /* a key that is not UTF-8 */
+    if (json_object_set_new(o, key, kept)) { /* a key that is not UTF-8 */
         AUTO_BUF b = { 0 };
         buf_add_utf8(&b, key, strlen(key));
         json_incref(kept);
@@ -1068,7 +1086,8 @@ static json_t *js_strv(const struct strv *l) {
 static void js_to_strv(const json_t *a, struct strv *ret) {
     size_t i;
     json_t *v;
-    json_array_foreach(a, i, v) if (json_is_string(v)) strv_add(ret, json_string_value(v));
+    json_array_foreach (a, i, v)
+        if (json_is_string(v)) strv_add(ret, json_string_value(v));
 }
 
 /* The object at a key, made if it is not there. */
@@ -1119,10 +1138,10 @@ static int js_save(int dir, const char *path, const json_t *j, int flags, struct
  * SHA-256 decides the speed of a pull: the CPU's own instructions where there are any (1.5 GB/s
  * against 0.2), mbedTLS otherwise. Uses: 1-4 */
 struct sha {
-    bool native;              /* state below is used; otherwise lib */
+    bool native; /* state below is used; otherwise lib */
     u32 h[8];
-    u64 n;                    /* bytes so far */
-    u8 part[64];              /* the block being filled: n % 64 bytes */
+    u64 n;       /* bytes so far */
+    u8 part[64]; /* the block being filled: n % 64 bytes */
     mbedtls_sha256_context lib;
 };
 
@@ -1139,8 +1158,7 @@ static const u32 SHA_K[64] __attribute__((aligned(16))) = {
 };
 
 /* FIPS 180-4 by the SHA extensions (Intel SDM vol. 2, SHA256RNDS2, SHA256MSG1, SHA256MSG2). */
-__attribute__((target("sha,sse4.1")))
-static void sha_blocks(u32 h[8], const u8 *p, size_t blocks) {
+__attribute__((target("sha,sse4.1"))) static void sha_blocks(u32 h[8], const u8 *p, size_t blocks) {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
     __m128i t = _mm_shuffle_epi32(_mm_loadu_si128((const void *)h), 0xb1);
     __m128i s1 = _mm_shuffle_epi32(_mm_loadu_si128((const void *)(h + 4)), 0x1b);
@@ -1172,7 +1190,7 @@ static void sha_blocks(u32 h[8], const u8 *p, size_t blocks) {
 
 /* CPUID costs microseconds in a virtual machine: asked once, on the first hash. */
 static bool sha_native(void) {
-    static int have;          /* 0: not asked, 1: yes, -1: no */
+    static int have; /* 0: not asked, 1: yes, -1: no */
     if (!have) {
         unsigned a, b, c, d;
         have = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA) ? 1 : -1;
@@ -1258,10 +1276,10 @@ static int hex_to(const char *hex, u8 *out, size_t n) {
     return 0;
 }
 
-enum { HEX_LEN = 64, DIGEST_LEN = 7 + HEX_LEN };  /* "sha256:" + hex */
+enum { HEX_LEN = 64, DIGEST_LEN = 7 + HEX_LEN }; /* "sha256:" + hex */
 
-/* The hex part of a well-formed sha256 digest, borrowed; NULL for anything else. Every digest passes
- * here before it becomes part of a path or a URL. */
+/* The hex part of a well-formed sha256 digest, borrowed; NULL for anything else. Every digest
+ * passes here before it becomes part of a path or a URL. */
 static const char *digest_hex(const char *digest) {
     u8 raw[32];
     if (!digest || strlen(digest) != DIGEST_LEN || !str_prefix(digest, "sha256:") ||
@@ -1293,8 +1311,8 @@ static void id_random(char *out) {
 
 /* {==== 7 host: what this machine and this user offer ====
  * Everything is found by trying, on first use, never by kernel version. SKIFF_DISABLE, a list of
- * words (subuid, fuse, overlay, reflink, cgroup, memfd), switches a feature off, so that tests reach
- * each fall-back. Uses: 1-6 */
+ * words (subuid, fuse, overlay, reflink, cgroup, memfd), switches a feature off, so that tests
+ * reach each fall-back. Uses: 1-6 */
 static bool host_disabled(const char *what) {
     const char *list = getenv("SKIFF_DISABLE");
     size_t n = strlen(what);
@@ -1400,20 +1418,20 @@ static const char *host_arch_word(const char *a) {
  * Source: libcurl's curl_multi_perform(3), RFC 9110. */
 enum {
     HTTP_MAX_REDIRECTS = 10,
-    HTTP_BUFFER = 1 << 20,    /* the transfer pauses when this much waits to be read */
+    HTTP_BUFFER = 1 << 20, /* the transfer pauses when this much waits to be read */
 };
 
 struct http_req {
-    const char *method;           /* "GET", "HEAD", "POST", "PUT" … */
+    const char *method; /* "GET", "HEAD", "POST", "PUT" … */
     const char *url;
-    const struct strv *headers;   /* "Name: value" each; NULL: none */
-    const char *auth;             /* value of Authorization; sent to the URL's own host only */
-    const void *body;             /* for POST, PUT: from memory … */
+    const struct strv *headers; /* "Name: value" each; NULL: none */
+    const char *auth;           /* value of Authorization; sent to the URL's own host only */
+    const void *body;           /* for POST, PUT: from memory … */
     size_t body_n;
-    int body_fd;                  /* … or, when body is NULL and this is >= 0, from a file */
+    int body_fd; /* … or, when body is NULL and this is >= 0, from a file */
     u64 body_fd_n;
-    const char *ca_extra;         /* PEM added to the system's bundle; NULL: none */
-    bool insecure;                /* do not verify; plain http may be redirected to */
+    const char *ca_extra; /* PEM added to the system's bundle; NULL: none */
+    bool insecure;        /* do not verify; plain http may be redirected to */
 };
 
 struct http {
@@ -1421,16 +1439,16 @@ struct http {
     CURL *easy;
     struct curl_slist *list;
     const struct http_req *req;
-    struct buf in;                /* received, not yet read: in.p + at … */
+    struct buf in; /* received, not yet read: in.p + at … */
     size_t at;
     bool headers_done, paused, done;
     CURLcode rc;
     long status;
-    i64 length;                   /* Content-Length; -1: not told */
-    char *type, *location, *www_auth, *digest, *range;  /* headers, owned; NULL: absent */
-    char *origin;                 /* owned: of the URL that answered, after redirects */
+    i64 length;                                        /* Content-Length; -1: not told */
+    char *type, *location, *www_auth, *digest, *range; /* headers, owned; NULL: absent */
+    char *origin; /* owned: of the URL that answered, after redirects */
     u64 sent;
-    bool broken;                  /* the transfer failed after its headers: told once what came is read */
+    bool broken; /* the transfer failed after its headers: told once what came is read */
     struct err why;
     char msg[CURL_ERROR_SIZE];
 };
@@ -1442,7 +1460,8 @@ static void http_free(struct http *h) {
     if (h->multi) curl_multi_cleanup(h->multi);
     curl_slist_free_all(h->list);
     buf_done(&h->in);
-    free(h->type), free(h->location), free(h->www_auth), free(h->digest), free(h->range), free(h->origin);
+    free(h->type), free(h->location), free(h->www_auth), free(h->digest), free(h->range),
+        free(h->origin);
     free(h);
 }
 
@@ -1476,7 +1495,7 @@ static void http_keep(char **slot, const char *line, size_t n, const char *name)
 static size_t http_on_header(char *p, size_t one, size_t n, void *arg) {
     struct http *h = arg;
     size_t len = one * n;
-    if (len > 5 && !strncmp(p, "HTTP/", 5)) {     /* a new response (after 100 or a proxy's 200) */
+    if (len > 5 && !strncmp(p, "HTTP/", 5)) { /* a new response (after 100 or a proxy's 200) */
         free(h->www_auth), free(h->location);
         h->www_auth = h->location = NULL;
     }
@@ -1510,9 +1529,12 @@ static int http_on_seek(void *arg, curl_off_t off, int whence) {
 /* The CA bundle of the distribution, read once; NULL when there is none. */
 static const char *http_ca_path(void) {
     static const char *const PLACES[] = {
-        "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",             "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-        "/etc/ssl/cert.pem",                  "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/etc/pki/tls/certs/ca-bundle.crt",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+        "/etc/ssl/cert.pem",
+        "/etc/ca-certificates/extracted/tls-ca-bundle.pem",
     };
     const char *own = getenv("SSL_CERT_FILE");
     if (!str_empty(own)) return own;
@@ -1581,7 +1603,8 @@ static int http_pump(struct http *h, struct err *e) {
         return err_set(e, 0, "%s %s: %s%s", h->req->method, h->req->url, why,
                        h->rc == CURLE_PEER_FAILED_VERIFICATION && !http_ca_path()
                            ? " (no CA bundle found on this host: set SSL_CERT_FILE)"
-                       : h->rc == CURLE_OPERATION_TIMEDOUT ? " (the server stalled)" : "");
+                       : h->rc == CURLE_OPERATION_TIMEDOUT ? " (the server stalled)"
+                                                           : "");
     }
     return 0;
 }
@@ -1605,7 +1628,7 @@ static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct
         h->list = curl_slist_append(h->list, a);
     }
     h->list = curl_slist_append(h->list, "Expect:");
-    const char *patience = getenv("SKIFF_HTTP_TIMEOUT");      /* seconds without a byte */
+    const char *patience = getenv("SKIFF_HTTP_TIMEOUT"); /* seconds without a byte */
     i64 stall = 60;
     if (patience) str_int(patience, 1, 86400, &stall);
     curl_easy_setopt(h->easy, CURLOPT_URL, r->url);
@@ -1663,7 +1686,8 @@ static struct http *http_open(const struct http_req *req, CURLcode *ret_rc, stru
         h->req = req;
         h->origin = http_origin(url);
         bool moved = (h->status >= 301 && h->status <= 303) || h->status == 307 || h->status == 308;
-        if (!moved || !h->location || (strcmp(r.method, "GET") && strcmp(r.method, "HEAD"))) return h;
+        if (!moved || !h->location || (strcmp(r.method, "GET") && strcmp(r.method, "HEAD")))
+            return h;
         CURLU *u = curl_url();
         char *next = NULL;
         if (!u || curl_url_set(u, CURLUPART_URL, url, 0) ||
@@ -1720,10 +1744,10 @@ static int http_slurp(struct http *h, size_t max, struct buf *ret, struct err *e
 
 /* ---- 9.1 references ---- */
 struct ref {
-    char domain[256];         /* "docker.io", "localhost:5000" */
-    char path[256];           /* "library/debian" */
-    char tag[129];            /* "" when only a digest is given */
-    char digest[DIGEST_LEN + 1];  /* "" when there is none */
+    char domain[256];            /* "docker.io", "localhost:5000" */
+    char path[256];              /* "library/debian" */
+    char tag[129];               /* "" when only a digest is given */
+    char digest[DIGEST_LEN + 1]; /* "" when there is none */
 };
 
 /* One path component: [a-z0-9]+ joined by ".", "_", "__" or any number of "-". */
@@ -1735,7 +1759,8 @@ static bool ref_component_ok(const char *s, size_t n) {
         if (i == n) return true;
         if (s[i] == '.') i++;
         else if (s[i] == '_') i += 1 + (i + 1 < n && s[i + 1] == '_');
-        else if (s[i] == '-') while (i < n && s[i] == '-') i++;
+        else if (s[i] == '-')
+            while (i < n && s[i] == '-') i++;
         else return false;
     }
     return false;
@@ -1772,8 +1797,10 @@ static int ref_parse(const char *text, struct ref *ret, struct err *e) {
     if (at) {
         *at++ = 0;
         if (!digest_hex(at))
-            return err_set(e, 0, "invalid reference format: '%s': the digest must be sha256: and "
-                                 "64 lower-case hex digits", shown);
+            return err_set(e, 0,
+                           "invalid reference format: '%s': the digest must be sha256: and "
+                           "64 lower-case hex digits",
+                           shown);
         strcpy(r.digest, at);
     }
     char *slash = strrchr(s, '/'), *colon = strrchr(s, ':');
@@ -1785,7 +1812,8 @@ static int ref_parse(const char *text, struct ref *ret, struct err *e) {
     }
     char *first = strchr(s, '/'), *path = s;
     size_t n = first ? (size_t)(first - s) : 0;
-    bool has_domain = first && (memchr(s, '.', n) || memchr(s, ':', n) || (n == 9 && str_prefix(s, "localhost")));
+    bool has_domain =
+        first && (memchr(s, '.', n) || memchr(s, ':', n) || (n == 9 && str_prefix(s, "localhost")));
     for (size_t i = 0; first && i < n; i++) has_domain |= isupper((u8)s[i]) != 0;
     if (has_domain) {
         *first = 0;
@@ -1804,7 +1832,8 @@ static int ref_parse(const char *text, struct ref *ret, struct err *e) {
         if (!ref_component_ok(p, k))
             return err_set(e, 0, "invalid reference format: '%s'%s", shown,
                            strpbrk(path, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-                               ? ": repository name must be lowercase" : "");
+                               ? ": repository name must be lowercase"
+                               : "");
         p += k;
         if (!*p) break;
     }
@@ -1852,8 +1881,12 @@ static char *b64_decode(const char *s) {
     u32 v = 0;
     int bits = 0;
     for (; *s && *s != '='; s++) {
-        int d = isupper((u8)*s) ? *s - 'A' : islower((u8)*s) ? *s - 'a' + 26
-                : isdigit((u8)*s) ? *s - '0' + 52 : *s == '+' ? 62 : *s == '/' ? 63 : -1;
+        int d = isupper((u8)*s)   ? *s - 'A'
+                : islower((u8)*s) ? *s - 'a' + 26
+                : isdigit((u8)*s) ? *s - '0' + 52
+                : *s == '+'       ? 62
+                : *s == '/'       ? 63
+                                  : -1;
         if (d < 0) {
             buf_done(&b);
             return NULL;
@@ -1882,7 +1915,8 @@ static const char *auth_key(const char *domain) {
     return strcmp(domain, "docker.io") ? domain : "https://index.docker.io/v1/";
 }
 
-/* Asks docker-credential-NAME; "user:secret", or NULL. Source: docker-credential-helpers protocol. */
+/* Asks docker-credential-NAME; "user:secret", or NULL. Source: docker-credential-helpers protocol.
+ * */
 static char *auth_helper(const char *name, const char *key) {
     for (const char *p = name; *p; p++)
         if (!isalnum((u8)*p) && !strchr("-_.", *p)) return NULL;
@@ -1947,7 +1981,8 @@ static int auth_store(const char *domain, const char *pair, bool *ret_gone, stru
         if (slash && dir_make(AT_FDCWD, dir, e)) return -1;
         AUTO_FD d = dir_open(AT_FDCWD, slash ? dir : ".", e);
         AUTO_FREE char *text = js_dump(j, JSON_INDENT(1));
-        if (d < 0 || file_replace(d, slash ? slash + 1 : dir, text, strlen(text), 0600, FILE_SYNC, e))
+        if (d < 0 ||
+            file_replace(d, slash ? slash + 1 : dir, text, strlen(text), 0600, FILE_SYNC, e))
             return -1;
     }
     if (ret_gone) *ret_gone = !removed;
@@ -1956,13 +1991,13 @@ static int auth_store(const char *domain, const char *pair, bool *ret_gone, stru
 
 /* ---- 9.4 which hosts serve a registry ---- */
 struct reg_host {
-    char *location;           /* "host:port" or "host/path", owned: takes the place of the prefix that matched */
-    size_t strip;             /* characters of the repository's path that the prefix took */
+    char *location; /* "host:port" or "host/path", owned: replaces the prefix that matched */
+    size_t strip;   /* characters of the repository's path that the prefix took */
     bool insecure;
 };
 
 struct reg_conf {
-    struct reg_host hosts[16];    /* mirrors first, the registry itself last */
+    struct reg_host hosts[16]; /* mirrors first, the registry itself last */
     size_t n;
     bool blocked;
 };
@@ -2018,9 +2053,11 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
     for (char *l = strtok_r(b.p, "\n", &save);; l = strtok_r(NULL, "\n", &save)) {
         char *s = l ? l + strspn(l, " \t") : NULL, *v;
         line++;
-        if (s && *s && *s != '#' && *s != '[' && *s != ']' && *s != '"' && *s != '\r' && !strchr(s, '='))
+        if (s && *s && *s != '#' && *s != '[' && *s != ']' && *s != '"' && *s != '\r' &&
+            !strchr(s, '='))
             return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
-        if (s && *s == '[' && !strchr(s, ']') && !strchr(s, '=')) return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
+        if (s && *s == '[' && !strchr(s, ']') && !strchr(s, '='))
+            return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
         if (!s || str_prefix(s, "[[registry]]")) {
             int took = reg_conf_covers(prefix ? prefix : location, ref->domain, ref->path);
             if (took >= 0) {
@@ -2028,7 +2065,9 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
                     reg_conf_add(c, mirrors.v[i], (size_t)took, lax[i]);
                 c->blocked |= blocked;
                 self->insecure |= insecure;
-                if (location && prefix) free(self->location), self->location = str_dup(location), self->strip = (size_t)took;
+                if (location && prefix)
+                    free(self->location), self->location = str_dup(location),
+                                          self->strip = (size_t)took;
             }
             mem_freep(&prefix), mem_freep(&location), strv_done(&mirrors);
             insecure = blocked = false;
@@ -2039,9 +2078,12 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
             in = MIRROR;
             strv_add(&mirrors, "");
         } else if (*s == '[') in = NONE;
-        else if (in == REGISTRY && (v = reg_conf_value(s, "prefix"))) free(prefix), prefix = str_dup(v);
-        else if (in == REGISTRY && (v = reg_conf_value(s, "location"))) free(location), location = str_dup(v);
-        else if (in == REGISTRY && (v = reg_conf_value(s, "insecure"))) insecure = str_eq(v, "true");
+        else if (in == REGISTRY && (v = reg_conf_value(s, "prefix")))
+            free(prefix), prefix = str_dup(v);
+        else if (in == REGISTRY && (v = reg_conf_value(s, "location")))
+            free(location), location = str_dup(v);
+        else if (in == REGISTRY && (v = reg_conf_value(s, "insecure")))
+            insecure = str_eq(v, "true");
         else if (in == REGISTRY && (v = reg_conf_value(s, "blocked"))) blocked = str_eq(v, "true");
         else if (in == MIRROR && (v = reg_conf_value(s, "location"))) {
             free(mirrors.v[mirrors.n - 1]);
@@ -2055,14 +2097,15 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
 static bool reg_is_loopback(const char *domain) {
     size_t host = strcspn(domain, ":");
     bool v4 = str_prefix(domain, "127.") && strspn(domain, "0123456789.") == host;
-    return str_prefix(domain, "localhost:") || !strcmp(domain, "localhost") || v4 || !strcmp(domain, "[::1]") || str_prefix(domain, "[::1]:");
+    return str_prefix(domain, "localhost:") || !strcmp(domain, "localhost") || v4 ||
+           !strcmp(domain, "[::1]") || str_prefix(domain, "[::1]:");
 }
 
 /* Mirrors and laxness for a registry from registries.conf and Docker's daemon.json. */
 static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err *e) {
     const char *domain = ref->domain;
-    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"), 0,
-                             reg_is_loopback(domain) };
+    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"),
+                             0, reg_is_loopback(domain) };
     int rc;
     const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
     AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
@@ -2095,7 +2138,8 @@ static char *reg_certs(const char *domain) {
     AUTO_FREE char *user = str_fmt("%s/.config/containers/certs.d", host_home());
     AUTO_FREE char *user2 = str_fmt("%s/.docker/certs.d", host_home());
     const char *own = getenv("SKIFF_CERTS_D");
-    const char *dirs[] = { str_empty(own) ? user : own, user2, "/etc/containers/certs.d", "/etc/docker/certs.d" };
+    const char *dirs[] = { str_empty(own) ? user : own, user2, "/etc/containers/certs.d",
+                           "/etc/docker/certs.d" };
     struct buf pem = { 0 };
     for (size_t i = 0; i < ARRAY_LEN(dirs); i++) {
         AUTO_FREE char *dir = str_fmt("%s/%s", dirs[i], domain);
@@ -2114,13 +2158,13 @@ static char *reg_certs(const char *domain) {
 /* ---- 9.5 one registry, authenticated ---- */
 struct reg {
     struct ref ref;
-    char *base;               /* "https://host", owned; chosen by the first exchange */
-    char *repo;               /* the repository's name at this host, owned */
-    char *creds;              /* "user:password", owned; NULL: anonymous */
-    char *auth;               /* Authorization value, owned; NULL: none asked yet */
-    char *ca_extra;           /* owned; NULL: none */
+    char *base;     /* "https://host", owned; chosen by the first exchange */
+    char *repo;     /* the repository's name at this host, owned */
+    char *creds;    /* "user:password", owned; NULL: anonymous */
+    char *auth;     /* Authorization value, owned; NULL: none asked yet */
+    char *ca_extra; /* owned; NULL: none */
     bool insecure, push;
-    pthread_mutex_t lock;     /* guards auth */
+    pthread_mutex_t lock; /* guards auth */
 };
 
 static void reg_done(struct reg *r) {
@@ -2143,13 +2187,16 @@ static char *reg_param(const char *challenge, const char *name) {
 
 /* Fetches a bearer token for the challenge that the registry itself sent. */
 static int reg_token(struct reg *r, const char *challenge, char **ret_auth, struct err *e) {
-    AUTO_FREE char *realm = reg_param(challenge, "realm"), *service = reg_param(challenge, "service");
+    AUTO_FREE char *realm = reg_param(challenge, "realm"),
+                   *service = reg_param(challenge, "service");
     if (!realm) return err_set(e, 0, "%s: challenge without a realm: %.200s", r->base, challenge);
     /* the password goes to the realm: never in clear unless the registry itself is plain http */
     AUTO_FREE char *origin = http_origin(realm);
-    if (!str_prefix(realm, "https://") && (strcmp(origin, r->base) || !str_prefix(realm, "http://")))
-        return err_set(e, 0, "%s asks for a token from '%.200s', which is neither https nor itself: refused",
-                       r->base, realm);
+    if (!str_prefix(realm, "https://") &&
+        (strcmp(origin, r->base) || !str_prefix(realm, "http://")))
+        return err_set(
+            e, 0, "%s asks for a token from '%.200s', which is neither https nor itself: refused",
+            r->base, realm);
     AUTO_FREE char *scope = str_fmt("repository:%s:%s", r->repo, r->push ? "pull,push" : "pull");
     char *esc_scope = curl_easy_escape(NULL, scope, 0);
     char *esc_service = curl_easy_escape(NULL, service ? service : "", 0);
@@ -2161,14 +2208,19 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
         AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
         basic = str_fmt("Basic %s", b64);
     }
-    struct http_req q = { .method = "GET", .url = url, .auth = basic, .body_fd = -1,
-                          .ca_extra = r->ca_extra, .insecure = r->insecure };
+    struct http_req q = { .method = "GET",
+                          .url = url,
+                          .auth = basic,
+                          .body_fd = -1,
+                          .ca_extra = r->ca_extra,
+                          .insecure = r->insecure };
     AUTO_HTTP *h = http_open(&q, NULL, e);
     AUTO_BUF body = { 0 };
     if (!h || http_slurp(h, 1 << 20, &body, e)) return -1;
     if (h->status == 401 || h->status == 403)
         return err_set(e, 0, "%s: access denied by %s%s", r->ref.domain, realm,
-                       r->creds ? ": wrong user name or password" : ": 'skiff login' may be needed");
+                       r->creds ? ": wrong user name or password"
+                                : ": 'skiff login' may be needed");
     AUTO_JSON *j = json_loadb(body.p, body.n, 0, NULL);
     const char *token = js_str(j, "token");
     if (!token) token = js_str(j, "access_token");
@@ -2182,14 +2234,15 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
 static int reg_answer(struct reg *r, const char *challenge, const char *used, struct err *e) {
     char *auth = NULL;
     pthread_mutex_lock(&r->lock);
-    if ((used && r->auth && strcmp(used, r->auth)) || (!used && r->auth)) {   /* another thread did */
+    if ((used && r->auth && strcmp(used, r->auth)) || (!used && r->auth)) { /* another thread did */
         pthread_mutex_unlock(&r->lock);
         return 0;
     }
     int rc = -1;
     if (challenge && !strncasecmp(challenge, "bearer", 6)) rc = reg_token(r, challenge, &auth, e);
     else if (!r->creds)
-        err_set(e, 0, "%s: authentication required: 'skiff login %s'", r->ref.domain, r->ref.domain);
+        err_set(e, 0, "%s: authentication required: 'skiff login %s'", r->ref.domain,
+                r->ref.domain);
     else if (used) err_set(e, 0, "%s: unauthorized: incorrect username or password", r->ref.domain);
     else {
         AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
@@ -2213,16 +2266,16 @@ static void reg_explain(struct http *h, const char *what, struct err *e) {
     err_set(e, 0, "%s: HTTP %ld%s%.300s", what, h->status, *text ? ": " : "", text);
 }
 
-static bool reg_transient(long status) {
-    return status == 408 || status == 429 || status >= 500;
-}
+static bool reg_transient(long status) { return status == 408 || status == 429 || status >= 500; }
 
-/* One request to the registry: `path` is below /v2/NAME/, or an absolute URL. Authenticates, retries
- * transient failures with back-off. Any status but 401 and 5xx is returned to the caller. */
-static struct http *reg_request(struct reg *r, struct http_req *q, const char *path, struct err *e) {
+/* One request to the registry: `path` is below /v2/NAME/, or an absolute URL. Authenticates,
+ * retries transient failures with back-off. Any status but 401 and 5xx is returned to the caller.
+ * */
+static struct http *reg_request(struct reg *r, struct http_req *q, const char *path,
+                                struct err *e) {
     AUTO_FREE char *url = strstr(path, "://") ? str_dup(path)
-        : *path ? str_fmt("%s/v2/%s/%s", r->base, r->repo, path)
-                : str_fmt("%s/v2/", r->base);
+                          : *path             ? str_fmt("%s/v2/%s/%s", r->base, r->repo, path)
+                                              : str_fmt("%s/v2/", r->base);
     q->ca_extra = r->ca_extra;
     q->insecure = r->insecure;
     AUTO_FREE char *origin = http_origin(url);
@@ -2236,7 +2289,8 @@ static struct http *reg_request(struct reg *r, struct http_req *q, const char *p
         q->auth = auth;
         CURLcode rc = CURLE_OK;
         struct http *h = http_open(q, &rc, e);
-        /* a challenge counts only from the registry itself: a redirect's target could name any realm */
+        /* a challenge counts only from the registry itself: a redirect's target could name any
+         * realm */
         if (h && h->status == 401 && ours && !strcmp(h->origin, r->base) && answered < 2) {
             int bad = reg_answer(r, h->www_auth, auth, e);
             http_free(h);
@@ -2255,7 +2309,7 @@ static struct http *reg_request(struct reg *r, struct http_req *q, const char *p
                 return NULL;
             }
             if (h) h->req = q;
-            q->url = r->base;                  /* url dies with this frame; messages name the host */
+            q->url = r->base; /* url dies with this frame; messages name the host */
             q->auth = NULL;
             return h;
         }
@@ -2264,8 +2318,10 @@ static struct http *reg_request(struct reg *r, struct http_req *q, const char *p
     }
 }
 
-/* Finds the host that serves a reference: mirrors first, https before http where http is allowed. */
-static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_verify, struct err *e) {
+/* Finds the host that serves a reference: mirrors first, https before http where http is allowed.
+ * */
+static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_verify,
+                       struct err *e) {
     struct reg_conf conf = { 0 };
     *r = (struct reg){ .ref = *ref, .push = push };
     pthread_mutex_init(&r->lock, NULL);
@@ -2285,7 +2341,9 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             free(r->base), free(r->repo), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             free(r->creds);
-            r->creds = auth_find(i + 1 == conf.n ? ref->domain : name);     /* a mirror gets its own, not the registry's */
+            r->creds =
+                auth_find(i + 1 == conf.n ? ref->domain
+                                          : name); /* a mirror gets its own, not the registry's */
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
             const char *left = ref->path + host->strip;
             left += *left == '/';
@@ -2293,15 +2351,17 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             r->ca_extra = reg_certs(name);
             /* a loopback registry with a CA of its own is verified like any other */
             r->insecure = lax && !r->ca_extra;
-            struct http_req q = { .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra,
-                                  .insecure = r->insecure };
+            struct http_req q = {
+                .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra, .insecure = r->insecure
+            };
             AUTO_FREE char *url = str_fmt("%s/v2/", r->base);
             q.url = url;
             CURLcode rc = CURLE_OK;
             AUTO_HTTP *h = http_open(&q, &rc, e);
             if (!h) {
                 log_debug("%s", e->msg);
-                /* plain http is for a server that speaks no TLS, not for one whose certificate is wrong */
+                /* plain http is for a server that speaks no TLS, not for one whose certificate is
+                 * wrong */
                 if (rc == CURLE_PEER_FAILED_VERIFICATION) break;
                 continue;
             }
@@ -2321,8 +2381,8 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
  * was checked; (2) index.json changes only under locks/index; (3) whoever adds blobs holds locks/gc
  * shared until index.json refers to them; the collector holds it exclusively. Uses: 1-9 */
 struct store {
-    int dir;                  /* $SKIFF_ROOT */
-    char *path;               /* owned; absolute */
+    int dir;    /* $SKIFF_ROOT */
+    char *path; /* owned; absolute */
 };
 
 /* Opens the store, making it on first use. */
@@ -2344,16 +2404,19 @@ static int store_open(const char *root, struct store *ret, struct err *e) {
     struct stat st;
     if (fstat(dir, &st)) return err_set(e, errno, "store %s", path);
     if (st.st_uid != geteuid())
-        return err_set(e, 0, "store %s belongs to uid %u, not to you: set SKIFF_ROOT to a directory "
-                             "of yours", path, st.st_uid);
+        return err_set(e, 0,
+                       "store %s belongs to uid %u, not to you: set SKIFF_ROOT to a directory "
+                       "of yours",
+                       path, st.st_uid);
     if (faccessat(dir, "oci-layout", F_OK, 0)) {
-        static const char *const DIRS[] = { "blobs/sha256", "layers", "merged", "names", "containers",
-                                            "volumes", "cache", "locks", "tmp" };
+        static const char *const DIRS[] = { "blobs/sha256", "layers",     "merged",
+                                            "names",        "containers", "volumes",
+                                            "cache",        "locks",      "tmp" };
         if (st.st_mode & 077 && fchmod(dir, 0700)) return err_set(e, errno, "chmod 0700 %s", path);
         for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
             if (dir_make(dir, DIRS[i], e)) return err_wrap(e, "store %s", path);
         static const char INDEX[] = "{\"schemaVersion\":2,\"mediaType\":"
-            "\"application/vnd.oci.image.index.v1+json\",\"manifests\":[]}";
+                                    "\"application/vnd.oci.image.index.v1+json\",\"manifests\":[]}";
         static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
         AUTO_FD lock = lock_take(dir, "locks/index", LOCK_EX);
         if (faccessat(dir, "index.json", F_OK, 0) &&
@@ -2392,7 +2455,8 @@ static int blob_open(const struct store *s, const char *digest, struct err *e) {
 }
 
 /* Adds a small document; digest_out holds DIGEST_LEN+1 bytes. */
-static int blob_add(const struct store *s, const void *data, size_t n, char *digest_out, struct err *e) {
+static int blob_add(const struct store *s, const void *data, size_t n, char *digest_out,
+                    struct err *e) {
     char path[80];
     digest_of(data, n, digest_out);
     if (blob_have(s, digest_out)) return 0;
@@ -2413,8 +2477,10 @@ static json_t *blob_json(const struct store *s, const char *digest, struct err *
     }
     if (file_read(s->dir, path, DOC_MAX_BYTES, &b, e)) return NULL;
     if (strcmp(digest_of(b.p, b.n, have), digest)) {
-        err_set(e, 0, "blob %s is damaged: its content has digest %s ('skiff system check --repair', "
-                      "then pull again)", digest, have);
+        err_set(e, 0,
+                "blob %s is damaged: its content has digest %s ('skiff system check --repair', "
+                "then pull again)",
+                digest, have);
         return NULL;
     }
     return js_parse(b.p, b.n, digest, e);
@@ -2422,7 +2488,7 @@ static json_t *blob_json(const struct store *s, const char *digest, struct err *
 
 /* ---- 10.2 names ---- */
 #define REF_NAME "org.opencontainers.image.ref.name"
-#define REPO_DIGEST "io.skiff.repo-digest"    /* "repo@sha256:…" that the name was pulled from */
+#define REPO_DIGEST "io.skiff.repo-digest" /* "repo@sha256:…" that the name was pulled from */
 
 static json_t *store_index(const struct store *s, struct err *e) {
     json_t *j = js_load(s->dir, "index.json", e);
@@ -2451,7 +2517,7 @@ static int store_tag(const struct store *s, const json_t *desc, const char *name
     AUTO_JSON *orphan = NULL;
     bool orphan_named = false, placed = false;
     size_t i;
-    json_array_foreach(all, i, d) {
+    json_array_foreach (all, i, d) {
         const char *n = desc_name(d);
         bool same = str_eq(js_str(d, "digest"), digest);
         if (name ? str_eq(n, name) : same) {
@@ -2459,7 +2525,7 @@ static int store_tag(const struct store *s, const json_t *desc, const char *name
             else if (!same) orphan = json_deep_copy(d);
             else if (!name) placed = true;
             if (!placed) continue;
-        } else if (same && !n) continue;          /* it gets a name now */
+        } else if (same && !n) continue; /* it gets a name now */
         json_array_append(keep, d);
     }
     if (!placed) {
@@ -2473,7 +2539,7 @@ static int store_tag(const struct store *s, const json_t *desc, const char *name
         json_array_append_new(keep, add);
     }
     if (orphan) {
-        json_array_foreach(keep, i, d)
+        json_array_foreach (keep, i, d)
             orphan_named |= str_eq(js_str(d, "digest"), js_str(orphan, "digest"));
         json_object_del(js_get(orphan, "annotations"), REF_NAME);
         if (!orphan_named) json_array_append(keep, orphan);
@@ -2499,10 +2565,10 @@ static int store_untag(const struct store *s, const char *digest, const char *na
 
 /* ---- 10.3 images ---- */
 struct image {
-    json_t *desc;             /* the descriptor in index.json, owned */
-    json_t *manifest, *config;    /* owned */
-    char id[HEX_LEN + 1];     /* hex of the configuration's digest: Docker's image id */
-    struct strv diff_ids;     /* "sha256:…", bottom first */
+    json_t *desc;              /* the descriptor in index.json, owned */
+    json_t *manifest, *config; /* owned */
+    char id[HEX_LEN + 1];      /* hex of the configuration's digest: Docker's image id */
+    struct strv diff_ids;      /* "sha256:…", bottom first */
 };
 
 static void image_done(struct image *m) {
@@ -2520,8 +2586,9 @@ static int image_diff_ids(const json_t *config, struct strv *ret, struct err *e)
     size_t i;
     json_t *v;
     if (json_array_size(a) > IMAGE_MAX_LAYERS)
-        return err_set(e, 0, "image has %zu layers; the limit is %d", json_array_size(a), IMAGE_MAX_LAYERS);
-    json_array_foreach(a, i, v) {
+        return err_set(e, 0, "image has %zu layers; the limit is %d", json_array_size(a),
+                       IMAGE_MAX_LAYERS);
+    json_array_foreach (a, i, v) {
         if (!digest_hex(json_string_value(v)))
             return err_set(e, 0, "configuration: /rootfs/diff_ids/%zu is not a sha256 digest", i);
         strv_add(ret, json_string_value(v));
@@ -2534,7 +2601,8 @@ static int image_load(const struct store *s, const json_t *desc, struct image *r
     m.manifest = blob_json(s, js_str(desc, "digest"), e);
     const char *cfg = m.manifest ? js_str(m.manifest, "config.digest") : NULL;
     m.config = cfg ? blob_json(s, cfg, e) : NULL;
-    if (m.manifest && !cfg) err_set(e, 0, "manifest %s names no configuration", js_str(desc, "digest"));
+    if (m.manifest && !cfg)
+        err_set(e, 0, "manifest %s names no configuration", js_str(desc, "digest"));
     if (!m.config || image_diff_ids(m.config, &m.diff_ids, e)) {
         image_done(&m);
         return -1;
@@ -2544,8 +2612,8 @@ static int image_load(const struct store *s, const json_t *desc, struct image *r
     return 0;
 }
 
-/* Finds an image by name, id, id prefix, name@digest. ret_name (may be NULL; caller owns): the store
- * name that matched, NULL when it was found by id. */
+/* Finds an image by name, id, id prefix, name@digest. ret_name (may be NULL; caller owns): the
+ * store name that matched, NULL when it was found by id. */
 static int image_find(const struct store *s, const char *what, struct image *ret, char **ret_name,
                       struct err *e) {
     AUTO_JSON *index = store_index(s, e);
@@ -2560,11 +2628,13 @@ static int image_find(const struct store *s, const char *what, struct image *ret
         full = ref_full(&r);
         if (r.digest[0]) bydigest = str_fmt("%s/%s@%s", r.domain, r.path, r.digest);
     }
-    json_array_foreach(all, i, d) {
-        const char *n = desc_name(d), *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
+    json_array_foreach (all, i, d) {
+        const char *n = desc_name(d),
+                   *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
         bool named = full && !bydigest && str_eq(n, full);
-        bool digested = bydigest && (str_eq(rd, bydigest) || str_eq(n, bydigest) ||
-                        (n && str_eq(js_str(d, "digest"), r.digest) && str_prefix(n, r.domain)));
+        bool digested =
+            bydigest && (str_eq(rd, bydigest) || str_eq(n, bydigest) ||
+                         (n && str_eq(js_str(d, "digest"), r.digest) && str_prefix(n, r.domain)));
         if (!named && !digested) continue;
         if (ret_name) *ret_name = n ? str_dup(n) : NULL;
         return image_load(s, d, ret, e);
@@ -2573,7 +2643,7 @@ static int image_find(const struct store *s, const char *what, struct image *ret
     size_t n = strlen(hex);
     if (n >= 1 && n <= HEX_LEN && strspn(hex, "0123456789abcdef") == n) {
         char id[HEX_LEN + 1] = "";
-        json_array_foreach(all, i, d) {
+        json_array_foreach (all, i, d) {
             AUTO_IMAGE m = { 0 };
             if (image_load(s, d, &m, &why)) continue;
             const char *mh = digest_hex(js_str(d, "digest"));
@@ -2608,8 +2678,9 @@ static void store_mark(const struct store *s, const char *digest, json_t *live, 
     json_t *v;
     size_t i;
     const char *h;
-    json_array_foreach(js_get(m, "manifests"), i, v) store_mark(s, js_str(v, "digest"), live, depth + 1);
-    json_array_foreach(js_get(m, "layers"), i, v)
+    json_array_foreach (js_get(m, "manifests"), i, v)
+        store_mark(s, js_str(v, "digest"), live, depth + 1);
+    json_array_foreach (js_get(m, "layers"), i, v)
         if ((h = digest_hex(js_str(v, "digest")))) js_setb(live, h, true);
     const char *cfg = js_str(m, "config.digest");
     if (!(h = digest_hex(cfg))) return;
@@ -2617,7 +2688,7 @@ static void store_mark(const struct store *s, const char *digest, json_t *live, 
     AUTO_JSON *c = blob_json(s, cfg, &e);
     struct sha chain;
     char id[DIGEST_LEN + 1] = "";
-    json_array_foreach(js_path(c, "rootfs.diff_ids"), i, v) {
+    json_array_foreach (js_path(c, "rootfs.diff_ids"), i, v) {
         if (!(h = digest_hex(json_string_value(v)))) continue;
         js_setb(live, h, true);
         if (!*id) strcpy(id, json_string_value(v));
@@ -2631,14 +2702,15 @@ static void store_mark(const struct store *s, const char *digest, json_t *live, 
             hex_of(raw, 32, id + 7);
         }
     }
-    if (*id) {                             /* the merged index is named by the chain-id */
+    if (*id) { /* the merged index is named by the chain-id */
         AUTO_FREE char *key = str_fmt("chain:%s", id + 7);
         js_setb(live, key, true);
     }
 }
 
 /* Sweeps one directory: removes the entries whose first 64 characters are not live. */
-static u64 store_sweep(const struct store *s, const char *dir, const char *prefix, const json_t *live) {
+static u64 store_sweep(const struct store *s, const char *dir, const char *prefix,
+                       const json_t *live) {
     u64 freed = 0, inodes = 0;
     AUTO_DIR *d = dir_stream(s->dir, dir);
     struct dirent *de;
@@ -2647,16 +2719,18 @@ static u64 store_sweep(const struct store *s, const char *dir, const char *prefi
         snprintf(key, sizeof key, "%s%.64s", prefix, de->d_name);
         if (strlen(de->d_name) < HEX_LEN || js_get(live, key)) continue;
         tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
-        /* the name goes at once: a tree of mapped ids may resist, and half a tree must not be found again */
-        AUTO_FREE char *from = str_fmt("%s/%s", dir, de->d_name), *aside = str_fmt("tmp/gone-%s", de->d_name);
+        /* the name goes at once: a tree of mapped ids may resist, and half a tree must not be found
+         * again */
+        AUTO_FREE char *from = str_fmt("%s/%s", dir, de->d_name),
+                       *aside = str_fmt("tmp/gone-%s", de->d_name);
         if (!renameat(s->dir, from, s->dir, aside)) tree_remove(s->dir, aside);
     }
     return freed;
 }
 
-/* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also where
- * another skiff is adding to the store (then that or a later call collects). all: what an interrupted pull
- * has left goes too. */
+/* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also
+ * where another skiff is adding to the store (then that or a later call collects). all: what an
+ * interrupted pull has left goes too. */
 static u64 store_collect(const struct store *s, bool all) {
     struct err e;
     AUTO_FD lock = lock_take(s->dir, "locks/gc", LOCK_EX | LOCK_NB);
@@ -2665,7 +2739,8 @@ static u64 store_collect(const struct store *s, bool all) {
     AUTO_JSON *live = json_object();
     size_t i;
     json_t *d;
-    json_array_foreach(js_get(index, "manifests"), i, d) store_mark(s, js_str(d, "digest"), live, 0);
+    json_array_foreach (js_get(index, "manifests"), i, d)
+        store_mark(s, js_str(d, "digest"), live, 0);
     AUTO_DIR *dir = dir_stream(s->dir, "containers");
     struct dirent *de;
     while (dir && (de = dir_next(dir))) {
@@ -2680,22 +2755,25 @@ static u64 store_collect(const struct store *s, bool all) {
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
     }
     AUTO_DIR *cache = dir_stream(s->dir, "cache");
-    while (cache && (de = dir_next(cache))) {     /* layers that the build cache may take again */
+    while (cache && (de = dir_next(cache))) { /* layers that the build cache may take again */
         if (!str_prefix(de->d_name, "build-")) continue;
         AUTO_JSON *c = js_load(dirfd(cache), de->d_name, &e);
-        const char *blob = digest_hex(js_str(c, "layer.digest")), *diff = digest_hex(js_str(c, "diff_id"));
+        const char *blob = digest_hex(js_str(c, "layer.digest")),
+                   *diff = digest_hex(js_str(c, "diff_id"));
         if (blob) js_setb(live, blob, true);
         if (diff) js_setb(live, diff, true);
     }
     u64 freed = store_sweep(s, "blobs/sha256", "", live);
     freed += store_sweep(s, "layers", "", live);
     freed += store_sweep(s, "merged", "chain:", live);
-    AUTO_DIR *tmp = dir_stream(s->dir, "tmp");     /* nobody writes: what is here was abandoned */
+    AUTO_DIR *tmp = dir_stream(s->dir, "tmp"); /* nobody writes: what is here was abandoned */
     while (tmp && (de = dir_next(tmp))) {
         u64 inodes = 0;
         struct stat st;
-        bool part = str_suffix(de->d_name, ".part") && !fstatat(dirfd(tmp), de->d_name, &st, AT_SYMLINK_NOFOLLOW);
-        if (part && !all && time_now_ns() / 1000000000 - st.st_mtime < 86400) continue;     /* a pull that may be resumed */
+        bool part = str_suffix(de->d_name, ".part") &&
+                    !fstatat(dirfd(tmp), de->d_name, &st, AT_SYMLINK_NOFOLLOW);
+        if (part && !all && time_now_ns() / 1000000000 - st.st_mtime < 86400)
+            continue; /* a pull that may be resumed */
         tree_usage(dirfd(tmp), de->d_name, &freed, &inodes, 0);
         tree_remove(dirfd(tmp), de->d_name);
     }
@@ -2719,11 +2797,13 @@ static void store_event(const struct store *s, const char *type, const char *act
     js_seti(ev, "timeNano", now);
     AUTO_FREE char *text = js_dump(ev, JSON_COMPACT);
     AUTO_FREE char *line = str_fmt("%s\n", text);
-    AUTO_FD fd = openat(s->dir, "events.json", O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    AUTO_FD fd =
+        openat(s->dir, "events.json", O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     struct stat st;
     if (fd < 0) return;
     /* bounded: the log starts anew past 8 MiB, and readers of the old file reach its end */
-    if (!fstat(fd, &st) && st.st_size > 8 << 20) renameat(s->dir, "events.json", s->dir, "events.json.1");
+    if (!fstat(fd, &st) && st.st_size > 8 << 20)
+        renameat(s->dir, "events.json", s->dir, "events.json.1");
     (void)!fd_write_all(fd, line, strlen(line));
 }
 /* }==== 10 store */
@@ -2731,14 +2811,15 @@ static void store_event(const struct store *s, const char *type, const char *act
 /* {==== 11 layer: trees, packs, indexes; archives in and out ====
  * An archive is never unpacked to paths. It is read once, front to back; its names become a tree in
  * memory, its file contents are appended to a pack, and the tree is written as an index. Whiteouts,
- * hard links, symbolic links in parents: all are resolved in that tree, where ".." has nowhere to go.
+ * hard links, symbolic links in parents: all are resolved in that tree, where ".." has nowhere to
+ * go.
  *
  * PACK (layers/HEX.pack): file contents cut into chunks, each starting at a multiple of 4096; no
  * header. A chunk is stored raw or as one zstd frame; a hole (all zeros) is not stored.
  *
- * INDEX (layers/HEX.idx, merged/HEX.idx): little-endian, the structs below as they stand, sections in
- * the order of the head's offsets. A layer's index has whiteout entries and opaque marks and exactly
- * one pack; a merged index has none of the first and as many packs as layers with contents.
+ * INDEX (layers/HEX.idx, merged/HEX.idx): little-endian, the structs below as they stand, sections
+ * in the order of the head's offsets. A layer's index has whiteout entries and opaque marks and
+ * exactly one pack; a merged index has none of the first and as many packs as layers with contents.
  * Inode 0 is the root. A directory's entries are contiguous and sorted bytewise by name; a file's
  * chunks are contiguous, all but the last 2^chunk_shift bytes long.
  *
@@ -2751,7 +2832,7 @@ static void store_event(const struct store *s, const char *type, const char *act
 /* ---- 11.1 the index format ---- */
 enum {
     IDX_VERSION = 1,
-    CHUNK_SHIFT = 18,             /* 256 KiB; larger for huge files: at most 65,536 chunks a file */
+    CHUNK_SHIFT = 18, /* 256 KiB; larger for huge files: at most 65,536 chunks a file */
     PACK_ALIGN = 4096,
     TREE_MAX_ENTRIES = 6 << 20,
     TREE_MAX_NAMES = 1 << 30,
@@ -2763,44 +2844,44 @@ enum {
 static const u32 NO_INODE = UINT32_MAX;
 
 struct idx_head {
-    char magic[8];                /* "skiffidx" */
+    char magic[8]; /* "skiffidx" */
     u32 version, has_xattrs;
-    u64 file_size;                /* of the index itself */
-    u32 inodes, dirents, chunks, packs;   /* counts */
+    u64 file_size;                      /* of the index itself */
+    u32 inodes, dirents, chunks, packs; /* counts */
     u64 inode_off, dirent_off, chunk_off, pack_off, name_off, xattr_off;
     u64 name_len, xattr_len;
-    u64 content_size;             /* sum of the sizes of the files */
-    u8 id[32];                    /* diff-id of a layer, chain-id of a merged index */
-    u8 body_sha[32];              /* of all that follows the head */
-    u8 head_sha[32];              /* of the head with this field zero */
+    u64 content_size; /* sum of the sizes of the files */
+    u8 id[32];        /* diff-id of a layer, chain-id of a merged index */
+    u8 body_sha[32];  /* of all that follows the head */
+    u8 head_sha[32];  /* of the head with this field zero */
 };
 
 enum { INODE_OPAQUE = 1 };
 struct idx_inode {
     u32 mode, uid, gid, nlink;
     u64 size;
-    i64 mtime;                    /* seconds */
+    i64 mtime; /* seconds */
     u32 mtime_ns, rdev;
-    u64 data;                     /* directory: first dirent; file: first chunk; symlink: in names */
-    u32 count;                    /* dirents, chunks; symlink: its length */
-    u32 xattr;                    /* 1 + offset in the xattr section; 0: none */
-    u32 parent;                   /* of a directory */
+    u64 data;   /* directory: first dirent; file: first chunk; symlink: in names */
+    u32 count;  /* dirents, chunks; symlink: its length */
+    u32 xattr;  /* 1 + offset in the xattr section; 0: none */
+    u32 parent; /* of a directory */
     u8 chunk_shift, flags;
     u16 unused;
 };
 
 enum { DIRENT_WHITEOUT = 1 };
 struct idx_dirent {
-    u32 name, inode;              /* offset in names; inode number */
+    u32 name, inode; /* offset in names; inode number */
     u16 name_len;
-    u8 type, flags;               /* DT_*; DIRENT_* */
+    u8 type, flags; /* DT_*; DIRENT_* */
 };
 
 struct idx_chunk {
-    u64 off;                      /* in the pack */
-    u32 len, stored;              /* bytes of content; bytes in the pack: == len raw, 0 hole, else zstd */
+    u64 off;         /* in the pack */
+    u32 len, stored; /* bytes of content; bytes in the pack: == len raw, 0 hole, else zstd */
     u32 pack, unused;
-    u8 sha[32];                   /* of the content */
+    u8 sha[32]; /* of the content */
 };
 
 struct idx_pack {
@@ -2816,7 +2897,7 @@ static_assert(sizeof(struct idx_pack) == 40, "on-disk format");
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the formats are little-endian");
 
 struct idx {
-    const u8 *map;                /* owned mapping; NULL: closed */
+    const u8 *map; /* owned mapping; NULL: closed */
     size_t n;
     const struct idx_head *head;
     const struct idx_inode *inodes;
@@ -2964,32 +3045,32 @@ struct tnode {
     u64 size;
     i64 mtime;
     u32 mtime_ns;
-    u32 chunk, chunks;            /* into tree.chunk */
-    u32 text, text_len;           /* symlink: into tree.names */
-    u32 xattr;                    /* as idx_inode.xattr, into tree.xattrs */
-    u32 kids;                     /* directory: first tdent; NO_INODE: none */
-    u32 number;                   /* while writing: number in the index */
-    u32 links;                    /* while writing */
+    u32 chunk, chunks;  /* into tree.chunk */
+    u32 text, text_len; /* symlink: into tree.names */
+    u32 xattr;          /* as idx_inode.xattr, into tree.xattrs */
+    u32 kids;           /* directory: first tdent; NO_INODE: none */
+    u32 number;         /* while writing: number in the index */
+    u32 links;          /* while writing */
     u8 shift, opaque;
 };
 
 struct tdent {
-    u32 parent, node;             /* node NO_INODE: a whiteout */
+    u32 parent, node; /* node NO_INODE: a whiteout */
     u32 name;
-    u32 next;                     /* sibling */
+    u32 next; /* sibling */
     u32 hash_next;
     u16 len;
     bool dead;
 };
 
 struct tree {
-    struct tnode *node;           /* owned; 0 is the root */
-    struct tdent *dent;           /* owned */
-    struct idx_chunk *chunk;      /* owned */
-    u32 *hash;                    /* owned; heads of chains, NO_INODE: empty */
+    struct tnode *node;      /* owned; 0 is the root */
+    struct tdent *dent;      /* owned */
+    struct idx_chunk *chunk; /* owned */
+    u32 *hash;               /* owned; heads of chains, NO_INODE: empty */
     u32 nodes, node_cap, dents, dent_cap, chunks, chunk_cap, hash_mask;
     struct buf names, xattrs;
-    struct idx_pack *pack;        /* owned */
+    struct idx_pack *pack; /* owned */
     u32 packs;
 };
 
@@ -3028,7 +3109,8 @@ static struct tdent *tree_find(struct tree *t, u32 dir, const char *name, size_t
     u32 i = t->hash[tree_hash(dir, name, len) & t->hash_mask];
     for (; i != NO_INODE; i = t->dent[i].hash_next) {
         struct tdent *d = &t->dent[i];
-        if (!d->dead && d->parent == dir && d->len == len && !memcmp(t->names.p + d->name, name, len))
+        if (!d->dead && d->parent == dir && d->len == len &&
+            !memcmp(t->names.p + d->name, name, len))
             return d;
     }
     return NULL;
@@ -3065,8 +3147,12 @@ static void tree_link(struct tree *t, u32 dir, const char *name, size_t len, u32
     if (t->dents > t->hash_mask) tree_rehash(t);
     u32 i = t->dents++;
     u32 *slot = &t->hash[tree_hash(dir, name, len) & t->hash_mask];
-    t->dent[i] = (struct tdent){ .parent = dir, .node = node, .len = (u16)len, .next = t->node[dir].kids,
-                                 .name = tree_text(t, name, len), .hash_next = *slot };
+    t->dent[i] = (struct tdent){ .parent = dir,
+                                 .node = node,
+                                 .len = (u16)len,
+                                 .next = t->node[dir].kids,
+                                 .name = tree_text(t, name, len),
+                                 .hash_next = *slot };
     *slot = i;
     t->node[dir].kids = i;
 }
@@ -3077,20 +3163,25 @@ static void tree_unlink(struct tree *t, u32 dir, const char *name, size_t len) {
 }
 
 /* Adds one xattr list for a node from (name, value) pairs; 0 when none is kept. */
-struct xattr_list { struct buf data; u16 n; };
+struct xattr_list {
+    struct buf data;
+    u16 n;
+};
 
-/* What an image may carry: user.* and file capabilities. The names by which overlay file systems are
- * steered, and everything that needs privilege, are dropped (CVE-2021-3493, CVE-2023-0386). */
+/* What an image may carry: user.* and file capabilities. The names by which overlay file systems
+ * are steered, and everything that needs privilege, are dropped (CVE-2021-3493, CVE-2023-0386). */
 static bool xattr_kept(const char *name) {
     if (!strcmp(name, "security.capability")) return true;
     return str_prefix(name, "user.") && !str_prefix(name, "user.overlay.") &&
            !str_prefix(name, "user.containers.") && !str_prefix(name, "user.fuseoverlayfs.");
 }
 
-static int xattr_list_add(struct xattr_list *l, const char *name, const void *value, size_t n, struct err *e) {
+static int xattr_list_add(struct xattr_list *l, const char *name, const void *value, size_t n,
+                          struct err *e) {
     size_t len = strlen(name);
     if (!xattr_kept(name)) return 0;
-    if (len > NAME_LIMIT || n > XATTR_MAX_VALUE || l->data.n + len + n > XATTR_MAX_ENTRY || l->n == UINT16_MAX)
+    if (len > NAME_LIMIT || n > XATTR_MAX_VALUE || l->data.n + len + n > XATTR_MAX_ENTRY ||
+        l->n == UINT16_MAX)
         return err_set(e, 0, "extended attribute %.60s is too large (%zu bytes)", name, n);
     u16 nl = (u16)len;
     u32 vl = (u32)n;
@@ -3123,7 +3214,8 @@ struct idx_out {
 };
 
 /* Numbers a directory's children and appends its entries; new directories go to the queue. */
-static void idx_put_dir(struct tree *t, u32 dir, struct idx_out *o, u32 **order, u32 *numbered, u32 *cap) {
+static void idx_put_dir(struct tree *t, u32 dir, struct idx_out *o, u32 **order, u32 *numbered,
+                        u32 *cap) {
     u32 n = 0, *list = NULL;
     for (u32 i = t->node[dir].kids; i != NO_INODE; i = t->dent[i].next) {
         if (t->dent[i].dead) continue;
@@ -3139,7 +3231,8 @@ static void idx_put_dir(struct tree *t, u32 dir, struct idx_out *o, u32 **order,
         else {
             struct tnode *c = &t->node[d->node];
             if (c->number == NO_INODE) {
-                if (*numbered == *cap) *order = mem_grow(*order, *cap = *cap * 2 + 64, sizeof **order);
+                if (*numbered == *cap)
+                    *order = mem_grow(*order, *cap = *cap * 2 + 64, sizeof **order);
                 (*order)[*numbered] = d->node;
                 c->number = (*numbered)++;
             }
@@ -3157,9 +3250,17 @@ static void idx_put_dir(struct tree *t, u32 dir, struct idx_out *o, u32 **order,
 static void idx_put_inode(const struct tree *t, const struct tnode *c, u32 parent, u64 dirent_at,
                           struct idx_out *o) {
     struct idx_inode out = {
-        .mode = c->mode, .uid = c->uid, .gid = c->gid, .size = c->size, .mtime = c->mtime,
-        .mtime_ns = c->mtime_ns, .rdev = c->rdev, .xattr = c->xattr, .parent = parent,
-        .chunk_shift = c->shift, .flags = c->opaque ? INODE_OPAQUE : 0,
+        .mode = c->mode,
+        .uid = c->uid,
+        .gid = c->gid,
+        .size = c->size,
+        .mtime = c->mtime,
+        .mtime_ns = c->mtime_ns,
+        .rdev = c->rdev,
+        .xattr = c->xattr,
+        .parent = parent,
+        .chunk_shift = c->shift,
+        .flags = c->opaque ? INODE_OPAQUE : 0,
     };
     if (S_ISDIR(c->mode)) {
         out.data = dirent_at;
@@ -3185,15 +3286,19 @@ static u64 idx_place(u64 *at, size_t n) {
     return here;
 }
 
-static int idx_emit(const struct tree *t, struct idx_out *o, const u8 id[32], int dir, const char *name,
-                    struct err *e) {
-    const struct buf parts[] = { o->inodes, o->dirents, o->chunks,
-                                 { .p = (char *)t->pack, .n = t->packs * sizeof *t->pack },
-                                 o->names, t->xattrs };
-    struct idx_head h = { .magic = "skiffidx", .version = IDX_VERSION, .has_xattrs = t->xattrs.n > 0,
-                          .content_size = o->content, .packs = t->packs };
-    u64 at = sizeof h, *offs[] = { &h.inode_off, &h.dirent_off, &h.chunk_off, &h.pack_off, &h.name_off,
-                                   &h.xattr_off };
+static int idx_emit(const struct tree *t, struct idx_out *o, const u8 id[32], int dir,
+                    const char *name, struct err *e) {
+    const struct buf parts[] = {
+        o->inodes, o->dirents, o->chunks, { .p = (char *)t->pack, .n = t->packs * sizeof *t->pack },
+        o->names,  t->xattrs
+    };
+    struct idx_head h = { .magic = "skiffidx",
+                          .version = IDX_VERSION,
+                          .has_xattrs = t->xattrs.n > 0,
+                          .content_size = o->content,
+                          .packs = t->packs };
+    u64 at = sizeof h, *offs[] = { &h.inode_off, &h.dirent_off, &h.chunk_off,
+                                   &h.pack_off,  &h.name_off,   &h.xattr_off };
     for (size_t i = 0; i < ARRAY_LEN(parts); i++) *offs[i] = idx_place(&at, parts[i].n);
     h.inodes = (u32)(o->inodes.n / sizeof(struct idx_inode));
     h.dirents = (u32)(o->dirents.n / sizeof(struct idx_dirent));
@@ -3258,13 +3363,20 @@ static u32 tree_import(struct tree *t, const struct idx *x, u32 ino, u32 pack_ba
     if (map[ino] != NO_INODE) return map[ino];
     const struct idx_inode *i = &x->inodes[ino];
     u32 n = tree_node(t), count;
-    struct tnode c = { .mode = i->mode, .uid = i->uid, .gid = i->gid, .rdev = i->rdev, .size = i->size,
-                       .mtime = i->mtime, .mtime_ns = i->mtime_ns, .shift = i->chunk_shift,
+    struct tnode c = { .mode = i->mode,
+                       .uid = i->uid,
+                       .gid = i->gid,
+                       .rdev = i->rdev,
+                       .size = i->size,
+                       .mtime = i->mtime,
+                       .mtime_ns = i->mtime_ns,
+                       .shift = i->chunk_shift,
                        .kids = NO_INODE };
     const struct idx_chunk *ch = idx_chunks(x, i, &count);
     if (ch && count) {
         if (t->chunks + count > t->chunk_cap)
-            t->chunk = mem_grow(t->chunk, t->chunk_cap = (t->chunks + count) * 3 / 2 + 64, sizeof *t->chunk);
+            t->chunk = mem_grow(t->chunk, t->chunk_cap = (t->chunks + count) * 3 / 2 + 64,
+                                sizeof *t->chunk);
         c.chunk = t->chunks;
         c.chunks = count;
         for (u32 k = 0; k < count; k++) {
@@ -3301,7 +3413,9 @@ static void tree_dir_attrs(struct tree *t, u32 to, u32 from) {
 /* Applies a layer's index on top of the tree: its whiteouts remove, its opaque directories hide,
  * its directories merge, all else replaces. */
 static int tree_apply(struct tree *t, const struct idx *x, struct err *e) {
-    struct { u32 ino, node; } *todo = NULL;
+    struct {
+        u32 ino, node;
+    } *todo = NULL;
     u32 n = 0, cap = 0, visited = 0;
     u32 *map = mem_new(x->head->inodes * sizeof *map);
     memset(map, 0xff, x->head->inodes * sizeof *map);
@@ -3309,7 +3423,7 @@ static int tree_apply(struct tree *t, const struct idx *x, struct err *e) {
     t->pack = mem_grow(t->pack, t->packs + x->head->packs + 1, sizeof *t->pack);
     for (u32 p = 0; p < x->head->packs; p++) t->pack[t->packs++] = x->packs[p];
     tree_dir_attrs(t, 0, tree_import(t, x, 0, base, map));
-    if (x->inodes[0].flags & INODE_OPAQUE)        /* the whole image below is hidden */
+    if (x->inodes[0].flags & INODE_OPAQUE) /* the whole image below is hidden */
         for (u32 i = t->node[0].kids; i != NO_INODE; i = t->dent[i].next) t->dent[i].dead = true;
     todo = mem_grow(NULL, cap = 64, sizeof *todo);
     todo[n].ino = 0, todo[n++].node = 0;
@@ -3317,7 +3431,8 @@ static int tree_apply(struct tree *t, const struct idx *x, struct err *e) {
     while (n && !rc) {
         u32 ino = todo[--n].ino, dir = todo[n].node, count;
         const struct idx_dirent *d = idx_dir(x, &x->inodes[ino], &count);
-        if (++visited > x->head->inodes) rc = err_set(e, 0, "index is damaged: directories form a loop");
+        if (++visited > x->head->inodes)
+            rc = err_set(e, 0, "index is damaged: directories form a loop");
         for (u32 k = 0; k < count && !rc; k++) {
             const char *name = idx_name(x, d[k].name, d[k].name_len);
             if (!name || (!(d[k].flags & DIRENT_WHITEOUT) && d[k].inode >= x->head->inodes)) {
@@ -3354,7 +3469,7 @@ struct src {
 
 struct src_fd {
     struct src src;
-    int fd;                       /* borrowed */
+    int fd; /* borrowed */
 };
 
 static ssize_t src_fd_read(struct src *s, void *out, size_t n, struct err *e) {
@@ -3385,9 +3500,9 @@ struct src_inflate {
     struct src src;
     struct src *from;
     enum { INFLATE_UNKNOWN, INFLATE_PLAIN, INFLATE_GZIP, INFLATE_ZSTD } kind;
-    u8 *in;                       /* owned, SRC_BUFFER bytes */
+    u8 *in; /* owned, SRC_BUFFER bytes */
     size_t n, at;
-    bool eof, between;            /* source ended; at a member's boundary */
+    bool eof, between; /* source ended; at a member's boundary */
     z_stream z;
     ZSTD_DStream *zd;
 };
@@ -3411,7 +3526,7 @@ static int src_inflate_fill(struct src_inflate *i, struct err *e) {
 
 static int src_inflate_detect(struct src_inflate *i, struct err *e) {
     i->in = mem_new(SRC_BUFFER);
-    while (i->n < 4 && !i->eof) {          /* short first reads happen */
+    while (i->n < 4 && !i->eof) { /* short first reads happen */
         ssize_t k = i->from->read(i->from, i->in + i->n, SRC_BUFFER - i->n, e);
         if (k < 0) return -1;
         i->eof = !k;
@@ -3421,7 +3536,8 @@ static int src_inflate_detect(struct src_inflate *i, struct err *e) {
     if (i->n >= 2 && i->in[0] == 0x1f && i->in[1] == 0x8b) {
         if (inflateInit2(&i->z, 15 + 16) != Z_OK) mem_check(NULL);
         i->kind = INFLATE_GZIP;
-    } else if (i->n >= 4 && i->in[0] == 0x28 && i->in[1] == 0xb5 && i->in[2] == 0x2f && i->in[3] == 0xfd) {
+    } else if (i->n >= 4 && i->in[0] == 0x28 && i->in[1] == 0xb5 && i->in[2] == 0x2f &&
+               i->in[3] == 0xfd) {
         i->zd = mem_check(ZSTD_createDStream());
         i->kind = INFLATE_ZSTD;
     } else i->kind = INFLATE_PLAIN;
@@ -3469,7 +3585,8 @@ static ssize_t src_inflate_zstd(struct src_inflate *i, void *out, size_t n, stru
         }
         ZSTD_inBuffer in = { i->in, i->n, i->at };
         size_t rc = ZSTD_decompressStream(i->zd, &o, &in);
-        if (ZSTD_isError(rc)) return err_set(e, 0, "zstd data is damaged: %s", ZSTD_getErrorName(rc));
+        if (ZSTD_isError(rc))
+            return err_set(e, 0, "zstd data is damaged: %s", ZSTD_getErrorName(rc));
         i->at = in.pos;
         i->between = rc == 0;
     }
@@ -3493,10 +3610,10 @@ static ssize_t src_inflate_read(struct src *s, void *out, size_t n, struct err *
 struct ar {
     struct archive *a;
     struct src *from;
-    u8 *block;                    /* owned */
-    struct err *e;                /* of the source; msg empty: none */
+    u8 *block;     /* owned */
+    struct err *e; /* of the source; msg empty: none */
     struct err failed;
-    u64 n;                        /* bytes handed to libarchive */
+    u64 n; /* bytes handed to libarchive */
 };
 
 static la_ssize_t ar_read(struct archive *a, void *arg, const void **out) {
@@ -3553,11 +3670,11 @@ static const char *ar_symlink(struct archive_entry *en) {
 /* ---- 11.6 an archive becomes a layer ---- */
 struct ingest {
     struct tree t;
-    int pack;                     /* descriptor, owned by the caller */
-    u64 pack_at;                  /* where the next chunk goes */
-    u8 *stage;                    /* owned: bytes not yet written; they belong at pack_at - staged */
+    int pack;    /* descriptor, owned by the caller */
+    u64 pack_at; /* where the next chunk goes */
+    u8 *stage;   /* owned: bytes not yet written; they belong at pack_at - staged */
     size_t staged;
-    u8 *chunk;                    /* owned: the chunk being filled */
+    u8 *chunk; /* owned: the chunk being filled */
     size_t chunk_cap;
 };
 enum { STAGE_BYTES = 1 << 20 };
@@ -3595,7 +3712,8 @@ static int ingest_chunk(struct ingest *g, const u8 *p, size_t n, struct err *e) 
         c.stored = (u32)n;
         if (g->staged + padded > STAGE_BYTES && ingest_flush(g, e)) return -1;
         if (padded > STAGE_BYTES) {
-            if (fd_pwrite_all(g->pack, p, n, g->pack_at)) return err_set(e, errno, "write layer contents");
+            if (fd_pwrite_all(g->pack, p, n, g->pack_at))
+                return err_set(e, errno, "write layer contents");
         } else {
             memcpy(g->stage + g->staged, p, n);
             memset(g->stage + g->staged + n, 0, padded - n);
@@ -3608,28 +3726,34 @@ static int ingest_chunk(struct ingest *g, const u8 *p, size_t n, struct err *e) 
     return 0;
 }
 
-/* Reads the current entry's data into chunks. The node is appended to, and so must be the newest. */
-static int ingest_data(struct ingest *g, struct ar *r, u32 node, u64 size, const char *path, struct err *e) {
+/* Reads the current entry's data into chunks. The node is appended to, and so must be the newest.
+ * */
+static int ingest_data(struct ingest *g, struct ar *r, u32 node, u64 size, const char *path,
+                       struct err *e) {
     struct tree *t = &g->t;
     u8 shift = CHUNK_SHIFT;
     while (size >> shift > 65535) shift++;
     size_t cap = (size_t)1 << (shift < 26 ? shift : 26);
-    if (shift > 26) return err_set(e, 0, "%.200s: a file of %" PRIu64 " bytes is larger than the limit of 4 TiB", path, size);
+    if (shift > 26)
+        return err_set(e, 0,
+                       "%.200s: a file of %" PRIu64 " bytes is larger than the limit of 4 TiB",
+                       path, size);
     if (cap > g->chunk_cap) g->chunk = mem_grow(g->chunk, g->chunk_cap = cap, 1);
     u32 first = t->chunks;
-    u64 at = 0;                   /* everything below has been put into chunks or into g->chunk */
+    u64 at = 0; /* everything below has been put into chunks or into g->chunk */
     size_t have = 0;
     const void *p;
     size_t n;
     la_int64_t off;
     int rc;
-    while ((rc = archive_read_data_block(r->a, &p, &n, &off)) == ARCHIVE_OK || (rc == ARCHIVE_WARN)) {
+    while ((rc = archive_read_data_block(r->a, &p, &n, &off)) == ARCHIVE_OK ||
+           (rc == ARCHIVE_WARN)) {
         if (off < 0 || (u64)off < at || (u64)off + n > size)
             return err_set(e, 0, "tar archive is damaged: %.200s: data out of bounds", path);
         while (at < (u64)off || n) {
             bool hole = at < (u64)off;
             u64 want = hole ? (u64)off - at : n;
-            if (hole && !have && want >= cap) {           /* a whole chunk of nothing costs nothing */
+            if (hole && !have && want >= cap) { /* a whole chunk of nothing costs nothing */
                 if (ingest_hole(g, cap, e)) return -1;
                 at += cap;
                 continue;
@@ -3645,8 +3769,9 @@ static int ingest_data(struct ingest *g, struct ar *r, u32 node, u64 size, const
         }
     }
     if (rc != ARCHIVE_EOF)
-        return err_set(e, 0, "tar archive is damaged: %.200s: %s", path, archive_error_string(r->a));
-    while (at < size) {           /* a hole at the end */
+        return err_set(e, 0, "tar archive is damaged: %.200s: %s", path,
+                       archive_error_string(r->a));
+    while (at < size) { /* a hole at the end */
         if (!have && size - at >= cap) {
             if (ingest_hole(g, cap, e)) return -1;
             at += cap;
@@ -3669,10 +3794,10 @@ static int ingest_data(struct ingest *g, struct ar *r, u32 node, u64 size, const
     return 0;
 }
 
-/* Walks a path of the archive below the tree's root: "." and empty components are skipped, ".." goes
- * up but never above the root, a symbolic link on the way is followed inside the tree (as if the
- * root were its own), missing directories are made. Returns the directory's node and leaves the last
- * component in name/len (len 0: the root itself). */
+/* Walks a path of the archive below the tree's root: "." and empty components are skipped, ".."
+ * goes up but never above the root, a symbolic link on the way is followed inside the tree (as if
+ * the root were its own), missing directories are made. Returns the directory's node and leaves the
+ * last component in name/len (len 0: the root itself). */
 static int ingest_walk(struct ingest *g, const char *path, bool make, u32 *ret_dir, char *name,
                        size_t *ret_len, struct err *e) {
     struct tree *t = &g->t;
@@ -3692,7 +3817,10 @@ static int ingest_walk(struct ingest *g, const char *path, bool make, u32 *ret_d
             return 0;
         }
         if (n > NAME_LIMIT) return err_set(e, ENAMETOOLONG, "archive entry %.100s…", path);
-        if (n == 1 && *c == '.') { at = next; continue; }
+        if (n == 1 && *c == '.') {
+            at = next;
+            continue;
+        }
         if (n == 2 && c[0] == '.' && c[1] == '.') {
             if (depth) depth--;
             at = next;
@@ -3728,7 +3856,8 @@ static int ingest_walk(struct ingest *g, const char *path, bool make, u32 *ret_d
             tree_link(t, stack[depth], c, n, fresh);
             node = fresh;
         }
-        if (depth + 1 >= ARRAY_LEN(stack)) return err_set(e, ENAMETOOLONG, "archive entry %.200s: nested too deep", path);
+        if (depth + 1 >= ARRAY_LEN(stack))
+            return err_set(e, ENAMETOOLONG, "archive entry %.200s: nested too deep", path);
         stack[++depth] = node;
         at = next;
     }
@@ -3751,18 +3880,25 @@ static int ingest_xattrs(struct ingest *g, struct archive_entry *en, u32 *ret, s
 }
 
 /* A hard link: its target must be an earlier entry of the same archive, and no directory. */
-static int ingest_hardlink(struct ingest *g, u32 dir, const char *name, size_t len, const char *target,
-                           const char *path, struct err *e) {
+static int ingest_hardlink(struct ingest *g, u32 dir, const char *name, size_t len,
+                           const char *target, const char *path, struct err *e) {
     char last[NAME_LIMIT + 1];
     size_t n;
     u32 tdir;
     if (ingest_walk(g, target, false, &tdir, last, &n, e))
-        return err_set(e, 0, "archive entry %.200s: hard link to %.200s, which is not in the archive before it", path, target);
+        return err_set(
+            e, 0,
+            "archive entry %.200s: hard link to %.200s, which is not in the archive before it",
+            path, target);
     struct tdent *d = n ? tree_find(&g->t, tdir, last, n) : NULL;
     if (!d || d->node == NO_INODE)
-        return err_set(e, 0, "archive entry %.200s: hard link to %.200s, which is not in the archive before it", path, target);
+        return err_set(
+            e, 0,
+            "archive entry %.200s: hard link to %.200s, which is not in the archive before it",
+            path, target);
     if (S_ISDIR(g->t.node[d->node].mode))
-        return err_set(e, 0, "archive entry %.200s: hard link to the directory %.200s", path, target);
+        return err_set(e, 0, "archive entry %.200s: hard link to the directory %.200s", path,
+                       target);
     tree_link(&g->t, dir, name, len, d->node);
     return 0;
 }
@@ -3774,8 +3910,10 @@ static bool ingest_whiteout(struct ingest *g, u32 dir, const char *name, size_t 
         g->t.node[dir].opaque = 1;
         return true;
     }
-    /* ".wh..wh.*" is reserved to AUFS; ".wh." and ".wh..", ".wh..." would name nothing or a parent */
-    if (str_prefix(name, ".wh..wh.") || len <= 4 || !strcmp(name + 4, ".") || !strcmp(name + 4, ".."))
+    /* ".wh..wh.*" is reserved to AUFS; ".wh." and ".wh..", ".wh..." would name nothing or a parent
+     * */
+    if (str_prefix(name, ".wh..wh.") || len <= 4 || !strcmp(name + 4, ".") ||
+        !strcmp(name + 4, ".."))
         return true;
     struct tdent *d = tree_find(&g->t, dir, name + 4, len - 4);
     /* a whiteout and an entry of that name in one layer: the entry wins (layer.md) */
@@ -3790,9 +3928,11 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
     size_t len;
     u32 dir, node;
     if (!path) return err_set(e, 0, "tar archive is damaged: an entry without a name");
-    if (t->nodes >= TREE_MAX_ENTRIES || t->dents >= TREE_MAX_ENTRIES || t->names.n > TREE_MAX_NAMES ||
-        t->xattrs.n > 256 << 20)
-        return err_set(e, 0, "layer has more than %d entries, or names or attributes beyond any use", TREE_MAX_ENTRIES);
+    if (t->nodes >= TREE_MAX_ENTRIES || t->dents >= TREE_MAX_ENTRIES ||
+        t->names.n > TREE_MAX_NAMES || t->xattrs.n > 256 << 20)
+        return err_set(e, 0,
+                       "layer has more than %d entries, or names or attributes beyond any use",
+                       TREE_MAX_ENTRIES);
     /* AUFS's own metadata (.wh..wh.plnk/…) is nothing of the image's */
     const char *aufs = strstr(path, ".wh..wh.");
     if (aufs && (aufs == path || aufs[-1] == '/') && (strcmp(aufs, ".wh..wh..opq"))) return 0;
@@ -3804,7 +3944,8 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
     struct tdent *old = len ? tree_find(t, dir, name, len) : NULL;
     u32 was = len ? (old ? old->node : NO_INODE) : 0;
     bool keep = was != NO_INODE && S_ISDIR(t->node[was].mode) && S_ISDIR(mode);
-    if (!len && !S_ISDIR(mode)) return err_set(e, 0, "archive entry %.200s: the root is not a directory", path);
+    if (!len && !S_ISDIR(mode))
+        return err_set(e, 0, "archive entry %.200s: the root is not a directory", path);
     node = keep ? was : tree_node(t);
     struct tnode *c = &t->node[node];
     c->mode = mode & (S_IFMT | 07777);
@@ -3830,7 +3971,8 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
     }
     case S_IFCHR:
     case S_IFBLK:
-        c->rdev = (u32)makedev(archive_entry_rdevmajor(en) & 0xfff, archive_entry_rdevminor(en) & 0xfffff);
+        c->rdev = (u32)makedev(archive_entry_rdevmajor(en) & 0xfff,
+                               archive_entry_rdevminor(en) & 0xfffff);
         break;
     case S_IFDIR:
     case S_IFIFO:
@@ -3848,8 +3990,8 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
 enum { TRAILING_MAX = 64 << 20 };
 
 /* Reads a (decompressed) tar from `from` to its very end and leaves layers/HEX.pack and HEX.idx
- * behind, HEX being the digest of all bytes read: the diff-id. want_diff_id (may be NULL) must match.
- * ret_diff_id: DIGEST_LEN+1 bytes. */
+ * behind, HEX being the digest of all bytes read: the diff-id. want_diff_id (may be NULL) must
+ * match. ret_diff_id: DIGEST_LEN+1 bytes. */
 static int layer_ingest(const struct store *s, struct src *from, const char *want_diff_id,
                         char *ret_diff_id, struct err *e) {
     struct src_hash hash = { .src = { src_hash_read }, .from = from };
@@ -3878,7 +4020,8 @@ static int layer_ingest(const struct store *s, struct src *from, const char *wan
     for (ssize_t k; (k = src_hash_read(&hash.src, r.block, SRC_BUFFER, e));) {
         if (k < 0) goto out;
         if ((trailing += (u64)k) > TRAILING_MAX) {
-            err_set(e, 0, "tar archive is followed by more than %d MiB of other data", TRAILING_MAX >> 20);
+            err_set(e, 0, "tar archive is followed by more than %d MiB of other data",
+                    TRAILING_MAX >> 20);
             goto out;
         }
     }
@@ -3887,7 +4030,8 @@ static int layer_ingest(const struct store *s, struct src *from, const char *wan
     sha_end(&hash.sha, raw);
     hex_of(raw, 32, diff_id + 7);
     if (want_diff_id && strcmp(diff_id, want_diff_id)) {
-        err_set(e, 0, "layer content has diff-id %s, but the image's configuration says %s", diff_id, want_diff_id);
+        err_set(e, 0, "layer content has diff-id %s, but the image's configuration says %s",
+                diff_id, want_diff_id);
         goto out;
     }
     if (ingest_flush(&g, e)) goto out;
@@ -3940,7 +4084,8 @@ static void layer_chain(const struct strv *diff_ids, char *out) {
 }
 
 /* Makes sure that merged/CHAIN.idx is there. */
-static int layer_merge(const struct store *s, const struct strv *diff_ids, char *ret_chain, struct err *e) {
+static int layer_merge(const struct store *s, const struct strv *diff_ids, char *ret_chain,
+                       struct err *e) {
     char path[96], tmp[96], id[HEX_LEN + 1];
     layer_chain(diff_ids, ret_chain);
     snprintf(path, sizeof path, "merged/%s.idx", ret_chain);
@@ -3952,7 +4097,8 @@ static int layer_merge(const struct store *s, const struct strv *diff_ids, char 
         char layer[96];
         snprintf(layer, sizeof layer, "layers/%s.idx", digest_hex(diff_ids->v[i]));
         if (idx_open(s->dir, layer, true, &x, e) || tree_apply(&t, &x, e))
-            return err_wrap(e, "layer %s ('skiff system check --repair' rebuilds it)", diff_ids->v[i]);
+            return err_wrap(e, "layer %s ('skiff system check --repair' rebuilds it)",
+                            diff_ids->v[i]);
     }
     u8 raw[32];
     hex_to(ret_chain, raw, 32);
@@ -3971,8 +4117,8 @@ static int layer_merge(const struct store *s, const struct strv *diff_ids, char 
 /* The packs of an index, opened on demand. Safe for several threads. */
 struct packs {
     const struct idx *x;
-    int layers;                   /* directory, borrowed */
-    int *fd;                      /* owned; -1: not open yet, -2: bad */
+    int layers; /* directory, borrowed */
+    int *fd;    /* owned; -1: not open yet, -2: bad */
 };
 
 static void packs_init(struct packs *p, const struct idx *x, int layers) {
@@ -3995,11 +4141,12 @@ static int packs_fd(struct packs *p, u32 i) {
     fd = openat(p->layers, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     struct stat st;
     if (fd >= 0 && (fstat(fd, &st) || (u64)st.st_size != p->x->packs[i].size)) {
-        close(fd);                /* truncated, or another layer's: never wrong bytes */
+        close(fd); /* truncated, or another layer's: never wrong bytes */
         fd = -1;
     }
     int expect = -1, new = fd < 0 ? -2 : fd;
-    if (!__atomic_compare_exchange_n(&p->fd[i], &expect, new, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    if (!__atomic_compare_exchange_n(&p->fd[i], &expect, new, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_ACQUIRE)) {
         if (fd >= 0) close(fd);
         return expect;
     }
@@ -4021,7 +4168,8 @@ static int packs_inflate(int fd, const struct idx_chunk *c, u64 skip, void *out,
 }
 
 /* Reads file contents; the count (short at the end of file), or -1: damaged. */
-static ssize_t packs_read(struct packs *p, const struct idx_inode *i, void *out, size_t n, u64 off) {
+static ssize_t packs_read(struct packs *p, const struct idx_inode *i, void *out, size_t n,
+                          u64 off) {
     u32 count;
     const struct idx_chunk *ch = idx_chunks(p->x, i, &count);
     if (off >= i->size) return 0;
@@ -4059,9 +4207,9 @@ struct unpack {
     const struct idx *x;
     struct packs packs;
     int root;
-    bool chown;                   /* ids are mapped: keep owners and devices */
-    char **first;                 /* owned: for a hard-linked inode, the path of its first name */
-    struct buf path;              /* of the directory being filled, relative to root */
+    bool chown;      /* ids are mapped: keep owners and devices */
+    char **first;    /* owned: for a hard-linked inode, the path of its first name */
+    struct buf path; /* of the directory being filled, relative to root */
 };
 
 static int unpack_contents(struct unpack *u, const struct idx_inode *i, int fd, struct err *e) {
@@ -4091,7 +4239,8 @@ static int unpack_contents(struct unpack *u, const struct idx_inode *i, int fd, 
     return 0;
 }
 
-static void unpack_xattrs(const struct unpack *u, const struct idx_inode *i, int dir, const char *name) {
+static void unpack_xattrs(const struct unpack *u, const struct idx_inode *i, int dir,
+                          const char *name) {
     char key[NAME_LIMIT + 1];
     u64 at = 0;
     u16 left, nlen;
@@ -4102,7 +4251,7 @@ static void unpack_xattrs(const struct unpack *u, const struct idx_inode *i, int
     AUTO_FREE char *path = str_fmt("/proc/self/fd/%d/%s", dir, name);
     while (idx_xattr_next(u->x, i, &at, &left, &s, &nlen, &value, &vlen)) {
         snprintf(key, sizeof key, "%.*s", nlen, s);
-        lsetxattr(path, key, value, vlen, 0);     /* what the file system refuses, it has not */
+        lsetxattr(path, key, value, vlen, 0); /* what the file system refuses, it has not */
     }
 }
 
@@ -4114,7 +4263,8 @@ static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, str
     int rc = 0;
     if (!S_ISDIR(i->mode) && i->nlink > 1) {
         if (u->first[ino]) {
-            if (linkat(u->root, u->first[ino], dir, name, 0)) return err_set(e, errno, "link %s%s", u->path.p, name);
+            if (linkat(u->root, u->first[ino], dir, name, 0))
+                return err_set(e, errno, "link %s%s", u->path.p, name);
             return 0;
         }
         u->first[ino] = str_fmt("%s%s", u->path.p ? u->path.p : "", name);
@@ -4131,7 +4281,8 @@ static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, str
         break;
     case S_IFCHR:
     case S_IFBLK:
-        /* a user namespace makes no devices; an empty file keeps the name, as tar without root does */
+        /* a user namespace makes no devices; an empty file keeps the name, as tar without root does
+         * */
         if (mknodat(dir, name, i->mode, i->rdev)) rc = mknodat(dir, name, S_IFREG | 0600, 0);
         break;
     default: rc = mknodat(dir, name, i->mode & (S_IFMT | 07777), 0);
@@ -4158,7 +4309,7 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
             return err_set(e, EIO, "index is damaged");
         char name[NAME_LIMIT + 1];
         snprintf(name, sizeof name, "%.*s", d[k].name_len, s);
-        if (d[k].flags & DIRENT_WHITEOUT) {       /* overlay's form: a character device 0:0 */
+        if (d[k].flags & DIRENT_WHITEOUT) { /* overlay's form: a character device 0:0 */
             if (mknodat(dir, name, S_IFCHR, 0)) return err_set(e, errno, "whiteout %s", name);
             continue;
         }
@@ -4167,7 +4318,8 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
             continue;
         }
         size_t mark = u->path.n;
-        if (mkdirat(dir, name, 0700)) return err_set(e, errno, "mkdir %s%s", u->path.p ? u->path.p : "", name);
+        if (mkdirat(dir, name, 0700))
+            return err_set(e, errno, "mkdir %s%s", u->path.p ? u->path.p : "", name);
         AUTO_FD sub = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         if (sub < 0) return err_set(e, errno, "open %s", name);
         buf_addf(&u->path, "%s/", name);
@@ -4201,46 +4353,58 @@ static int idx_unpack(const struct idx *x, int layers, int root, bool chown, str
 
 /* {==== 12 ufs: the file server ====
  * Answers the kernel's FUSE requests from a merged index. The tree cannot change, so everything is
- * cached for ever: entries, attributes, links and negative answers with timeouts of 2^30 s, ENOSYS to
- * OPEN and OPENDIR, so that a warm walk never comes here. No lock anywhere: the index is read-only
- * memory, a node id is an inode number + 1, and FORGET needs no answer. The kernel's overlay above
- * takes the writes.
- * The device is opened, mounted and cloned by pid 1 inside its own user namespace (the kernel wants
- * opener and mounter in one) and handed to this process, which holds no mount namespace alive.
- * Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4). */
+ * cached for ever: entries, attributes, links and negative answers with timeouts of 2^30 s, ENOSYS
+ * to OPEN and OPENDIR, so that a warm walk never comes here. No lock anywhere: the index is
+ * read-only memory, a node id is an inode number + 1, and FORGET needs no answer. The kernel's
+ * overlay above takes the writes. The device is opened, mounted and cloned by pid 1 inside its own
+ * user namespace (the kernel wants opener and mounter in one) and handed to this process, which
+ * holds no mount namespace alive. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later;
+ * fuse(4). */
 enum {
     UFS_MAX_THREADS = 8,
-    UFS_READ_MAX = 256 << 10,     /* longest READ that is answered */
-    UFS_BUFFER = 64 << 10,        /* longest request: max_write is one page, names are short */
+    UFS_READ_MAX = 256 << 10, /* longest READ that is answered */
+    UFS_BUFFER = 64 << 10,    /* longest request: max_write is one page, names are short */
 };
-static const u64 UFS_FOREVER = 1ull << 30;    /* seconds */
+static const u64 UFS_FOREVER = 1ull << 30; /* seconds */
 
 struct ufs {
     struct idx x;
     struct packs packs;
-    bool squash;                  /* one id in the user namespace: everything belongs to it */
+    bool squash; /* one id in the user namespace: everything belongs to it */
     u32 uid, gid;
 };
 
 struct ufs_thread {
     struct ufs *u;
-    int fd;                       /* owned */
-    u8 *out;                      /* UFS_READ_MAX bytes */
+    int fd;  /* owned */
+    u8 *out; /* UFS_READ_MAX bytes */
 };
 
 static void ufs_attr(const struct ufs *u, u32 ino, struct fuse_attr *a) {
     const struct idx_inode *i = &u->x.inodes[ino];
     *a = (struct fuse_attr){
-        .ino = ino + 1ull, .size = i->size, .blocks = (i->size + 511) / 512, .blksize = 4096,
-        .atime = (u64)i->mtime, .mtime = (u64)i->mtime, .ctime = (u64)i->mtime,
-        .atimensec = i->mtime_ns, .mtimensec = i->mtime_ns, .ctimensec = i->mtime_ns,
-        .mode = i->mode, .nlink = i->nlink, .rdev = i->rdev,
-        .uid = u->squash ? u->uid : i->uid, .gid = u->squash ? u->gid : i->gid,
+        .ino = ino + 1ull,
+        .size = i->size,
+        .blocks = (i->size + 511) / 512,
+        .blksize = 4096,
+        .atime = (u64)i->mtime,
+        .mtime = (u64)i->mtime,
+        .ctime = (u64)i->mtime,
+        .atimensec = i->mtime_ns,
+        .mtimensec = i->mtime_ns,
+        .ctimensec = i->mtime_ns,
+        .mode = i->mode,
+        .nlink = i->nlink,
+        .rdev = i->rdev,
+        .uid = u->squash ? u->uid : i->uid,
+        .gid = u->squash ? u->gid : i->gid,
     };
 }
 
 static void ufs_entry(const struct ufs *u, u32 ino, struct fuse_entry_out *o) {
-    *o = (struct fuse_entry_out){ .nodeid = ino + 1ull, .entry_valid = UFS_FOREVER, .attr_valid = UFS_FOREVER };
+    *o = (struct fuse_entry_out){ .nodeid = ino + 1ull,
+                                  .entry_valid = UFS_FOREVER,
+                                  .attr_valid = UFS_FOREVER };
     ufs_attr(u, ino, &o->attr);
 }
 
@@ -4258,23 +4422,30 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
                FUSE_DO_READDIRPLUS | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT |
                FUSE_EXPLICIT_INVAL_DATA;
     struct fuse_init_out o = {
-        .major = FUSE_KERNEL_VERSION, .minor = FUSE_KERNEL_MINOR_VERSION,
+        .major = FUSE_KERNEL_VERSION,
+        .minor = FUSE_KERNEL_MINOR_VERSION,
         .max_readahead = in->max_readahead < UFS_READ_MAX ? in->max_readahead : UFS_READ_MAX,
-        .flags = in->flags & want, .max_background = 64, .congestion_threshold = 48,
-        .max_write = 4096, .time_gran = 1, .max_pages = UFS_READ_MAX / 4096,
+        .flags = in->flags & want,
+        .max_background = 64,
+        .congestion_threshold = 48,
+        .max_write = 4096,
+        .time_gran = 1,
+        .max_pages = UFS_READ_MAX / 4096,
     };
     if (in->minor < FUSE_KERNEL_MINOR_VERSION) o.minor = in->minor;
     ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
-static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode *dir, const char *name) {
+static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode *dir,
+                       const char *name) {
     const struct idx_dirent *d = idx_lookup(&t->u->x, dir, name, strlen(name));
-    struct fuse_entry_out o = { .entry_valid = UFS_FOREVER };    /* node 0: a cached "not there" */
+    struct fuse_entry_out o = { .entry_valid = UFS_FOREVER }; /* node 0: a cached "not there" */
     if (d && d->inode < t->u->x.head->inodes) ufs_entry(t->u, d->inode, &o);
     ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
-static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct fuse_read_in *r, bool plus) {
+static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct fuse_read_in *r,
+                        bool plus) {
     const struct ufs *u = t->u;
     const struct idx_inode *dir = &u->x.inodes[ino];
     u32 n, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
@@ -4295,7 +4466,9 @@ static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct 
         if (used + size > max) break;
         u8 *p = t->out + used;
         memset(p, 0, size);
-        struct fuse_dirent de = { .ino = child + 1ull, .off = off + 1, .namelen = (u32)len, .type = type };
+        struct fuse_dirent de = {
+            .ino = child + 1ull, .off = off + 1, .namelen = (u32)len, .type = type
+        };
         if (plus && off >= 2) ufs_entry(u, child, (struct fuse_entry_out *)(void *)p);
         memcpy(p + head - FUSE_NAME_OFFSET, &de, FUSE_NAME_OFFSET);
         memcpy(p + head, name, len);
@@ -4304,7 +4477,8 @@ static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct 
     ufs_reply(t, unique, 0, t->out, used);
 }
 
-static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inode *i, u32 size, const char *want) {
+static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inode *i, u32 size,
+                         const char *want) {
     u64 at = 0;
     u16 left, nlen;
     u32 vlen;
@@ -4333,7 +4507,9 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
 }
 
 static void ufs_statfs(struct ufs_thread *t, u64 unique) {
-    struct fuse_statfs_out o = { .st = { .bsize = 4096, .frsize = 4096, .namelen = NAME_LIMIT,
+    struct fuse_statfs_out o = { .st = { .bsize = 4096,
+                                         .frsize = 4096,
+                                         .namelen = NAME_LIMIT,
                                          .blocks = t->u->x.head->content_size / 4096 + 1,
                                          .files = t->u->x.head->inodes } };
     ufs_reply(t, unique, 0, &o, sizeof o);
@@ -4371,7 +4547,8 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
         return ufs_reply(t, h->unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
     }
     case FUSE_READDIR:
-    case FUSE_READDIRPLUS: return ufs_readdir(t, h->unique, ino, arg, h->opcode == FUSE_READDIRPLUS);
+    case FUSE_READDIRPLUS:
+        return ufs_readdir(t, h->unique, ino, arg, h->opcode == FUSE_READDIRPLUS);
     case FUSE_GETXATTR:
     case FUSE_LISTXATTR: {
         const struct fuse_getxattr_in *g = arg;
@@ -4405,14 +4582,14 @@ static void *ufs_loop(void *arg) {
     for (;;) {
         ssize_t n = read(t->fd, in, UFS_BUFFER);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
-        if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0);    /* ENODEV: unmounted */
+        if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0); /* ENODEV: unmounted */
         ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
     }
 }
 
-/* Serves until the mount is gone; never returns. fds: the mounted device and its clones, consumed. */
-__attribute__((noreturn))
-static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
+/* Serves until the mount is gone; never returns. fds: the mounted device and its clones, consumed.
+ * */
+__attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
     static struct ufs_thread threads[UFS_MAX_THREADS];
     prctl(PR_SET_NAME, "skiff-fs");
     for (unsigned i = n < UFS_MAX_THREADS ? n : UFS_MAX_THREADS; i-- > 0;) {
@@ -4435,7 +4612,8 @@ static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     if (fd < 0) return err_set(e, errno, "open /dev/fuse");
     AUTO_FREE char *opts = str_fmt("fd=%d,rootmode=40755,user_id=%u,group_id=%u,allow_other,"
-                                   "default_permissions,max_read=%d", fd, getuid(), getgid(), UFS_READ_MAX);
+                                   "default_permissions,max_read=%d",
+                                   fd, getuid(), getgid(), UFS_READ_MAX);
     if (mount("skiff", at, "fuse.skiff", MS_RDONLY | MS_NODEV | MS_NOATIME, opts)) {
         err_set(e, errno, "mount skiff's file system at %s", at);
         close(fd);
@@ -4447,7 +4625,7 @@ static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
         int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC);
         if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &first)) {
             fd_closep(&clone);
-            break;                /* fewer threads, nothing else */
+            break; /* fewer threads, nothing else */
         }
         ret_fds[n++] = clone;
     }
@@ -4456,15 +4634,18 @@ static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
 /* }==== 12 ufs */
 
 /* {==== 13 idmap: which ids a container has ====
- * The ladder: real root keeps its ids; a user with a subuid range and a working newuidmap gets 65,536
- * or more; everybody else gets one id, which is the container's root or, by choice, another one.
- * Uses: 1-7. Sources: user_namespaces(7), newuidmap(1). */
-struct idmap_range { u32 inside, outside, count; };
+ * The ladder: real root keeps its ids; a user with a subuid range and a working newuidmap gets
+ * 65,536 or more; everybody else gets one id, which is the container's root or, by choice, another
+ * one. Uses: 1-7. Sources: user_namespaces(7), newuidmap(1). */
+struct idmap_range {
+    u32 inside, outside, count;
+};
 
 struct idmap {
     struct idmap_range uid[4], gid[4];
-    unsigned uids, gids;          /* 0: no user namespace */
-    bool helper;                  /* newuidmap and newgidmap must write the map */
+    unsigned uids, gids; /* 0: no user namespace */
+    bool helper;         /* newuidmap and newgidmap must write the map */
+    bool outside;        /* the parent writes it: by helper, or as root with ranges of its own */
 };
 
 static bool idmap_single(const struct idmap *m) { return m->uids == 1 && m->uid[0].count == 1; }
@@ -4474,6 +4655,14 @@ static bool idmap_has(const struct idmap_range *r, unsigned n, u32 id) {
     for (unsigned i = 0; i < n; i++)
         if (id >= r[i].inside && id - r[i].inside < r[i].count) return true;
     return false;
+}
+
+/* The host's number of an id of the container; without a map the same. */
+static u32 idmap_outside_id(const struct idmap_range *r, unsigned n, u32 id) {
+    for (unsigned i = 0; i < n; i++)
+        if (id >= r[i].inside && id - r[i].inside < r[i].count)
+            return r[i].outside + (id - r[i].inside);
+    return id;
 }
 
 /* Lets the helpers write the maps of a process. */
@@ -4493,7 +4682,9 @@ static int idmap_helper(pid_t pid, const struct idmap *m, struct err *e) {
         int rc = proc_run(args.v, NULL, &out, e);
         if (rc < 0) return -1;
         if (out.n && out.p[out.n - 1] == '\n') out.p[out.n - 1] = 0;
-        if (rc) return err_set(e, 0, "%s failed: %s", args.v[0], out.p && *out.p ? out.p : "no message");
+        if (rc)
+            return err_set(e, 0, "%s failed: %s", args.v[0],
+                           out.p && *out.p ? out.p : "no message");
     }
     return 0;
 }
@@ -4546,8 +4737,12 @@ static bool idmap_subid(int store, struct idmap *ret) {
     if (!host_subid("/etc/subuid", &us, &uc) || !host_subid("/etc/subgid", &gs, &gc)) return false;
     AUTO_FREE char *helper = host_program("newuidmap"), *helper2 = host_program("newgidmap");
     if (!helper || !helper2) return false;
-    *ret = (struct idmap){ .uid = { { 0, geteuid(), 1 }, { 1, us, uc } }, .uids = 2,
-                           .gid = { { 0, getegid(), 1 }, { 1, gs, gc } }, .gids = 2, .helper = true };
+    *ret = (struct idmap){ .uid = { { 0, geteuid(), 1 }, { 1, us, uc } },
+                           .uids = 2,
+                           .gid = { { 0, getegid(), 1 }, { 1, gs, gc } },
+                           .gids = 2,
+                           .helper = true,
+                           .outside = true };
     char boot[64] = "", name[128], answer[8] = "";
     file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
     snprintf(name, sizeof name, "cache/subid-%.40s-%u-%u", boot, us, uc);
@@ -4561,14 +4756,34 @@ static bool idmap_subid(int store, struct idmap *ret) {
     return !strcmp(answer, "yes");
 }
 
+/* The map that a user namespace gets when nothing is said: root's is the one that this process has.
+ * */
+static void idmap_own(struct idmap *ret) {
+    for (int g = 0; g < 2; g++) {
+        AUTO_BUF b = { 0 };
+        struct err ignored;
+        struct idmap_range *r = g ? ret->gid : ret->uid;
+        unsigned n = 0, in, out, count;
+        file_read(AT_FDCWD, g ? "/proc/self/gid_map" : "/proc/self/uid_map", 4096, &b, &ignored);
+        for (char *line = b.p; line && *line && n < ARRAY_LEN(ret->uid);
+             line = strchr(line, '\n'), line += line ? 1 : 0)
+            if (sscanf(line, "%u %u %u", &in, &out, &count) == 3)
+                r[n++] = (struct idmap_range){ in, in, count };
+        *(g ? &ret->gids : &ret->uids) = n;
+    }
+}
+
 /* Chooses the map: mode is "" (the ladder), "host", "keep-id", "single"; uid and gid are what the
  * container's first process will be. */
-static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct idmap *ret, struct err *e) {
+static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct idmap *ret,
+                        struct err *e) {
     struct idmap sub;
     *ret = (struct idmap){ 0 };
     bool keep = !strcmp(mode, "keep-id"), single = !strcmp(mode, "single");
     if (!strcmp(mode, "host") || (!geteuid() && !*mode)) {
-        if (geteuid()) return err_set(e, 0, "--userns=host needs root: a user without root runs in a user namespace");
+        if (geteuid())
+            return err_set(
+                e, 0, "--userns=host needs root: a user without root runs in a user namespace");
         return 0;
     }
     if (*mode && !keep && !single && strcmp(mode, "auto"))
@@ -4576,8 +4791,10 @@ static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct id
     u32 host_uid = geteuid(), host_gid = getegid();
     if (single || !idmap_subid(store, &sub)) {
         u32 to_uid = keep ? host_uid : uid, to_gid = keep ? host_gid : gid;
-        *ret = (struct idmap){ .uid = { { to_uid, host_uid, 1 } }, .uids = 1,
-                               .gid = { { to_gid, host_gid, 1 } }, .gids = 1 };
+        *ret = (struct idmap){ .uid = { { to_uid, host_uid, 1 } },
+                               .uids = 1,
+                               .gid = { { to_gid, host_gid, 1 } },
+                               .gids = 1 };
         return 0;
     }
     *ret = sub;
@@ -4589,7 +4806,8 @@ static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct id
         unsigned n = 0;
         if (below) r[n++] = (struct idmap_range){ 0, range.outside, below };
         r[n++] = (struct idmap_range){ own, own, 1 };
-        if (below < range.count) r[n++] = (struct idmap_range){ own + 1, range.outside + below, range.count - below };
+        if (below < range.count)
+            r[n++] = (struct idmap_range){ own + 1, range.outside + below, range.count - below };
         *(g ? &ret->gids : &ret->uids) = n;
     }
     return 0;
@@ -4597,18 +4815,53 @@ static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct id
 /* }==== 13 idmap */
 
 /* {==== 14 sec: seccomp, capabilities ====
- * The default is Docker's profile as a table. A compiled filter is kept in cache/, named by the digest
- * of everything that it is made from, because compiling costs 8 ms and reading 20 µs.
- * Uses: 1-7. Sources: seccomp(2), capabilities(7), moby/profiles seccomp v0.2.3, libseccomp(3). */
+ * The default is Docker's profile as a table. A compiled filter is kept in cache/, named by the
+ * digest of everything that it is made from, because compiling costs 8 ms and reading 20 µs. Uses:
+ * 1-7. Sources: seccomp(2), capabilities(7), moby/profiles seccomp v0.2.3, libseccomp(3). */
 
 /* ---- 14.1 capabilities ---- */
 static const char *const CAP_NAMES[] = {
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL",
-    "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON",
-    "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 };
 #define CAP_BIT(c) (1ull << (c))
 static const u64 CAP_ALL = (1ull << ARRAY_LEN(CAP_NAMES)) - 1;
@@ -4637,15 +4890,15 @@ static json_t *cap_json(u64 set) {
 }
 
 /* ---- 14.2 seccomp: the default profile ---- */
-/* Equals moby/profiles seccomp/v0.2.3. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules for
- * one system call are or-ed; names that this libseccomp does not know are passed over. */
+/* Equals moby/profiles seccomp/v0.2.3. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules
+ * for one system call are or-ed; names that this libseccomp does not know are passed over. */
 #define SECCOMP_DEFAULT_ERRNO EPERM
 
 /* sub-architectures of a native one; arch and sub are for seccomp_arch_resolve_name() */
 static const struct scmp_arch {
-    const char *docker;       /* name in scmp_rule.arches */
-    const char *arch;         /* native, libseccomp's name */
-    const char *sub;          /* space separated; unknown to this libseccomp: skip */
+    const char *docker; /* name in scmp_rule.arches */
+    const char *arch;   /* native, libseccomp's name */
+    const char *sub;    /* space separated; unknown to this libseccomp: skip */
 } SECCOMP_ARCHES[] = {
     { "amd64", "x86_64", "x86 x32" },
     { "arm64", "aarch64", "arm" },
@@ -4668,16 +4921,16 @@ static const struct scmp_arch {
 
 /* a rule holds if cap, without_cap, minkernel and arches all agree */
 static const struct scmp_rule {
-    const char *names;        /* space separated; unknown to this libseccomp: skip */
-    int cap;                  /* CAP_* that must be in the bounding set; -1: none */
-    int without_cap;          /* CAP_* that must not be in it; -1: none */
-    unsigned minkernel;       /* major << 8 | minor; 0: any */
+    const char *names;  /* space separated; unknown to this libseccomp: skip */
+    int cap;            /* CAP_* that must be in the bounding set; -1: none */
+    int without_cap;    /* CAP_* that must not be in it; -1: none */
+    unsigned minkernel; /* major << 8 | minor; 0: any */
     struct {
         unsigned char arg, op; /* op: SCMP_CMP_*; 0: no condition */
-        uint64_t a, b;        /* datum_a, datum_b (SCMP_CMP_MASKED_EQ: mask, value) */
+        uint64_t a, b;         /* datum_a, datum_b (SCMP_CMP_MASKED_EQ: mask, value) */
     } cond;
-    int action_errno;         /* 0: allow; else the errno returned */
-    const char *arches;       /* native arch, Docker's names; NULL: all; "!a b": all but these */
+    int action_errno;   /* 0: allow; else the errno returned */
+    const char *arches; /* native arch, Docker's names; NULL: all; "!a b": all but these */
 } SECCOMP_DEFAULT[] = {
     { "accept accept4 access adjtimex alarm bind brk cachestat capget capset chdir chmod chown "
       "chown32 clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime "
@@ -4723,7 +4976,13 @@ static const struct scmp_rule {
       "timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime "
       "timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat "
       "uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid "
-      "write writev", -1, -1, 0, { 0 }, 0, NULL },
+      "write writev",
+      -1,
+      -1,
+      0,
+      { 0 },
+      0,
+      NULL },
     { "process_vm_readv process_vm_writev ptrace", -1, -1, 0x0408, { 0 }, 0, NULL },
     /* all families but AF_ALG (38) and AF_VSOCK (40); not behind i386 socketcall */
     { "socket", -1, -1, 0, { 0, SCMP_CMP_LT, 38, 0 }, 0, NULL },
@@ -4737,17 +4996,33 @@ static const struct scmp_rule {
     { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0xffffffff, 0 }, 0, NULL },
     { "sync_file_range2 swapcontext", -1, -1, 0, { 0 }, 0, "ppc64le" },
     { "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls",
-      -1, -1, 0, { 0 }, 0, "arm arm64" },
+      -1,
+      -1,
+      0,
+      { 0 },
+      0,
+      "arm arm64" },
     { "arch_prctl", -1, -1, 0, { 0 }, 0, "amd64 x32" },
     { "modify_ldt", -1, -1, 0, { 0 }, 0, "amd64 x32 x86" },
     { "s390_pci_mmio_read s390_pci_mmio_write s390_runtime_instr",
-      -1, -1, 0, { 0 }, 0, "s390 s390x" },
+      -1,
+      -1,
+      0,
+      { 0 },
+      0,
+      "s390 s390x" },
     { "riscv_flush_icache", -1, -1, 0, { 0 }, 0, "riscv64" },
     { "open_by_handle_at", CAP_DAC_READ_SEARCH, -1, 0, { 0 }, 0, NULL },
     { "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie "
       "lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount "
       "open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog "
-      "umount umount2 unshare", CAP_SYS_ADMIN, -1, 0, { 0 }, 0, NULL },
+      "umount umount2 unshare",
+      CAP_SYS_ADMIN,
+      -1,
+      0,
+      { 0 },
+      0,
+      NULL },
     /* no CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}; s390 has the flags second */
     { "clone", -1, CAP_SYS_ADMIN, 0, { 0, SCMP_CMP_MASKED_EQ, 0x7e020000, 0 }, 0, "!s390 s390x" },
     { "clone", -1, CAP_SYS_ADMIN, 0, { 1, SCMP_CMP_MASKED_EQ, 0x7e020000, 0 }, 0, "s390 s390x" },
@@ -4758,12 +5033,22 @@ static const struct scmp_rule {
     { "delete_module init_module finit_module", CAP_SYS_MODULE, -1, 0, { 0 }, 0, NULL },
     { "acct", CAP_SYS_PACCT, -1, 0, { 0 }, 0, NULL },
     { "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
-      CAP_SYS_PTRACE, -1, 0, { 0 }, 0, NULL },
+      CAP_SYS_PTRACE,
+      -1,
+      0,
+      { 0 },
+      0,
+      NULL },
     { "iopl ioperm", CAP_SYS_RAWIO, -1, 0, { 0 }, 0, NULL },
     { "settimeofday stime clock_settime clock_settime64", CAP_SYS_TIME, -1, 0, { 0 }, 0, NULL },
     { "vhangup", CAP_SYS_TTY_CONFIG, -1, 0, { 0 }, 0, NULL },
     { "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
-      CAP_SYS_NICE, -1, 0, { 0 }, 0, NULL },
+      CAP_SYS_NICE,
+      -1,
+      0,
+      { 0 },
+      0,
+      NULL },
     { "syslog", CAP_SYSLOG, -1, 0, { 0 }, 0, NULL },
     { "bpf", CAP_BPF, -1, 0, { 0 }, 0, NULL },
     { "perf_event_open", CAP_PERFMON, -1, 0, { 0 }, 0, NULL },
@@ -4773,23 +5058,26 @@ static const struct scmp_rule {
 
 /* A filter as the kernel takes it. */
 struct filter {
-    struct sock_filter *code;     /* owned; NULL: none */
+    struct sock_filter *code; /* owned; NULL: none */
     unsigned short n;
+    u32 flags; /* SECCOMP_FILTER_FLAG_* */
 };
 
 /* What a filter for the built-in profile depends on. */
 struct filter_want {
-    u64 caps;                     /* bounding set */
-    bool fake_root;               /* one id only: ownership and identity calls pretend success */
-    const json_t *profile;        /* an OCI linux.seccomp object; NULL: the built-in profile */
+    u64 caps;              /* bounding set */
+    bool fake_root;        /* one id only: ownership and identity calls pretend success */
+    const json_t *profile; /* an OCI linux.seccomp object; NULL: the built-in profile */
+    bool strict;           /* an unknown system call is an error */
 };
 
 /* Calls that succeed without effect where there is only one id, so that package managers run; the
  * choice is Charliecloud's (ch-run(1), --seccomp). */
-static const char FAKE_CALLS[] =
-    "chown chown32 fchown fchown32 fchownat lchown lchown32 setuid setuid32 setgid setgid32 setreuid "
-    "setreuid32 setregid setregid32 setresuid setresuid32 setresgid setresgid32 setfsuid setfsuid32 "
-    "setfsgid setfsgid32 setgroups setgroups32 capset";
+static const char FAKE_CALLS[] = "chown chown32 fchown fchown32 fchownat lchown lchown32 setuid "
+                                 "setuid32 setgid setgid32 setreuid "
+                                 "setreuid32 setregid setregid32 setresuid setresuid32 setresgid "
+                                 "setresgid32 setfsuid setfsuid32 "
+                                 "setfsgid setfsgid32 setgroups setgroups32 capset";
 
 static const struct scmp_arch *filter_native(void) {
     u32 native = seccomp_arch_native();
@@ -4798,14 +5086,14 @@ static const struct scmp_arch *filter_native(void) {
     return NULL;
 }
 
-static bool filter_rule_holds(const struct scmp_rule *r, const struct filter_want *w, const char *arch,
-                              unsigned kernel) {
+static bool filter_rule_holds(const struct scmp_rule *r, const struct filter_want *w,
+                              const char *arch, unsigned kernel) {
     if (r->cap >= 0 && !(w->caps & CAP_BIT(r->cap))) return false;
     if (r->without_cap >= 0 && (w->caps & CAP_BIT(r->without_cap))) return false;
     if (r->minkernel > kernel) return false;
     if (!r->arches) return true;
     bool not = *r->arches == '!';
-    return word_in(r->arches + not, arch, strlen(arch)) != not;
+    return word_in(r->arches + not, arch, strlen(arch)) != not ;
 }
 
 static unsigned host_kernel(void) {
@@ -4835,23 +5123,27 @@ static int filter_builtin(scmp_filter_ctx ctx, const struct filter_want *w, int 
     static const char MKNODS[] = "mknod mknodat";
     const struct scmp_arch *native = filter_native();
     unsigned kernel = host_kernel();
-    AUTO_FREE char *except = str_fmt("%s %s", w->fake_root ? FAKE_CALLS : "", w->fake_root ? MKNODS : "");
+    AUTO_FREE char *except =
+        str_fmt("%s %s", w->fake_root ? FAKE_CALLS : "", w->fake_root ? MKNODS : "");
     for (size_t i = 0; native && i < ARRAY_LEN(SECCOMP_DEFAULT); i++) {
         const struct scmp_rule *r = &SECCOMP_DEFAULT[i];
         if (!filter_rule_holds(r, w, native->docker, kernel)) continue;
-        struct scmp_arg_cmp cmp = { r->cond.arg, (enum scmp_compare)r->cond.op, r->cond.a, r->cond.b };
+        struct scmp_arg_cmp cmp = { r->cond.arg, (enum scmp_compare)r->cond.op, r->cond.a,
+                                    r->cond.b };
         u32 action = r->action_errno ? SCMP_ACT_ERRNO((u32)r->action_errno) : SCMP_ACT_ALLOW;
         filter_add(ctx, action, r->names, except, r->cond.op ? &cmp : NULL, max);
     }
     if (!w->fake_root) return 0;
     filter_add(ctx, SCMP_ACT_ERRNO(0), FAKE_CALLS, "", NULL, max);
-    for (int at = 0; at < 2; at++) {      /* mknod: devices pretend, all else is real */
+    for (int at = 0; at < 2; at++) { /* mknod: devices pretend, all else is real */
         const char *name = at ? "mknodat" : "mknod";
         unsigned arg = at ? 2 : 1;
-        static const mode_t KINDS[] = { 0, S_IFREG, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, S_IFDIR, S_IFLNK };
+        static const mode_t KINDS[] = { 0,       S_IFREG, S_IFIFO, S_IFSOCK,
+                                        S_IFCHR, S_IFBLK, S_IFDIR, S_IFLNK };
         for (size_t k = 0; k < ARRAY_LEN(KINDS); k++) {
             struct scmp_arg_cmp cmp = { arg, SCMP_CMP_MASKED_EQ, S_IFMT, KINDS[k] };
-            u32 action = KINDS[k] == S_IFCHR || KINDS[k] == S_IFBLK ? SCMP_ACT_ERRNO(0) : SCMP_ACT_ALLOW;
+            u32 action =
+                KINDS[k] == S_IFCHR || KINDS[k] == S_IFBLK ? SCMP_ACT_ERRNO(0) : SCMP_ACT_ALLOW;
             filter_add(ctx, action, name, "", &cmp, max);
         }
     }
@@ -4862,18 +5154,30 @@ static int filter_builtin(scmp_filter_ctx ctx, const struct filter_want *w, int 
 static u32 filter_action(const char *name, i64 errno_ret, i64 dflt_errno) {
     if (str_eq(name, "SCMP_ACT_ALLOW")) return SCMP_ACT_ALLOW;
     if (str_eq(name, "SCMP_ACT_ERRNO"))
-        return SCMP_ACT_ERRNO((u32)(errno_ret >= 0 ? errno_ret : dflt_errno >= 0 ? dflt_errno : EPERM) & 0xffff);
-    if (str_eq(name, "SCMP_ACT_KILL") || str_eq(name, "SCMP_ACT_KILL_THREAD")) return SCMP_ACT_KILL_THREAD;
+        return SCMP_ACT_ERRNO((u32)(errno_ret >= 0    ? errno_ret
+                                    : dflt_errno >= 0 ? dflt_errno
+                                                      : EPERM) &
+                              0xffff);
+    if (str_eq(name, "SCMP_ACT_KILL") || str_eq(name, "SCMP_ACT_KILL_THREAD"))
+        return SCMP_ACT_KILL_THREAD;
     if (str_eq(name, "SCMP_ACT_KILL_PROCESS")) return SCMP_ACT_KILL_PROCESS;
     if (str_eq(name, "SCMP_ACT_TRAP")) return SCMP_ACT_TRAP;
     if (str_eq(name, "SCMP_ACT_LOG")) return SCMP_ACT_LOG;
-    if (str_eq(name, "SCMP_ACT_TRACE")) return SCMP_ACT_TRACE((u32)(errno_ret >= 0 ? errno_ret : 0) & 0xffff);
+    if (str_eq(name, "SCMP_ACT_NOTIFY")) return SCMP_ACT_NOTIFY;
+    if (str_eq(name, "SCMP_ACT_TRACE"))
+        return SCMP_ACT_TRACE((u32)(errno_ret >= 0 ? errno_ret : 0) & 0xffff);
     return 0;
 }
 
 static int filter_op(const char *op) {
-    static const char *const OPS[] = { "", "SCMP_CMP_NE", "SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_EQ",
-                                       "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_MASKED_EQ" };
+    static const char *const OPS[] = { "",
+                                       "SCMP_CMP_NE",
+                                       "SCMP_CMP_LT",
+                                       "SCMP_CMP_LE",
+                                       "SCMP_CMP_EQ",
+                                       "SCMP_CMP_GE",
+                                       "SCMP_CMP_GT",
+                                       "SCMP_CMP_MASKED_EQ" };
     for (int i = 1; op && i < (int)ARRAY_LEN(OPS); i++)
         if (!strcmp(op, OPS[i])) return i;
     return 0;
@@ -4885,7 +5189,7 @@ static bool filter_applies(const json_t *rule, const struct filter_want *w, cons
         const json_t *c = js_get(rule, ex ? "excludes" : "includes"), *v;
         size_t i;
         if (!json_is_object(c)) continue;
-        json_array_foreach(js_get(c, "caps"), i, v) {
+        json_array_foreach (js_get(c, "caps"), i, v) {
             int cap = cap_number(json_string_value(v) ? json_string_value(v) : "");
             bool have = cap >= 0 && (w->caps & CAP_BIT(cap));
             if (ex ? have : !have) return false;
@@ -4895,34 +5199,45 @@ static bool filter_applies(const json_t *rule, const struct filter_want *w, cons
         if (arches.n && strv_has(&arches, arch) == ex) return false;
         unsigned major = 0, minor = 0;
         const char *min = js_str(c, "minKernel");
-        if (!ex && min && sscanf(min, "%u.%u", &major, &minor) == 2 && host_kernel() < (major << 8 | minor))
+        if (!ex && min && sscanf(min, "%u.%u", &major, &minor) == 2 &&
+            host_kernel() < (major << 8 | minor))
             return false;
     }
     return true;
 }
 
-static int filter_json_rule(scmp_filter_ctx ctx, const json_t *rule, size_t at, i64 dflt_errno, int *max,
-                            struct err *e) {
+static int filter_json_rule(scmp_filter_ctx ctx, const struct filter_want *w, const json_t *rule,
+                            size_t at, i64 dflt_errno, int *max, struct err *e) {
     struct scmp_arg_cmp cmp[6] = { 0 };
     unsigned n = 0;
     u32 action = filter_action(js_str(rule, "action"), js_int(rule, "errnoRet", -1), dflt_errno);
     if (!action) return err_set(e, 0, "seccomp: /syscalls/%zu/action: unknown or unsupported", at);
     size_t i;
     json_t *v;
-    json_array_foreach(js_get(rule, "args"), i, v) {
+    json_array_foreach (js_get(rule, "args"), i, v) {
         int op = filter_op(js_str(v, "op"));
-        if (!op || n == 6) return err_set(e, 0, "seccomp: /syscalls/%zu/args/%zu: bad condition", at, i);
-        cmp[n++] = (struct scmp_arg_cmp){ (unsigned)js_int(v, "index", 0), (enum scmp_compare)op,
-                                          (u64)js_int(v, "value", 0), (u64)js_int(v, "valueTwo", 0) };
+        if (!op || n == 6)
+            return err_set(e, 0, "seccomp: /syscalls/%zu/args/%zu: bad condition", at, i);
+        cmp[n++] =
+            (struct scmp_arg_cmp){ (unsigned)js_int(v, "index", 0), (enum scmp_compare)op,
+                                   (u64)js_int(v, "value", 0), (u64)js_int(v, "valueTwo", 0) };
     }
     AUTO_STRV names = { 0 };
     if (js_str(rule, "name")) strv_add(&names, js_str(rule, "name"));
     js_to_strv(js_get(rule, "names"), &names);
     for (size_t k = 0; k < names.n; k++) {
         int nr = seccomp_syscall_resolve_name(names.v[k]);
+        if (nr == __NR_SCMP_ERROR && w->strict)
+            return err_set(e, 0, "seccomp: /syscalls/%zu/names/%zu: unknown system call '%.60s'",
+                           at, k, names.v[k]);
         if (nr == __NR_SCMP_ERROR) continue;
+        /* we would wait for the listener in the very call that hands it over */
+        if (action == SCMP_ACT_NOTIFY && !strcmp(names.v[k], "sendmsg"))
+            return err_set(e, 0,
+                           "seccomp: /syscalls/%zu: SCMP_ACT_NOTIFY cannot be had for sendmsg", at);
         if (nr > *max && nr < 0x10000) *max = nr;
-        /* conditions on one argument twice mean "or" in the kernel's eyes of libseccomp: add each */
+        /* conditions on one argument twice mean "or" in the kernel's eyes of libseccomp: add each
+         * */
         bool twice = n == 2 && cmp[0].arg == cmp[1].arg;
         for (unsigned c = 0; c < (twice ? 2 : 1); c++) {
             int rc = seccomp_rule_add_array(ctx, action, nr, twice ? 1 : n, cmp + c);
@@ -4938,12 +5253,12 @@ static int filter_json(scmp_filter_ctx ctx, const struct filter_want *w, int *ma
     i64 dflt = js_int(w->profile, "defaultErrnoRet", -1);
     json_t *v;
     size_t i;
-    json_array_foreach(js_get(w->profile, "syscalls"), i, v) {
+    json_array_foreach (js_get(w->profile, "syscalls"), i, v) {
         u32 action = filter_action(js_str(v, "action"), js_int(v, "errnoRet", -1), dflt);
         u32 all = 0;
         seccomp_attr_get(ctx, SCMP_FLTATR_ACT_DEFAULT, &all);
         if (action == all || !filter_applies(v, w, native ? native->docker : "")) continue;
-        if (filter_json_rule(ctx, v, i, dflt, max, e)) return -1;
+        if (filter_json_rule(ctx, w, v, i, dflt, max, e)) return -1;
     }
     return 0;
 }
@@ -4959,12 +5274,11 @@ static void filter_prelude(struct filter *f, int max) {
     const u32 arch = 0;
 #endif /* architecture */
     const struct sock_filter pre[] = {
-        { 0x20, 0, 0, 4 },                                 /* ld [arch] */
-        { 0x15, 0, 4, arch },                              /* not native: past the prelude */
-        { 0x20, 0, 0, 0 },                                 /* ld [nr] */
-        { 0x35, 2, 0, 0x40000000 },                        /* x32: past */
-        { 0x25, 0, 1, (u32)max },
-        { 0x06, 0, 0, 0x00050000 | ENOSYS },               /* ret ERRNO(ENOSYS) */
+        { 0x20, 0, 0, 4 },          /* ld [arch] */
+        { 0x15, 0, 4, arch },       /* not native: past the prelude */
+        { 0x20, 0, 0, 0 },          /* ld [nr] */
+        { 0x35, 2, 0, 0x40000000 }, /* x32: past */
+        { 0x25, 0, 1, (u32)max },   { 0x06, 0, 0, 0x00050000 | ENOSYS }, /* ret ERRNO(ENOSYS) */
     };
     struct sock_filter *code = mem_new((f->n + ARRAY_LEN(pre)) * sizeof *code);
     memcpy(code, pre, sizeof pre);
@@ -4980,8 +5294,10 @@ static int filter_export(scmp_filter_ctx ctx, struct filter *ret, struct err *e)
     int rc;
     if (fd < 0) return err_set(e, errno, "memfd_create");
     if ((rc = seccomp_export_bpf(ctx, fd))) return err_set(e, -rc, "compile the seccomp filter");
-    if (lseek(fd, 0, SEEK_SET) || fd_slurp(fd, 1 << 20, &b)) return err_set(e, errno, "read the seccomp filter");
-    if (b.n / sizeof(struct sock_filter) + 8 > 4096) return err_set(e, 0, "seccomp filter is too long");
+    if (lseek(fd, 0, SEEK_SET) || fd_slurp(fd, 1 << 20, &b))
+        return err_set(e, errno, "read the seccomp filter");
+    if (b.n / sizeof(struct sock_filter) + 8 > 4096)
+        return err_set(e, 0, "seccomp filter is too long");
     ret->n = (unsigned short)(b.n / sizeof(struct sock_filter));
     ret->code = (void *)buf_steal(&b);
     return 0;
@@ -4997,7 +5313,7 @@ static int filter_compile(const struct filter_want *w, struct filter *ret, struc
     const struct scmp_arch *native = filter_native();
     size_t at;
     json_t *named;
-    json_array_foreach(js_get(p, "architectures"), at, named) {
+    json_array_foreach (js_get(p, "architectures"), at, named) {
         AUTO_FREE char *word = str_dup(json_string_value(named) ? json_string_value(named) : "");
         for (char *c = word; *c; c++) *c = (char)tolower((u8)*c);
         u32 token = str_prefix(word, "scmp_arch_") ? seccomp_arch_resolve_name(word + 10) : 0;
@@ -5011,26 +5327,55 @@ static int filter_compile(const struct filter_want *w, struct filter *ret, struc
         if (token) seccomp_arch_add(ctx, token);
         s += k + (s[k] == ' ');
     }
-    if (p ? !filter_json(ctx, w, &max, e) : !filter_builtin(ctx, w, &max)) rc = filter_export(ctx, ret, e);
+    if (p ? !filter_json(ctx, w, &max, e) : !filter_builtin(ctx, w, &max))
+        rc = filter_export(ctx, ret, e);
     seccomp_release(ctx);
-    bool denies = dflt != SCMP_ACT_ALLOW && dflt != SCMP_ACT_LOG && (dflt & 0xffff0000u) != SCMP_ACT_TRACE(0);
+    bool denies =
+        dflt != SCMP_ACT_ALLOW && dflt != SCMP_ACT_LOG && (dflt & 0xffff0000u) != SCMP_ACT_TRACE(0);
     if (!rc && max && denies) filter_prelude(ret, max);
     return rc;
 }
 
 static void filter_done(struct filter *f) { mem_freep(&f->code); }
 
+/* SECCOMP_FILTER_FLAG_* of a profile. */
+static int filter_flags(const json_t *profile, u32 *ret, struct err *e) {
+    static const struct {
+        const char *name;
+        u32 flag;
+    } FLAGS[] = {
+        { "SECCOMP_FILTER_FLAG_TSYNC", 1 },
+        { "SECCOMP_FILTER_FLAG_LOG", 2 },
+        { "SECCOMP_FILTER_FLAG_SPEC_ALLOW", 4 },
+        { "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", 32 },
+    };
+    const json_t *v;
+    size_t i;
+    *ret = js_str(profile, "listenerPath") ? 8 /* NEW_LISTENER */ : 0;
+    json_array_foreach (js_get(profile, "flags"), i, v) {
+        u32 flag = 0;
+        for (size_t k = 0; k < ARRAY_LEN(FLAGS); k++)
+            if (str_eq(json_string_value(v), FLAGS[k].name)) flag = FLAGS[k].flag;
+        if (!flag) return err_set(e, 0, "seccomp: /flags/%zu: unknown", i);
+        *ret |= flag & ~1u; /* we have one thread; with a listener the kernel refuses it */
+    }
+    return 0;
+}
+
 /* The compiled filter, from cache/ of the store or compiled and put there. */
 static int filter_get(int store, const struct filter_want *w, struct filter *ret, struct err *e) {
-    AUTO_FREE char *text = w->profile ? js_dump(w->profile, JSON_COMPACT | JSON_SORT_KEYS) : str_dup("builtin");
-    AUTO_FREE char *key = str_fmt("%s %s %x %" PRIx64 " %d %s", SKIFF_VERSION, host_arch(), host_kernel(),
-                                  w->caps, w->fake_root, text);
+    AUTO_FREE char *text =
+        w->profile ? js_dump(w->profile, JSON_COMPACT | JSON_SORT_KEYS) : str_dup("builtin");
+    AUTO_FREE char *key = str_fmt("%s %s %x %" PRIx64 " %d %d %s", SKIFF_VERSION, host_arch(),
+                                  host_kernel(), w->caps, w->fake_root, w->strict, text);
     char digest[DIGEST_LEN + 1], name[96];
     AUTO_BUF b = { 0 };
     struct err ignored;
     digest_of(key, strlen(key), digest);
     snprintf(name, sizeof name, "cache/seccomp-%.64s", digest + 7);
-    if (store >= 0 && !file_read(store, name, 1 << 20, &b, &ignored) && b.n > 32 + sizeof(struct sock_filter)) {
+    if (filter_flags(w->profile, &ret->flags, e)) return -1;
+    if (store >= 0 && !file_read(store, name, 1 << 20, &b, &ignored) &&
+        b.n > 32 + sizeof(struct sock_filter)) {
         u8 sum[32];
         sha_of(b.p + 32, b.n - 32, sum);
         if (!memcmp(sum, b.p, 32) && (b.n - 32) / 8 < 4096) {
@@ -5051,23 +5396,25 @@ static int filter_get(int store, const struct filter_want *w, struct filter *ret
     return 0;
 }
 
-/* Loads it for the calling thread and all that it becomes; needs no_new_privs or CAP_SYS_ADMIN. */
+/* Loads it for the calling thread and all that it becomes; needs no_new_privs or CAP_SYS_ADMIN. The
+ * listener's descriptor where the flags ask for one, else 0. */
 static int filter_load(const struct filter *f, struct err *e) {
-    struct { unsigned short len; struct sock_filter *code; } prog = { f->n, f->code };
-    if (f->n && prctl(PR_SET_SECCOMP, 2 /* SECCOMP_MODE_FILTER */, &prog))
-        return err_set(e, errno, "load the seccomp filter");
-    return 0;
+    struct {
+        unsigned short len;
+        struct sock_filter *code;
+    } prog = { f->n, f->code };
+    int rc = f->n ? (int)syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, f->flags, &prog) : 0;
+    return rc < 0 ? err_set(e, errno, "load the seccomp filter") : rc;
 }
 /* }==== 14 sec */
 
 /* {==== 15 cgroup: limits ====
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
- * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), v2 only. Where there is
- * none a limit that was asked for is an error that names the remedy; without a limit no cgroup is
- * needed and none is made.
- * Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+ * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), v2 only. Where there
+ * is none a limit that was asked for is an error that names the remedy; without a limit no cgroup
+ * is needed and none is made. Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
 struct cgroup {
-    char *path;                   /* absolute; owned; NULL: none */
+    char *path; /* absolute; owned; NULL: none */
 };
 
 static void cgroup_done(struct cgroup *c) { mem_freep(&c->path); }
@@ -5077,7 +5424,8 @@ static bool cgroup_own(char **ret) {
     static const char *const MOUNTS[] = { "/sys/fs/cgroup", "/sys/fs/cgroup/unified" };
     AUTO_BUF b = { 0 };
     struct err e;
-    if (host_disabled("cgroup") || file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &e)) return false;
+    if (host_disabled("cgroup") || file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &e))
+        return false;
     char *own = b.p && str_prefix(b.p, "0::") ? b.p : b.p ? strstr(b.p, "\n0::") : NULL;
     if (!own) return false;
     own = strchr(own, '/');
@@ -5100,12 +5448,13 @@ static int cgroup_set(const struct cgroup *c, const char *file, const char *valu
 }
 
 /* Makes the controllers available to children of `dir`: its processes move to a leaf first, since a
- * cgroup with controllers for its children may hold no processes itself (and the threaded ones among
- * the controllers would not say so, but turn it into a thread root). */
+ * cgroup with controllers for its children may hold no processes itself (and the threaded ones
+ * among the controllers would not say so, but turn it into a thread root). */
 static void cgroup_enable(const char *dir) {
     AUTO_FREE char *control = str_fmt("%s/cgroup.subtree_control", dir);
     AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
-    AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir), *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
+    AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir),
+                   *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
     static const char *const WANT[] = { "+cpu", "+memory", "+pids", "+io", "+cpuset" };
     AUTO_BUF b = { 0 };
     struct err e;
@@ -5121,13 +5470,46 @@ static void cgroup_enable(const char *dir) {
 /* config-linux.md's cpu.shares (2..262144) to v2's weight (1..10000). */
 static u64 cgroup_weight(u64 shares) { return shares ? 1 + (shares - 2) * 9999 / 262142 : 0; }
 
+/* linux.resources.unified: files of the cgroup by name. */
+static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct err *e) {
+    const char *key;
+    json_t *v;
+    AUTO_BUF have = { 0 };
+    struct err ignored;
+    AUTO_FREE char *controllers = str_fmt("%s/cgroup.controllers", c->path);
+    file_read(AT_FDCWD, controllers, 4096, &have, &ignored);
+    for (char *s = have.p; s && *s; s++)
+        if (*s == '\n') *s = ' ';
+    json_object_foreach ((json_t *)(uintptr_t)unified, key, v) {
+        const char *dot = strchr(key, '.'), *text = json_string_value(v);
+        if (!dot || strchr(key, '/'))
+            return err_set(e, 0,
+                           "/linux/resources/unified: the specified key has not the form "
+                           "CONTROLLER.VALUE `%.60s`",
+                           key);
+        if (!text)
+            return err_set(e, 0, "/linux/resources/unified/%.60s: a string is required", key);
+        if (strncmp(key, "cgroup.", 7) && !word_in(have.p ? have.p : "", key, (size_t)(dot - key)))
+            return err_set(
+                e, 0,
+                "/linux/resources/unified: the requested cgroup controller `%.*s` is not available",
+                (int)(dot - key), key);
+        /* several lines are several writes */
+        AUTO_STRV lines = { 0 };
+        strv_split(&lines, text, '\n');
+        for (size_t i = 0; i < lines.n; i++)
+            if (*lines.v[i] && cgroup_set(c, key, lines.v[i], e)) return -1;
+    }
+    return 0;
+}
+
 static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
     char v[64];
     i64 n;
     if ((n = js_int(res, "memory.limit", 0)) > 0) {
         snprintf(v, sizeof v, "%" PRId64, n);
         if (cgroup_set(c, "memory.max", v, e)) return -1;
-        i64 swap = js_int(res, "memory.swap", 0);     /* OCI: memory plus swap; v2: swap alone */
+        i64 swap = js_int(res, "memory.swap", 0); /* OCI: memory plus swap; v2: swap alone */
         if (swap > 0) snprintf(v, sizeof v, "%" PRId64, swap > n ? swap - n : 0);
         else if (swap < 0) strcpy(v, "max");
         struct err ignored;
@@ -5145,13 +5527,118 @@ static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e
         snprintf(v, sizeof v, "%" PRIu64, cgroup_weight((u64)n));
         if (cgroup_set(c, "cpu.weight", v, e)) return -1;
     }
-    if (js_str(res, "cpu.cpus") && cgroup_set(c, "cpuset.cpus", js_str(res, "cpu.cpus"), e)) return -1;
-    if (js_str(res, "cpu.mems") && cgroup_set(c, "cpuset.mems", js_str(res, "cpu.mems"), e)) return -1;
+    if (js_str(res, "cpu.cpus") && cgroup_set(c, "cpuset.cpus", js_str(res, "cpu.cpus"), e))
+        return -1;
+    if (js_str(res, "cpu.mems") && cgroup_set(c, "cpuset.mems", js_str(res, "cpu.mems"), e))
+        return -1;
     if ((n = js_int(res, "pids.limit", 0)) != 0) {
         snprintf(v, sizeof v, "%" PRId64, n);
         if (cgroup_set(c, "pids.max", n > 0 ? v : "max", e)) return -1;
     }
-    return 0;
+    return cgroup_unified(c, js_get(res, "unified"), e);
+}
+
+/* ---- devices: a BPF program at the cgroup, since v2 has no file for them ---- */
+struct bpf_word {
+    u8 code, regs;
+    int16_t off;
+    int32_t imm;
+}; /* regs: source << 4 | destination */
+
+struct device_rule {
+    bool allow;
+    char type;
+    i64 major, minor;
+    const char *access;
+}; /* type 'a', number -1: any */
+
+/* Always allowed, as runc and crun have it: making nodes, and what every /dev holds. */
+static const struct device_rule DEVICE_ALWAYS[] = {
+    { true, 'c', -1, -1, "m" },    { true, 'b', -1, -1, "m" }, { true, 'c', 1, 3, "rwm" },
+    { true, 'c', 1, 5, "rwm" },    { true, 'c', 1, 7, "rwm" }, { true, 'c', 1, 8, "rwm" },
+    { true, 'c', 1, 9, "rwm" },    { true, 'c', 5, 0, "rwm" }, { true, 'c', 5, 2, "rwm" },
+    { true, 'c', 136, -1, "rwm" },
+};
+
+static void bpf_put(struct buf *b, u8 code, u8 regs, int off, i64 imm) {
+    struct bpf_word w = { code, regs, (int16_t)off, (int32_t)imm };
+    buf_add(b, &w, sizeof w);
+}
+
+/* One rule: r2 type, r3 access, r4 major, r5 minor; what does not match goes on behind it. True:
+ * nothing comes behind it, since it matches all. */
+static bool bpf_rule(struct buf *b, const struct device_rule *r) {
+    int access = (strchr(r->access, 'm') ? 1 : 0) | (strchr(r->access, 'r') ? 2 : 0) |
+                 (strchr(r->access, 'w') ? 4 : 0);
+    int left = (r->type != 'a') + (access != 7) * 3 + (r->major >= 0) + (r->minor >= 0) + 2;
+    bool all = left == 2;
+    if (r->type != 'a') bpf_put(b, 0x55, 0x02, --left, r->type == 'c' ? 2 : 1);
+    if (access != 7) {
+        bpf_put(b, 0xbc, 0x31, 0, 0); /* w1 = w3 & access */
+        bpf_put(b, 0x54, 0x01, 0, access);
+        left -= 3;
+        /* allowed: all that is asked for; forbidden: any of it */
+        if (r->allow) bpf_put(b, 0x5d, 0x31, left, 0);
+        else bpf_put(b, 0x15, 0x01, left, 0);
+    }
+    if (r->major >= 0) bpf_put(b, 0x55, 0x04, --left, r->major);
+    if (r->minor >= 0) bpf_put(b, 0x55, 0x05, --left, r->minor);
+    bpf_put(b, 0xb7, 0x00, 0, r->allow);
+    bpf_put(b, 0x95, 0x00, 0, 0);
+    return all;
+}
+
+/* linux.resources.devices: the last rule that matches decides, and none is a refusal. */
+static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
+    AUTO_BUF b = { 0 };
+    size_t n = json_array_size(rules);
+    bool all = false;
+    if (!n) return 0;
+    bpf_put(&b, 0x61, 0x12, 0, 0); /* w2 = type, w3 = access, w4 = major, w5 = minor */
+    bpf_put(&b, 0x54, 0x02, 0, 0xffff);
+    bpf_put(&b, 0x61, 0x13, 0, 0);
+    bpf_put(&b, 0x74, 0x03, 0, 16);
+    bpf_put(&b, 0x61, 0x14, 4, 0);
+    bpf_put(&b, 0x61, 0x15, 8, 0);
+    for (size_t i = ARRAY_LEN(DEVICE_ALWAYS); i-- > 0;) bpf_rule(&b, &DEVICE_ALWAYS[i]);
+    if (n > 256) return err_set(e, 0, "/linux/resources/devices: more than 256");
+    for (size_t i = n; i-- > 0 && !all;) {
+        const json_t *j = json_array_get(rules, i);
+        const char *type = js_str_or(j, "type", "a");
+        if (!strchr("acb", *type) || !*type || type[1])
+            return err_set(e, 0, "/linux/resources/devices/%zu/type: expected a, b or c", i);
+        struct device_rule r = { js_bool(j, "allow"), *type, js_int(j, "major", -1),
+                                 js_int(j, "minor", -1), js_str_or(j, "access", "rwm") };
+        all = bpf_rule(&b, &r);
+    }
+    if (!all) bpf_put(&b, 0xb7, 0x00, 0, 0), bpf_put(&b, 0x95, 0x00, 0, 0);
+    struct {
+        u32 type, count;
+        u64 code, license;
+        u32 log_level, log_size;
+        u64 log;
+        u32 kernel, flags;
+    } load = { 15 /* CGROUP_DEVICE */,
+               (u32)(b.n / sizeof(struct bpf_word)),
+               (u64)(uintptr_t)b.p,
+               (u64)(uintptr_t) "GPL",
+               0,
+               0,
+               0,
+               0,
+               0 };
+    AUTO_FD prog = (int)syscall(SYS_bpf, 5 /* PROG_LOAD */, &load, sizeof load);
+    AUTO_FD dir = prog < 0 ? -1 : open(c->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct {
+        u32 target, prog, type, flags;
+    } attach = { (u32)dir, (u32)prog, 6 /* CGROUP_DEVICE */, 2 /* ALLOW_MULTI */ };
+    if (dir >= 0 && !syscall(SYS_bpf, 8 /* PROG_ATTACH */, &attach, sizeof attach)) return 0;
+    /* root of a user namespace may load none, nor make any node that would want one */
+    struct stat st;
+    int no = errno;
+    if (no == EPERM && (geteuid() || (!stat("/proc/self/ns/user", &st) && st.st_ino != 0xeffffffd)))
+        return 0;
+    return err_set(e, no, "/linux/resources/devices: BPF program");
 }
 
 /* Makes the container's cgroup and sets its limits. No limits: c->path may stay NULL. */
@@ -5161,8 +5648,10 @@ static int cgroup_make(const char *id, const json_t *resources, struct cgroup *c
     *c = (struct cgroup){ 0 };
     if (!wanted) return 0;
     if (!cgroup_own(&own))
-        return err_set(e, 0, "limits need a cgroup v2 hierarchy, which this host has not (an administrator can "
-                             "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
+        return err_set(
+            e, 0,
+            "limits need a cgroup v2 hierarchy, which this host has not (an administrator can "
+            "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
     char *leaf = strstr(own, "/skiff.self");
     if (leaf) *leaf = 0;
     cgroup_enable(own);
@@ -5171,8 +5660,11 @@ static int cgroup_make(const char *id, const json_t *resources, struct cgroup *c
         int no = errno;
         AUTO_FREE char *path = c->path;
         c->path = NULL;
-        return err_set(e, no, "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
-                              "Delegate=yes skiff run …'", path);
+        return err_set(
+            e, no,
+            "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
+            "Delegate=yes skiff run …'",
+            path);
     }
     if (!cgroup_apply(c, resources, e)) return 0;
     rmdir(c->path);
@@ -5210,21 +5702,31 @@ static void cgroup_remove(struct cgroup *c) {
 /* }==== 15 cgroup */
 
 /* {==== 16 mnt: mounts below a root ====
- * Invariants: (1) no path of a container is given to mount(2): a target is resolved once, by openat2
- * below the root's descriptor, and mounted on by descriptor; (2) what is written to or bound over is
- * checked to be what it should be (procfs, the null device) after it was opened.
+ * Invariants: (1) no path of a container is given to mount(2): a target is resolved once, by
+ * openat2 below the root's descriptor, and mounted on by descriptor; (2) what is written to or
+ * bound over is checked to be what it should be (procfs, the null device) after it was opened.
  * Uses: 1-4. Sources: mount(2), move_mount(2), mount_setattr(2); CVE-2019-19921, CVE-2021-30465,
  * CVE-2025-31133, CVE-2025-52881. */
 
-/* Opens `path` below root as an O_PATH descriptor, making directories, and a file or directory at its
- * end, where they are missing: also at the end of a symbolic link that leads nowhere yet (the
- * /etc/resolv.conf of systemd's images). `strict`: no symbolic link at all on the way. */
-static int mnt_target_at(int root, const char *path, bool dir, bool strict, int links, struct err *e) {
+enum {
+    MNT_DIR = 1,      /* the target is a directory */
+    MNT_STRICT = 2,   /* no symbolic link at all on the way */
+    MNT_NOFOLLOW = 4, /* a symbolic link at the end is itself the target */
+};
+
+/* Opens `path` below root as an O_PATH descriptor, making directories, and a file or directory at
+ * its end, where they are missing: also at the end of a symbolic link that leads nowhere yet (the
+ * /etc/resolv.conf of systemd's images). flags: MNT_*. */
+static int mnt_target_at(int root, const char *path, unsigned flags, int links, struct err *e) {
+    bool dir = flags & MNT_DIR, strict = flags & MNT_STRICT;
     u64 how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | (strict ? RESOLVE_NO_SYMLINKS : 0);
     while (*path == '/') path++;
-    int fd = sys_openat2(root, *path ? path : ".", O_PATH, 0, how);
+    int fd = sys_openat2(root, *path ? path : ".", O_PATH | (flags & MNT_NOFOLLOW ? O_NOFOLLOW : 0),
+                         0, how);
     if (fd >= 0 || errno != ENOENT) {
-        if (fd < 0) err_set(e, errno, "mount target /%s%s", path, errno == ELOOP ? " (a symbolic link)" : "");
+        if (fd < 0)
+            err_set(e, errno, "mount target /%s%s", path,
+                    errno == ELOOP ? " (a symbolic link)" : "");
         return fd;
     }
     AUTO_STRV parts = { 0 };
@@ -5242,20 +5744,22 @@ static int mnt_target_at(int root, const char *path, bool dir, bool strict, int 
         if (fd < 0 && errno == ENOENT) {
             char to[PATH_MAX];
             ssize_t n = strict ? -1 : readlinkat(parent, name, to, sizeof to - 1);
-            if (n > 0) {                  /* it leads nowhere yet: go on where it points to */
+            if (n > 0) { /* it leads nowhere yet: go on where it points to */
                 AUTO_BUF next = { 0 };
                 to[n] = 0;
                 if (links > 39) return err_set(e, ELOOP, "mount target /%s", path);
                 buf_addf(&next, "%s/%s", *to == '/' ? "" : above, to);
                 for (size_t k = i + 1; k < parts.n; k++) buf_addf(&next, "/%s", parts.v[k]);
-                return mnt_target_at(root, next.p, dir, strict, links + 1, e);
+                return mnt_target_at(root, next.p, flags, links + 1, e);
             }
             if (last && !dir) {
-                AUTO_FD made = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+                AUTO_FD made = openat(parent, name,
+                                      O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
                 if (made < 0) return err_set(e, errno, "make mount target /%s", at.p);
             } else if (mkdirat(parent, name, 0755) && errno != EEXIST)
                 return err_set(e, errno, "make mount target /%s", at.p);
-            fd = sys_openat2(root, at.p, O_PATH | O_NOFOLLOW | (last && !dir ? 0 : O_DIRECTORY), 0, how);
+            fd = sys_openat2(root, at.p, O_PATH | O_NOFOLLOW | (last && !dir ? 0 : O_DIRECTORY), 0,
+                             how);
         }
         if (fd < 0) return err_set(e, errno, "mount target /%s", at.p);
         close(parent);
@@ -5264,8 +5768,8 @@ static int mnt_target_at(int root, const char *path, bool dir, bool strict, int 
     return fd_steal(&parent);
 }
 
-static int mnt_target(int root, const char *path, bool dir, bool strict, struct err *e) {
-    return mnt_target_at(root, path, dir, strict, 0, e);
+static int mnt_target(int root, const char *path, unsigned flags, struct err *e) {
+    return mnt_target_at(root, path, flags, 0, e);
 }
 
 /* Sets mount attributes on a mounted tree's descriptor; without mount_setattr (before 5.12) the top
@@ -5275,16 +5779,20 @@ static int mnt_attr(int mnt, u64 set, u64 clear, bool recursive, struct err *e) 
     if (!set && !clear) return 0;
     if (!sys_mount_setattr(mnt, recursive ? AT_RECURSIVE : 0, &a)) return 0;
     if (errno != ENOSYS) return err_set(e, errno, "set mount attributes");
-    static const struct { u64 attr; unsigned long ms, st; } MAP[] = {
-        { MOUNT_ATTR_RDONLY, MS_RDONLY, 1 },   { MOUNT_ATTR_NOSUID, MS_NOSUID, 2 },
-        { MOUNT_ATTR_NODEV, MS_NODEV, 4 },     { MOUNT_ATTR_NOEXEC, MS_NOEXEC, 8 },
+    static const struct {
+        u64 attr;
+        unsigned long ms, st;
+    } MAP[] = {
+        { MOUNT_ATTR_RDONLY, MS_RDONLY, 1 },      { MOUNT_ATTR_NOSUID, MS_NOSUID, 2 },
+        { MOUNT_ATTR_NODEV, MS_NODEV, 4 },        { MOUNT_ATTR_NOEXEC, MS_NOEXEC, 8 },
         { MOUNT_ATTR_NOATIME, MS_NOATIME, 1024 }, { MOUNT_ATTR_NODIRATIME, MS_NODIRATIME, 2048 },
     };
     struct statfs fs;
     unsigned long flags = MS_REMOUNT | MS_BIND;
     if (fstatfs(mnt, &fs)) return err_set(e, errno, "statfs of a mount");
     for (size_t i = 0; i < ARRAY_LEN(MAP); i++)
-        if (((unsigned long)fs.f_flags & MAP[i].st && !(clear & MAP[i].attr)) || (set & MAP[i].attr))
+        if (((unsigned long)fs.f_flags & MAP[i].st && !(clear & MAP[i].attr)) ||
+            (set & MAP[i].attr))
             flags |= MAP[i].ms;
     if ((unsigned long)fs.f_flags & 4096) flags |= MS_RELATIME;
     char path[40];
@@ -5294,7 +5802,8 @@ static int mnt_attr(int mnt, u64 set, u64 clear, bool recursive, struct err *e) 
 }
 
 /* A new file system as a detached mount. data: comma-separated options. */
-static int mnt_new(const char *type, const char *source, const char *data, unsigned attr, struct err *e) {
+static int mnt_new(const char *type, const char *source, const char *data, unsigned attr,
+                   struct err *e) {
     AUTO_FD fs = sys_fsopen(type);
     if (fs < 0) return err_set(e, errno, "file system %s", type);
     AUTO_STRV opts = { 0 };
@@ -5305,9 +5814,11 @@ static int mnt_new(const char *type, const char *source, const char *data, unsig
         if (!*opts.v[i]) continue;
         if (eq) *eq++ = 0;
         if (sys_fsconfig(fs, eq ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, opts.v[i], eq))
-            return err_set(e, errno, "mount %s: option %s%s%s", type, opts.v[i], eq ? "=" : "", eq ? eq : "");
+            return err_set(e, errno, "mount %s: option %s%s%s", type, opts.v[i], eq ? "=" : "",
+                           eq ? eq : "");
     }
-    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL)) return err_set(e, errno, "mount %s", type);
+    if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL))
+        return err_set(e, errno, "mount %s", type);
     int mnt = sys_fsmount(fs, attr);
     if (mnt < 0) err_set(e, errno, "mount %s", type);
     return mnt;
@@ -5317,25 +5828,36 @@ static int mnt_attach(int mnt, int target, struct err *e) {
     return sys_move_mount(mnt, target) ? err_set(e, errno, "attach a mount") : 0;
 }
 
-/* Hides a file or directory: /dev/null over a file, an empty read-only tmpfs over a directory. A path
- * that is not there needs no hiding. null: the verified null device. */
+/* Hides a file or directory: /dev/null over a file, an empty read-only tmpfs over a directory. A
+ * path that is not there needs no hiding. null: the verified null device. */
 static int mnt_mask(int root, const char *path, int null, struct err *e) {
-    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0,
+                             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     struct stat st;
     struct statfs fs;
-    if (at < 0) return errno == ENOENT || errno == ENOTDIR || errno == EACCES ? 0 : err_set(e, errno, "mask %s", path);
+    if (at < 0)
+        return errno == ENOENT || errno == ENOTDIR || errno == EACCES
+                   ? 0
+                   : err_set(e, errno, "mask %s", path);
     if (fstat(at, &st) || fstatfs(at, &fs)) return err_set(e, errno, "mask %s", path);
     if (str_prefix(path, "/proc/") && fs.f_type != PROC_SUPER_MAGIC && fs.f_type != TMPFS_MAGIC)
         return err_set(e, 0, "mask %s: it is not in procfs", path);
-    AUTO_FD mnt = S_ISDIR(st.st_mode) ? mnt_new("tmpfs", "tmpfs", "size=0k", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, e)
-                                      : sys_open_tree(null, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
+    AUTO_FD mnt =
+        S_ISDIR(st.st_mode)
+            ? mnt_new("tmpfs", "tmpfs", "size=0k",
+                      MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+                      e)
+            : sys_open_tree(null, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
     if (mnt < 0) return S_ISDIR(st.st_mode) ? -1 : err_set(e, errno, "mask %s", path);
     return mnt_attach(mnt, at, e) ? err_wrap(e, "mask %s", path) : 0;
 }
 
 static int mnt_readonly(int root, const char *path, struct err *e) {
-    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-    if (at < 0) return errno == ENOENT || errno == ENOTDIR ? 0 : err_set(e, errno, "make %s read-only", path);
+    AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0,
+                             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (at < 0)
+        return errno == ENOENT || errno == ENOTDIR ? 0
+                                                   : err_set(e, errno, "make %s read-only", path);
     AUTO_FD mnt = sys_open_tree(at, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | AT_RECURSIVE);
     if (mnt < 0) return err_set(e, errno, "make %s read-only", path);
     if (mnt_attach(mnt, at, e) || mnt_attr(mnt, MOUNT_ATTR_RDONLY, 0, true, e))
@@ -5362,22 +5884,30 @@ static int mnt_device(const char *path, unsigned major, unsigned minor, struct e
  *   rootfs {driver, chain, layers}, seccomp "default"|"unconfined", init, and what part 20 keeps.
  * Uses: 1-6, 13, 14. Source: runtime-spec config.md, config-linux.md. */
 struct plan_mount {
-    const char *dest, *type, *source;     /* borrowed from the spec */
-    u64 attr_set, attr_clear, rec_set, rec_clear;     /* MOUNT_ATTR_* */
-    unsigned long propagation;    /* MS_PRIVATE …, 0: as it is */
-    char *data;                   /* owned: options for the file system itself */
+    const char *dest, *type, *source;             /* borrowed from the spec */
+    u64 attr_set, attr_clear, rec_set, rec_clear; /* MOUNT_ATTR_* */
+    unsigned long propagation;                    /* MS_PRIVATE …, 0: as it is */
+    char *data;                                   /* owned: options for the file system itself */
     bool bind, recursive, optional, copy_up, nofail;
+    bool src_nofollow, dest_nofollow, copy_symlink;
+    bool idmap, ridmap;
+    struct idmap ids; /* with idmap: uids 0: the container's own */
 };
 
-struct plan_rlimit { int resource; struct rlimit64_pair { u64 soft, hard; } v; };
+struct plan_rlimit {
+    int resource;
+    struct rlimit64_pair {
+        u64 soft, hard;
+    } v;
+};
 
 struct plan {
-    json_t *spec;                 /* owned */
+    json_t *spec; /* owned */
     bool terminal;
-    u16 rows, cols;               /* 0: not told */
+    u16 rows, cols; /* 0: not told */
     u32 uid, gid;
-    i64 umask;                    /* -1: not told */
-    u32 *groups;                  /* owned */
+    i64 umask;   /* -1: not told */
+    u32 *groups; /* owned */
     size_t ngroups;
     struct strv args, env;
     const char *cwd;
@@ -5385,24 +5915,39 @@ struct plan {
     struct plan_rlimit rlimits[16];
     unsigned nrlimits;
     bool no_new_privs;
-    i64 oom_score_adj;            /* INT64_MIN: not told */
+    i64 oom_score_adj; /* INT64_MIN: not told */
 
-    const char *root;             /* root.path; NULL: /skiff/rootfs says */
+    const char *root; /* root.path; NULL: /skiff/rootfs says */
     bool root_readonly;
     const char *hostname, *domainname;
-    struct plan_mount *mounts;    /* owned */
+    struct plan_mount *mounts; /* owned */
     size_t nmounts;
-    u64 ns_new;                   /* CLONE_NEW* to create */
-    struct { u64 type; const char *path; } ns_join[8];
+    u64 ns_new; /* CLONE_NEW* to create */
+    struct {
+        u64 type;
+        const char *path;
+    } ns_join[8];
     unsigned nns_join;
     struct idmap ids;
     struct strv masked, readonly;
-    unsigned long propagation;    /* of the root file system */
+    unsigned long propagation; /* of the root file system */
+
+    int ioprio; /* ioprio_set(2)'s value; -1: not told */
+    struct sched_words {
+        u32 size, policy;
+        u64 flags;
+        int nice;
+        u32 priority;
+        u64 runtime, deadline, period;
+    } sched;                     /* size 0: not told */
+    long personality;            /* -1: not told */
+    int mem_mode;                /* set_mempolicy(2)'s mode and flags; -1: not told */
+    unsigned long mem_nodes[16]; /* its mask: 1,024 nodes */
 
     bool seccomp_default, fake_root;
-    const json_t *seccomp;        /* borrowed; NULL: none or default */
-    bool init;                    /* skiff stays as pid 1 and reaps */
-    const char *driver;           /* "overlay-fuse", "overlay", "copy", "dir" */
+    const json_t *seccomp; /* borrowed; NULL: none or default */
+    bool init;             /* skiff stays as pid 1 and reaps */
+    const char *driver;    /* "overlay-fuse", "overlay", "copy", "dir" */
 };
 
 static void plan_done(struct plan *p) {
@@ -5414,13 +5959,18 @@ static void plan_done(struct plan *p) {
     *p = (struct plan){ 0 };
 }
 
-static const struct { const char *name; int resource; } RLIMITS[] = {
-    { "core", RLIMIT_CORE },         { "cpu", RLIMIT_CPU },         { "data", RLIMIT_DATA },
-    { "fsize", RLIMIT_FSIZE },       { "locks", RLIMIT_LOCKS },     { "memlock", RLIMIT_MEMLOCK },
-    { "msgqueue", RLIMIT_MSGQUEUE }, { "nice", RLIMIT_NICE },       { "nofile", RLIMIT_NOFILE },
-    { "nproc", RLIMIT_NPROC },       { "rss", RLIMIT_RSS },         { "rtprio", RLIMIT_RTPRIO },
-    { "rttime", RLIMIT_RTTIME },     { "sigpending", RLIMIT_SIGPENDING }, { "stack", RLIMIT_STACK },
-    { "as", RLIMIT_AS },
+static const struct {
+    const char *name;
+    int resource;
+} RLIMITS[] = {
+    { "core", RLIMIT_CORE },         { "cpu", RLIMIT_CPU },
+    { "data", RLIMIT_DATA },         { "fsize", RLIMIT_FSIZE },
+    { "locks", RLIMIT_LOCKS },       { "memlock", RLIMIT_MEMLOCK },
+    { "msgqueue", RLIMIT_MSGQUEUE }, { "nice", RLIMIT_NICE },
+    { "nofile", RLIMIT_NOFILE },     { "nproc", RLIMIT_NPROC },
+    { "rss", RLIMIT_RSS },           { "rtprio", RLIMIT_RTPRIO },
+    { "rttime", RLIMIT_RTTIME },     { "sigpending", RLIMIT_SIGPENDING },
+    { "stack", RLIMIT_STACK },       { "as", RLIMIT_AS },
 };
 
 /* By Docker's name ("nofile") or the spec's ("RLIMIT_NOFILE"); -1: unknown. */
@@ -5432,43 +5982,151 @@ static int rlimit_number(const char *name) {
 }
 
 /* Mount options that are attributes; the "r" forms act on the whole tree. */
-static const struct { const char *name; u64 attr; bool clear; } MNT_OPTS[] = {
-    { "ro", MOUNT_ATTR_RDONLY, false },      { "rw", MOUNT_ATTR_RDONLY, true },
-    { "nosuid", MOUNT_ATTR_NOSUID, false },  { "suid", MOUNT_ATTR_NOSUID, true },
-    { "nodev", MOUNT_ATTR_NODEV, false },    { "dev", MOUNT_ATTR_NODEV, true },
-    { "noexec", MOUNT_ATTR_NOEXEC, false },  { "exec", MOUNT_ATTR_NOEXEC, true },
-    { "nodiratime", MOUNT_ATTR_NODIRATIME, false }, { "diratime", MOUNT_ATTR_NODIRATIME, true },
-    { "noatime", MOUNT_ATTR_NOATIME, false }, { "relatime", 0, false }, { "strictatime", MOUNT_ATTR_STRICTATIME, false },
+static const struct {
+    const char *name;
+    u64 attr;
+    bool clear;
+} MNT_OPTS[] = {
+    { "ro", MOUNT_ATTR_RDONLY, false },
+    { "rw", MOUNT_ATTR_RDONLY, true },
+    { "nosuid", MOUNT_ATTR_NOSUID, false },
+    { "suid", MOUNT_ATTR_NOSUID, true },
+    { "nodev", MOUNT_ATTR_NODEV, false },
+    { "dev", MOUNT_ATTR_NODEV, true },
+    { "noexec", MOUNT_ATTR_NOEXEC, false },
+    { "exec", MOUNT_ATTR_NOEXEC, true },
+    { "nodiratime", MOUNT_ATTR_NODIRATIME, false },
+    { "diratime", MOUNT_ATTR_NODIRATIME, true },
+    { "noatime", MOUNT_ATTR_NOATIME, false },
+    { "relatime", 0, false },
+    { "strictatime", MOUNT_ATTR_STRICTATIME, false },
     { "nosymfollow", MOUNT_ATTR_NOSYMFOLLOW, false },
 };
 
-static const struct { const char *name; unsigned long flag; } MNT_PROP[] = {
-    { "private", MS_PRIVATE }, { "rprivate", MS_PRIVATE | MS_REC }, { "slave", MS_SLAVE },
-    { "rslave", MS_SLAVE | MS_REC }, { "shared", MS_SHARED }, { "rshared", MS_SHARED | MS_REC },
+static const struct {
+    const char *name;
+    unsigned long flag;
+} MNT_PROP[] = {
+    { "private", MS_PRIVATE },       { "rprivate", MS_PRIVATE | MS_REC },
+    { "slave", MS_SLAVE },           { "rslave", MS_SLAVE | MS_REC },
+    { "shared", MS_SHARED },         { "rshared", MS_SHARED | MS_REC },
     { "unbindable", MS_UNBINDABLE }, { "runbindable", MS_UNBINDABLE | MS_REC },
 };
 
 /* One option of a mount; unknown ones are the file system's own. */
 static void plan_mount_option(struct plan_mount *m, const char *o, struct buf *data) {
-    if (!strcmp(o, "bind")) { m->bind = true; return; }
-    if (!strcmp(o, "rbind")) { m->bind = m->recursive = true; return; }
-    if (!strcmp(o, "nofail")) { m->nofail = true; return; }
-    if (!strcmp(o, "tmpcopyup")) { m->copy_up = true; return; }
+    if (!strcmp(o, "bind")) {
+        m->bind = true;
+        return;
+    }
+    if (!strcmp(o, "rbind")) {
+        m->bind = m->recursive = true;
+        return;
+    }
+    if (!strcmp(o, "nofail")) {
+        m->nofail = true;
+        return;
+    }
+    if (!strcmp(o, "tmpcopyup")) {
+        m->copy_up = true;
+        return;
+    }
+    if (!strcmp(o, "src-nofollow")) {
+        m->src_nofollow = true;
+        return;
+    }
+    if (!strcmp(o, "dest-nofollow")) {
+        m->dest_nofollow = true;
+        return;
+    }
+    if (!strcmp(o, "copy-symlink")) {
+        m->copy_symlink = true;
+        return;
+    }
     if (!strcmp(o, "defaults") || !strcmp(o, "async") || !strcmp(o, "notmpcopyup")) return;
     for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++)
-        if (!strcmp(o, MNT_PROP[i].name)) { m->propagation = MNT_PROP[i].flag; return; }
+        if (!strcmp(o, MNT_PROP[i].name)) {
+            m->propagation = MNT_PROP[i].flag;
+            return;
+        }
     for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {
         bool rec = *o == 'r' && !strcmp(o + 1, MNT_OPTS[i].name);
         if (!rec && strcmp(o, MNT_OPTS[i].name)) continue;
         u64 *slot = MNT_OPTS[i].clear ? (rec ? &m->rec_clear : &m->attr_clear)
                                       : (rec ? &m->rec_set : &m->attr_set);
-        u64 *opposite = MNT_OPTS[i].clear ? (rec ? &m->rec_set : &m->attr_set) : (rec ? &m->rec_clear : &m->attr_clear);
+        u64 *opposite = MNT_OPTS[i].clear ? (rec ? &m->rec_set : &m->attr_set)
+                                          : (rec ? &m->rec_clear : &m->attr_clear);
         *slot |= MNT_OPTS[i].attr;
-        *opposite &= ~MNT_OPTS[i].attr;       /* the last word wins */
+        *opposite &= ~MNT_OPTS[i].attr; /* the last word wins */
         return;
     }
     if (data->n) buf_addc(data, ',');
     buf_adds(data, o);
+}
+
+/* "uids=INSIDE-OUTSIDE-COUNT#…;gids=…", crun's short form of a mount's mappings. */
+static bool plan_idmap_words(const char *o, struct idmap *ret) {
+    AUTO_STRV kinds = { 0 };
+    strv_split(&kinds, o, ';');
+    for (size_t k = 0; k < kinds.n; k++) {
+        bool g = str_prefix(kinds.v[k], "gids=");
+        AUTO_STRV ranges = { 0 };
+        if (!g && !str_prefix(kinds.v[k], "uids=")) return false;
+        strv_split(&ranges, kinds.v[k] + 5, '#');
+        unsigned *n = g ? &ret->gids : &ret->uids;
+        for (size_t i = 0; i < ranges.n; i++) {
+            struct idmap_range r;
+            char end;
+            if (*n == ARRAY_LEN(ret->uid) ||
+                sscanf(ranges.v[i], "%u-%u-%u%c", &r.inside, &r.outside, &r.count, &end) != 3)
+                return false;
+            (g ? ret->gid : ret->uid)[(*n)++] = r;
+        }
+    }
+    return ret->uids && ret->gids;
+}
+
+/* The ranges of a list of id mappings; at: its JSON pointer. */
+static int plan_ranges(const json_t *a, const char *at, struct idmap_range *r, unsigned *n,
+                       struct err *e) {
+    const json_t *j;
+    size_t i;
+    json_array_foreach (a, i, j) {
+        if (*n == 4) return err_set(e, 0, "%s: more than 4 ranges", at);
+        i64 in = js_int(j, "containerID", -1), out = js_int(j, "hostID", -1),
+            size = js_int(j, "size", 0);
+        if (in < 0 || out < 0 || size < 1 || in + size > UINT32_MAX || out + size > UINT32_MAX)
+            return err_set(e, 0, "%s/%zu: out of range", at, i);
+        r[(*n)++] = (struct idmap_range){ (u32)in, (u32)out, (u32)size };
+    }
+    return 0;
+}
+
+static int plan_mount_idmap(struct plan_mount *m, const json_t *j, size_t at,
+                            const struct strv *opts, struct err *e) {
+    char where[48];
+    for (size_t k = 0; k < opts->n; k++) {
+        const char *o = opts->v[k] + (*opts->v[k] == 'r');
+        if (!str_prefix(o, "idmap") || (o[5] && o[5] != '=')) continue;
+        m->idmap = true;
+        m->ridmap = o != opts->v[k];
+        if (o[5] && !plan_idmap_words(o + 6, &m->ids))
+            return err_set(e, 0, "/mounts/%zu/options/%zu: '%.60s': expected uids=N-N-N;gids=N-N-N",
+                           at, k, o);
+    }
+    for (int g = 0; g < 2; g++) {
+        const json_t *a = js_get(j, g ? "gidMappings" : "uidMappings");
+        snprintf(where, sizeof where, "/mounts/%zu/%cidMappings", at, g ? 'g' : 'u');
+        if (a && (m->idmap = true, plan_ranges(a, where, g ? m->ids.gid : m->ids.uid,
+                                               g ? &m->ids.gids : &m->ids.uids, e)))
+            return -1;
+    }
+    m->ids.outside = true;
+    if (m->idmap && !m->bind)
+        return err_set(e, 0, "/mounts/%zu: ids are mapped of bind mounts only", at);
+    return !m->ids.uids == !m->ids.gids
+               ? 0
+               : err_set(e, 0, "/mounts/%zu: uidMappings and gidMappings go together", at);
 }
 
 static int plan_mounts(struct plan *p, struct err *e) {
@@ -5484,32 +6142,45 @@ static int plan_mounts(struct plan *p, struct err *e) {
         m->dest = js_str(j, "destination");
         m->type = js_str_or(j, "type", "");
         m->source = js_str_or(j, "source", "");
-        if (!m->dest || *m->dest != '/') return err_set(e, 0, "/mounts/%zu/destination: an absolute path is required", i);
+        if (!m->dest || *m->dest != '/')
+            return err_set(e, 0, "/mounts/%zu/destination: an absolute path is required", i);
         js_to_strv(js_get(j, "options"), &opts);
-        for (size_t k = 0; k < opts.n; k++) plan_mount_option(m, opts.v[k], &data);
+        for (size_t k = 0; k < opts.n; k++)
+            if (!str_prefix(opts.v[k], "idmap") && !str_prefix(opts.v[k], "ridmap"))
+                plan_mount_option(m, opts.v[k], &data);
         if (!strcmp(m->type, "bind")) m->bind = true;
         m->data = data.p;
+        if (plan_mount_idmap(m, j, i, &opts, e)) return -1;
         m->optional = js_bool(j, "skiffOptional");
-        if (!m->bind && !*m->type) return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
-        if (m->bind && !*m->source) return err_set(e, 0, "/mounts/%zu/source: required for a bind mount", i);
+        if (!m->bind && !*m->type)
+            return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
+        if (m->bind && !*m->source)
+            return err_set(e, 0, "/mounts/%zu/source: required for a bind mount", i);
     }
     return 0;
 }
 
 static int plan_namespaces(struct plan *p, struct err *e) {
-    static const struct { const char *name; u64 flag; } NS[] = {
-        { "pid", CLONE_NEWPID }, { "network", CLONE_NEWNET }, { "mount", CLONE_NEWNS }, { "ipc", CLONE_NEWIPC },
-        { "uts", CLONE_NEWUTS }, { "user", CLONE_NEWUSER }, { "cgroup", CLONE_NEWCGROUP }, { "time", 0x80 },
+    static const struct {
+        const char *name;
+        u64 flag;
+    } NS[] = {
+        { "pid", CLONE_NEWPID },       { "network", CLONE_NEWNET },
+        { "mount", CLONE_NEWNS },      { "ipc", CLONE_NEWIPC },
+        { "uts", CLONE_NEWUTS },       { "user", CLONE_NEWUSER },
+        { "cgroup", CLONE_NEWCGROUP }, { "time", 0x80 },
     };
     const json_t *a = js_path(p->spec, "linux.namespaces"), *j;
     u64 seen = 0;
     size_t i;
-    json_array_foreach(a, i, j) {
+    json_array_foreach (a, i, j) {
         const char *type = js_str(j, "type"), *path = js_str(j, "path");
         u64 flag = 0;
         for (size_t k = 0; type && k < ARRAY_LEN(NS); k++)
             if (!strcmp(type, NS[k].name)) flag = NS[k].flag;
-        if (!flag) return err_set(e, 0, "/linux/namespaces/%zu/type: unknown '%.40s'", i, type ? type : "");
+        if (!flag)
+            return err_set(e, 0, "/linux/namespaces/%zu/type: unknown '%.40s'", i,
+                           type ? type : "");
         if (seen & flag) return err_set(e, 0, "/linux/namespaces/%zu: '%s' twice", i, type);
         seen |= flag;
         if (path) {
@@ -5522,26 +6193,63 @@ static int plan_namespaces(struct plan *p, struct err *e) {
 
 static int plan_ids(struct plan *p, struct err *e) {
     for (int g = 0; g < 2; g++) {
-        const json_t *a = js_path(p->spec, g ? "linux.gidMappings" : "linux.uidMappings"), *j;
-        struct idmap_range *r = g ? p->ids.gid : p->ids.uid;
-        unsigned *n = g ? &p->ids.gids : &p->ids.uids;
-        size_t i;
-        json_array_foreach(a, i, j) {
-            if (*n == ARRAY_LEN(p->ids.uid)) return err_set(e, 0, "/linux/%cidMappings: more than 4 ranges", g ? 'g' : 'u');
-            i64 in = js_int(j, "containerID", -1), out = js_int(j, "hostID", -1), size = js_int(j, "size", 0);
-            if (in < 0 || out < 0 || size < 1 || in + size > UINT32_MAX || out + size > UINT32_MAX)
-                return err_set(e, 0, "/linux/%cidMappings/%zu: out of range", g ? 'g' : 'u', i);
-            r[(*n)++] = (struct idmap_range){ (u32)in, (u32)out, (u32)size };
-        }
+        const json_t *a = js_path(p->spec, g ? "linux.gidMappings" : "linux.uidMappings");
+        if (plan_ranges(a, g ? "/linux/gidMappings" : "/linux/uidMappings",
+                        g ? p->ids.gid : p->ids.uid, g ? &p->ids.gids : &p->ids.uids, e))
+            return -1;
     }
     if (p->ids.uids && !(p->ns_new & CLONE_NEWUSER)) {
         bool joined = false;
         for (unsigned i = 0; i < p->nns_join; i++) joined |= p->ns_join[i].type == CLONE_NEWUSER;
-        if (!joined) return err_set(e, 0, "/linux/uidMappings: no user namespace in /linux/namespaces");
+        if (!joined)
+            return err_set(e, 0, "/linux/uidMappings: no user namespace in /linux/namespaces");
         p->ids.uids = p->ids.gids = 0;
     }
-    p->ids.helper = geteuid() && p->ids.uids && !(idmap_single(&p->ids) && p->ids.gids == 1 &&
-                    p->ids.uid[0].outside == geteuid() && p->ids.gid[0].outside == getegid() && p->ids.gid[0].count == 1);
+    if ((p->ns_new & CLONE_NEWUSER) && !p->ids.uids && !p->ids.gids) {
+        if (!geteuid()) idmap_own(&p->ids);
+        else if (idmap_choose(-1, "", 0, 0, &p->ids, e)) return -1;
+    }
+    if (!p->ids.uids != !p->ids.gids)
+        return err_set(e, 0, "/linux/%cidMappings: missing", p->ids.uids ? 'g' : 'u');
+    p->ids.helper =
+        geteuid() && p->ids.uids &&
+        !(idmap_single(&p->ids) && p->ids.gids == 1 && p->ids.uid[0].outside == geteuid() &&
+          p->ids.gid[0].outside == getegid() && p->ids.gid[0].count == 1);
+    p->ids.outside = p->ids.uids && (p->ids.helper || !geteuid());
+    return 0;
+}
+
+/* A sysctl must belong to a namespace that is the container's own, or it would change the host. */
+static int plan_sysctls(const struct plan *p, struct err *e) {
+    static const struct {
+        const char *prefix;
+        u64 ns;
+    } OF[] = {
+        { "net.", CLONE_NEWNET },       { "fs.mqueue.", CLONE_NEWIPC },
+        { "kernel.msg", CLONE_NEWIPC }, { "kernel.shm", CLONE_NEWIPC },
+        { "kernel.sem", CLONE_NEWIPC }, { "kernel.domainname", CLONE_NEWUTS },
+        { "user.", CLONE_NEWUSER },
+    };
+    u64 own = p->ns_new;
+    const char *key;
+    json_t *v;
+    for (unsigned i = 0; i < p->nns_join; i++) own |= p->ns_join[i].type;
+    json_object_foreach (js_path(p->spec, "linux.sysctl"), key, v) {
+        AUTO_FREE char *dots = str_dup(key);
+        for (char *c = dots; *c; c++)
+            if (*c == '/') *c = '.';
+        u64 ns = 0;
+        for (size_t i = 0; i < ARRAY_LEN(OF); i++)
+            if (str_prefix(dots, OF[i].prefix)) ns = OF[i].ns;
+        if (!ns)
+            return err_set(e, 0, "/linux/sysctl/%.100s: not of a namespace%s", key,
+                           strcmp(dots, "kernel.hostname") ? "" : ": use /hostname");
+        if (!(own & ns))
+            return err_set(e, 0, "/linux/sysctl/%.100s: its namespace is not the container's own",
+                           key);
+        if (!json_is_string(v))
+            return err_set(e, 0, "/linux/sysctl/%.100s: a string is required", key);
+    }
     return 0;
 }
 
@@ -5549,11 +6257,110 @@ static int plan_caps(const json_t *proc, const char *set, u64 *ret, struct err *
     const json_t *a = js_get(js_get(proc, "capabilities"), set), *j;
     size_t i;
     *ret = 0;
-    json_array_foreach(a, i, j) {
+    json_array_foreach (a, i, j) {
         const char *name = json_string_value(j);
         int c = name ? cap_number(name) : -1;
-        if (c < 0) return err_set(e, 0, "/process/capabilities/%s/%zu: unknown capability '%.40s'", set, i, name ? name : "");
+        if (c < 0)
+            return err_set(e, 0, "/process/capabilities/%s/%zu: unknown capability '%.40s'", set, i,
+                           name ? name : "");
         *ret |= CAP_BIT(c);
+    }
+    return 0;
+}
+
+/* ioPriority and scheduler of a process. */
+static int plan_sched(struct plan *p, const json_t *proc, struct err *e) {
+    static const char *const CLASS[] = { "IOPRIO_CLASS_NONE", "IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE",
+                                         "IOPRIO_CLASS_IDLE" };
+    static const char *const POLICY[] = { "SCHED_OTHER",   "SCHED_FIFO", "SCHED_RR",
+                                          "SCHED_BATCH",   "SCHED_ISO",  "SCHED_IDLE",
+                                          "SCHED_DEADLINE" };
+    static const struct {
+        const char *name;
+        u64 flag;
+    } FLAGS[] = {
+        { "SCHED_FLAG_RESET_ON_FORK", 1 },   { "SCHED_FLAG_RECLAIM", 2 },
+        { "SCHED_FLAG_DL_OVERRUN", 4 },      { "SCHED_FLAG_KEEP_POLICY", 8 },
+        { "SCHED_FLAG_KEEP_PARAMS", 16 },    { "SCHED_FLAG_UTIL_CLAMP_MIN", 32 },
+        { "SCHED_FLAG_UTIL_CLAMP_MAX", 64 },
+    };
+    const json_t *io = js_get(proc, "ioPriority"), *s = js_get(proc, "scheduler"), *v;
+    size_t i;
+    p->ioprio = -1;
+    if (io) {
+        for (int k = 0; k < 4; k++)
+            if (str_eq(js_str(io, "class"), CLASS[k]))
+                p->ioprio = k << 13 | ((int)js_int(io, "priority", 0) & 7);
+        if (p->ioprio < 0)
+            return err_set(e, 0, "/process/ioPriority/class: unknown '%.40s'",
+                           js_str_or(io, "class", ""));
+    }
+    if (!s) return 0;
+    p->sched = (struct sched_words){ .nice = (int)js_int(s, "nice", 0),
+                                     .priority = (u32)js_int(s, "priority", 0),
+                                     .runtime = (u64)js_int(s, "runtime", 0),
+                                     .deadline = (u64)js_int(s, "deadline", 0),
+                                     .period = (u64)js_int(s, "period", 0) };
+    for (u32 k = 0; k < ARRAY_LEN(POLICY); k++)
+        if (str_eq(js_str(s, "policy"), POLICY[k])) p->sched.policy = k, p->sched.size = 48;
+    if (!p->sched.size)
+        return err_set(e, 0, "/process/scheduler/policy: unknown '%.40s'",
+                       js_str_or(s, "policy", ""));
+    json_array_foreach (js_get(s, "flags"), i, v) {
+        u64 flag = 0;
+        for (size_t k = 0; k < ARRAY_LEN(FLAGS); k++)
+            if (str_eq(json_string_value(v), FLAGS[k].name)) flag = FLAGS[k].flag;
+        if (!flag) return err_set(e, 0, "/process/scheduler/flags/%zu: unknown", i);
+        p->sched.flags |= flag;
+    }
+    return 0;
+}
+
+/* linux.personality and linux.memoryPolicy. */
+static int plan_policy(struct plan *p, struct err *e) {
+    static const char *const MODE[] = { "MPOL_DEFAULT",
+                                        "MPOL_PREFERRED",
+                                        "MPOL_BIND",
+                                        "MPOL_INTERLEAVE",
+                                        "MPOL_LOCAL",
+                                        "MPOL_PREFERRED_MANY",
+                                        "MPOL_WEIGHTED_INTERLEAVE" };
+    static const char *const FLAG[] = { "MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES",
+                                        "MPOL_F_STATIC_NODES" }; /* 1 << 13 … 15 */
+    const json_t *m = js_path(p->spec, "linux.memoryPolicy"), *v;
+    const char *domain = js_str(p->spec, "linux.personality.domain");
+    size_t i;
+    p->personality = !domain                      ? -1
+                     : !strcmp(domain, "LINUX")   ? 0
+                     : !strcmp(domain, "LINUX32") ? 8
+                                                  : -2;
+    if (p->personality == -2)
+        return err_set(e, 0, "/linux/personality/domain: unknown '%.40s'", domain);
+    p->mem_mode = -1;
+    if (!m) return 0;
+    for (int k = 0; k < (int)ARRAY_LEN(MODE); k++)
+        if (str_eq(js_str(m, "mode"), MODE[k])) p->mem_mode = k;
+    if (p->mem_mode < 0) return err_set(e, 0, "/linux/memoryPolicy/mode: unknown or missing");
+    json_array_foreach (js_get(m, "flags"), i, v) {
+        int flag = 0;
+        for (int k = 0; k < 3; k++)
+            if (str_eq(json_string_value(v), FLAG[k])) flag = 1 << (13 + k);
+        if (!flag) return err_set(e, 0, "/linux/memoryPolicy/flags/%zu: unknown", i);
+        p->mem_mode |= flag;
+    }
+    AUTO_STRV parts = { 0 };
+    const char *nodes = js_str_or(m, "nodes", "");
+    if (*nodes) strv_split(&parts, nodes, ',');
+    for (i = 0; i < parts.n; i++) {
+        unsigned from, to;
+        char end;
+        int k = sscanf(parts.v[i], "%u-%u%c", &from, &to, &end);
+        if (k == 1 && strspn(parts.v[i], "0123456789") == strlen(parts.v[i])) to = from;
+        else if (k != 2) k = 0;
+        if (!k || from > to || to >= sizeof p->mem_nodes * 8)
+            return err_set(e, 0, "/linux/memoryPolicy/nodes: '%.40s' is no list of nodes", nodes);
+        for (; from <= to; from++)
+            p->mem_nodes[from / (8 * sizeof(long))] |= 1ul << from % (8 * sizeof(long));
     }
     return 0;
 }
@@ -5567,9 +6374,11 @@ static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
     p->rows = (u16)js_int(proc, "consoleSize.height", 0);
     p->cwd = js_str_or(proc, "cwd", "/");
     if (!p->args.n) return err_set(e, 0, "/process/args: empty");
-    if (*p->cwd != '/') return err_set(e, 0, "/process/cwd: '%.200s' is not an absolute path", p->cwd);
+    if (*p->cwd != '/')
+        return err_set(e, 0, "/process/cwd: '%.200s' is not an absolute path", p->cwd);
     i64 uid = js_int(proc, "user.uid", 0), gid = js_int(proc, "user.gid", 0);
-    if (uid < 0 || uid >= UINT32_MAX || gid < 0 || gid >= UINT32_MAX) return err_set(e, 0, "/process/user: id out of range");
+    if (uid < 0 || uid >= UINT32_MAX || gid < 0 || gid >= UINT32_MAX)
+        return err_set(e, 0, "/process/user: id out of range");
     p->uid = (u32)uid;
     p->gid = (u32)gid;
     p->umask = js_int(proc, "user.umask", -1);
@@ -5577,19 +6386,24 @@ static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
     p->ngroups = json_array_size(gids);
     if (p->ngroups > 65536) return err_set(e, 0, "/process/user/additionalGids: too many");
     p->groups = mem_new((p->ngroups + 1) * sizeof *p->groups);
-    for (size_t i = 0; i < p->ngroups; i++) p->groups[i] = (u32)json_integer_value(json_array_get(gids, i));
-    if (plan_caps(proc, "bounding", &p->cap_bounding, e) || plan_caps(proc, "effective", &p->cap_effective, e) ||
-        plan_caps(proc, "permitted", &p->cap_permitted, e) || plan_caps(proc, "inheritable", &p->cap_inheritable, e) ||
+    for (size_t i = 0; i < p->ngroups; i++)
+        p->groups[i] = (u32)json_integer_value(json_array_get(gids, i));
+    if (plan_caps(proc, "bounding", &p->cap_bounding, e) ||
+        plan_caps(proc, "effective", &p->cap_effective, e) ||
+        plan_caps(proc, "permitted", &p->cap_permitted, e) ||
+        plan_caps(proc, "inheritable", &p->cap_inheritable, e) ||
         plan_caps(proc, "ambient", &p->cap_ambient, e))
         return -1;
+    if (plan_sched(p, proc, e)) return -1;
     p->no_new_privs = js_bool(proc, "noNewPrivileges");
     p->oom_score_adj = js_int(proc, "oomScoreAdj", INT64_MIN);
     const json_t *rl = js_get(proc, "rlimits"), *j;
     size_t i;
-    json_array_foreach(rl, i, j) {
+    json_array_foreach (rl, i, j) {
         const char *type = js_str_or(j, "type", "");
         int r = rlimit_number(type);
-        if (r < 0 || p->nrlimits == ARRAY_LEN(p->rlimits)) return err_set(e, 0, "/process/rlimits/%zu: unknown '%.40s'", i, type);
+        if (r < 0 || p->nrlimits == ARRAY_LEN(p->rlimits))
+            return err_set(e, 0, "/process/rlimits/%zu: unknown '%.40s'", i, type);
         i64 soft = js_int(j, "soft", 0), hard = js_int(j, "hard", 0);
         p->rlimits[p->nrlimits++] = (struct plan_rlimit){ r, { (u64)soft, (u64)hard } };
     }
@@ -5602,8 +6416,8 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
     const json_t *sk = js_get(spec, "skiff");
     int rc = -1;
     if (!json_is_object(js_get(spec, "process"))) err_set(e, 0, "/process: missing");
-    else if (!plan_process(&p, js_get(spec, "process"), e) && !plan_namespaces(&p, e) && !plan_ids(&p, e) &&
-             !plan_mounts(&p, e))
+    else if (!plan_process(&p, js_get(spec, "process"), e) && !plan_namespaces(&p, e) &&
+             !plan_ids(&p, e) && !plan_mounts(&p, e) && !plan_sysctls(&p, e) && !plan_policy(&p, e))
         rc = 0;
     if (rc) {
         plan_done(&p);
@@ -5622,70 +6436,102 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
     p.driver = js_str_or(sk, "rootfs.driver", "dir");
     const char *prop = js_str(spec, "linux.rootfsPropagation");
     p.propagation = MS_REC | MS_PRIVATE;
+    bool known = !prop;
     for (size_t i = 0; prop && i < ARRAY_LEN(MNT_PROP); i++)
-        if (!strcmp(prop, MNT_PROP[i].name)) p.propagation = MNT_PROP[i].flag;
+        if (!strcmp(prop, MNT_PROP[i].name)) p.propagation = MNT_PROP[i].flag, known = true;
+    if (!known) {
+        err_set(e, 0, "/linux/rootfsPropagation: unknown '%.40s'", prop);
+        plan_done(&p);
+        return -1;
+    }
     *ret = p;
     return 0;
 }
 /* }==== 17 plan */
 
 /* {==== 18 launch: executing a plan ====
- * One launcher for everything that starts a process. The parent (supervisor, or CLI for exec) and the
- * child speak over a SEQPACKET pair; a message is one letter and its payload:
+ * One launcher for everything that starts a process. The parent (supervisor, or CLI for exec) and
+ * the child speak over a SEQPACKET pair; a message is one letter and its payload:
  *
  *   child                                  parent
  *   (in its new namespaces)
  *   <- GO        maps and cgroup are set   only where a helper writes the maps or there is a cgroup
  *   -> FUSE      device descriptors        forks the file server
  *   -> CONSOLE   pty master                keeps it
+ *   -> LISTENER  seccomp's listener        hands it to on_listener at once: calls may wait for it
  *   -> READY     all is built              with wait_start: returns to its caller, who says START
  *   <- START
  *   -> ERROR     struct err                the launch failed
  *   end of file after READY: executed. End of file before it: the child died.
  *
- * Phases of the child: (a) capabilities of its user namespace, host's file tree: mounts are built, host
- * paths are opened; (b) after pivot_root: only the container's tree is reachable, names are resolved
- * there; (c) identity dropped, seccomp on: chdir and execve, nothing else. No file of the container is
- * interpreted in any phase, and none is opened for reading but through openat2 below the root.
- * Uses: 1-17. Sources: runtime-spec runtime-linux.md, pivot_root(2), namespaces(7). */
-enum { MSG_GO = 'G', MSG_FUSE = 'F', MSG_CONSOLE = 'C', MSG_READY = 'R', MSG_START = 'S', MSG_ERROR = 'E',
-       MSG_PID = 'P' };
+ * Phases of the child: (a) capabilities of its user namespace, host's file tree: mounts are built,
+ * host paths are opened; (b) after pivot_root: only the container's tree is reachable, names are
+ * resolved there; (c) identity dropped, seccomp on: chdir and execve, nothing else. No file of the
+ * container is interpreted in any phase, and none is opened for reading but through openat2 below
+ * the root. Uses: 1-17. Sources: runtime-spec runtime-linux.md, pivot_root(2), namespaces(7). */
+enum {
+    MSG_GO = 'G',
+    MSG_FUSE = 'F',
+    MSG_CONSOLE = 'C',
+    MSG_READY = 'R',
+    MSG_START = 'S',
+    MSG_ERROR = 'E',
+    MSG_PID = 'P',
+    MSG_LISTENER = 'L'
+};
 
 struct launch {
     const struct plan *plan;
-    int store;                    /* -1: none (a bundle) */
-    int dir;                      /* the container's directory: upper, work, lower, rootfs, l */
-    int stdio[3];                 /* for the process, borrowed; -1: /dev/null */
-    struct filter filter;         /* owned */
-    struct cgroup cgroup;         /* owned */
-    unsigned keep_fds;            /* --preserve-fds: descriptors 3 … 2+n stay open */
+    int store;            /* -1: none (a bundle) */
+    int dir;              /* the container's directory: upper, work, lower, rootfs, l */
+    int stdio[3];         /* for the process, borrowed; -1: /dev/null */
+    struct filter filter; /* owned */
+    struct cgroup cgroup; /* owned */
+    unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent, volatile_upper;
-    int start_fd;                 /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
-    bool ufs_open;                /* u below is open */
+    int start_fd; /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
+    /* owned: bind sources of plan->mounts, opened before the user namespace; NULL: opened there */
+    int *sources;
+    int *nodes;    /* owned: linux.devices, made before the user namespace; NULL: made there */
+    bool ufs_open; /* u below is open */
     struct ufs u;
     /* launch_join: called in the child with the container's root, before the identity is dropped */
     int (*in_root)(struct launch *l, int root, struct err *e);
     void *in_root_arg;
+    /* the parent: takes seccomp's listener (borrowed) to whoever answers it */
+    int (*on_listener)(struct launch *l, int fd, struct err *e);
+    void *on_listener_arg;
     /* results */
     pid_t pid;
-    int pidfd, sync, console;     /* owned; -1: none */
-    pid_t server;                 /* the file server; 0: none */
+    int pidfd, sync, console; /* owned; -1: none */
+    pid_t server;             /* the file server; 0: none */
 };
 
 static void launch_init(struct launch *l) {
-    *l = (struct launch){ .store = -1, .dir = -1, .stdio = { -1, -1, -1 }, .pidfd = -1, .sync = -1, .console = -1, .start_fd = -1 };
+    *l = (struct launch){ .store = -1,
+                          .dir = -1,
+                          .stdio = { -1, -1, -1 },
+                          .pidfd = -1,
+                          .sync = -1,
+                          .console = -1,
+                          .start_fd = -1 };
 }
 
 static void launch_done(struct launch *l) {
     filter_done(&l->filter);
     cgroup_done(&l->cgroup);
+    for (size_t i = 0; l->nodes && i < json_array_size(js_path(l->plan->spec, "linux.devices"));
+         i++)
+        fd_closep(&l->nodes[i]);
+    mem_freep(&l->nodes);
+    for (size_t i = 0; l->sources && i < l->plan->nmounts; i++) fd_closep(&l->sources[i]);
+    mem_freep(&l->sources);
     fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console);
     if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x);
     l->ufs_open = false;
 }
 
-__attribute__((noreturn))
-static void launch_fail(int sync, struct err *e) {
+__attribute__((noreturn)) static void launch_fail(int sync, struct err *e) {
     char msg[1 + sizeof *e];
     msg[0] = MSG_ERROR;
     memcpy(msg + 1, e, sizeof *e);
@@ -5705,8 +6551,8 @@ static int launch_hear(int sync, char what, struct err *e) {
 
 /* ---- 18.1 the root file system ---- */
 
-/* Enters the container's directory by its path: the descriptor belongs to the mount namespace in which
- * it was opened, and the kernel mounts nothing on, or from, another namespace's mounts. */
+/* Enters the container's directory by its path: the descriptor belongs to the mount namespace in
+ * which it was opened, and the kernel mounts nothing on, or from, another namespace's mounts. */
 static int launch_enter(const struct launch *l, struct err *e) {
     char link[40], path[PATH_MAX];
     struct stat a, b;
@@ -5715,15 +6561,21 @@ static int launch_enter(const struct launch *l, struct err *e) {
     ssize_t n = readlink(link, path, sizeof path - 1);
     if (n < 0) return err_set(e, errno, "find the container's directory");
     path[n] = 0;
-    if (chdir(path) || stat(".", &a) || fstat(l->dir, &b)) return err_set(e, errno, "enter the container's directory %s", path);
-    if (a.st_ino != b.st_ino || a.st_dev != b.st_dev) return err_set(e, 0, "the container's directory %s was replaced", path);
+    if (chdir(path) || stat(".", &a) || fstat(l->dir, &b))
+        return err_set(e, errno, "enter the container's directory %s", path);
+    if (a.st_ino != b.st_ino || a.st_dev != b.st_dev)
+        return err_set(e, 0, "the container's directory %s was replaced", path);
     return 0;
 }
 
 /* Mounts the container's tree and returns a descriptor of its root. cwd becomes l->dir. */
 static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     const struct plan *p = l->plan;
-    if (mount(NULL, "/", NULL, MS_REC | (p->propagation & MS_SHARED ? MS_SLAVE : p->propagation & ~(unsigned long)MS_REC), NULL))
+    if (mount(NULL, "/", NULL,
+              MS_REC | (p->propagation & MS_SHARED       ? MS_SLAVE
+                        : p->propagation & MS_UNBINDABLE ? MS_PRIVATE
+                                                         : p->propagation & ~(unsigned long)MS_REC),
+              NULL))
         return err_set(e, errno, "make mounts private");
     if (launch_enter(l, e)) return -1;
     const char *at = "rootfs";
@@ -5731,7 +6583,8 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         AUTO_BUF data = { 0 };
         buf_adds(&data, "lowerdir=");
         /* the uppers of earlier build steps lie above the image */
-        for (i64 i = js_int(p->spec, "skiff.rootfs.steps", 0); i-- > 0;) buf_addf(&data, "s%" PRId64 ":", i);
+        for (i64 i = js_int(p->spec, "skiff.rootfs.steps", 0); i-- > 0;)
+            buf_addf(&data, "s%" PRId64 ":", i);
         if (!strcmp(p->driver, "overlay")) {
             size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
             for (size_t i = n; i-- > 0;) buf_addf(&data, "l/%zu%s", i, i ? ":" : "");
@@ -5763,7 +6616,8 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
 
 /* Copies the directory below into a fresh tmpfs, names and contents of plain files (tmpcopyup). */
 static void launch_copy_up(int from, int to, int depth) {
-    AUTO_DIR *d = depth < 64 ? fdopendir(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) : NULL;
+    AUTO_DIR *d =
+        depth < 64 ? fdopendir(openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)) : NULL;
     struct dirent *de;
     while (d && (de = dir_next(d))) {
         struct stat st;
@@ -5776,7 +6630,8 @@ static void launch_copy_up(int from, int to, int depth) {
             if (a >= 0 && b >= 0) launch_copy_up(a, b, depth + 1);
         } else if (S_ISREG(st.st_mode)) {
             AUTO_FD a = openat(from, de->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-            AUTO_FD b = openat(to, de->d_name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 07777);
+            AUTO_FD b =
+                openat(to, de->d_name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st.st_mode & 07777);
             char buf[8192];
             for (ssize_t k; a >= 0 && b >= 0 && (k = read(a, buf, sizeof buf)) > 0;)
                 if (fd_write_all(b, buf, (size_t)k)) break;
@@ -5788,31 +6643,68 @@ static void launch_copy_up(int from, int to, int depth) {
     }
 }
 
-/* What "cgroup" stands for: the v2 hierarchy mounted afresh (a new cgroup namespace sees its own part),
- * else the host's tree as it is. */
+/* What "cgroup" stands for: the v2 hierarchy mounted afresh (a new cgroup namespace sees its own
+ * part), else the host's tree as it is. */
 static int launch_mount_cgroup(const struct plan_mount *m, struct err *e) {
     struct statfs fs;
     bool v2 = !statfs("/sys/fs/cgroup", &fs) && fs.f_type == CGROUP2_SUPER_MAGIC;
-    int fd = v2 || !strcmp(m->type, "cgroup2") ? mnt_new("cgroup2", "cgroup2", NULL, (unsigned)m->attr_set, e) : -1;
-    if (fd < 0 && !m->optional) fd = sys_open_tree(AT_FDCWD, "/sys/fs/cgroup", OPEN_TREE_CLONE | AT_RECURSIVE);
+    int fd = v2 || !strcmp(m->type, "cgroup2")
+                 ? mnt_new("cgroup2", "cgroup2", NULL, (unsigned)m->attr_set, e)
+                 : -1;
+    if (fd < 0 && !m->optional)
+        fd = sys_open_tree(AT_FDCWD, "/sys/fs/cgroup", OPEN_TREE_CLONE | AT_RECURSIVE);
     return fd < 0 ? err_set(e, errno, "mount %s", m->type) : fd;
 }
 
-/* The tree to attach for one mount of the plan. *ret_whole: submounts came along, asked for or not. */
-static int launch_mount_source(const struct plan *p, const struct plan_mount *m, bool *ret_whole, struct err *e) {
+/* Shows a detached tree with other ids: a user namespace of a child that does nothing has the map.
+ * */
+static int launch_idmap(int tree, const struct plan_mount *m, const struct idmap *ids,
+                        struct err *e) {
+    struct sys_clone_args a = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+    char path[40];
+    if (!ids->uids)
+        return err_set(e, 0, "idmap: no mappings, and no user namespace to take them from");
+    pid_t pid = sys_clone3(&a);
+    if (!pid)
+        for (;;) pause();
+    if (pid < 0) return err_set(e, errno, "create a user namespace");
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+    AUTO_FD ns = idmap_write(pid, ids, e) ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    struct mount_attr attr = { .attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (u64)ns };
+    int rc = ns < 0 ? -1
+             : sys_mount_setattr(tree, m->ridmap ? AT_RECURSIVE : 0, &attr)
+                 ? err_set(e, errno, "map the ids of %s", m->source)
+                 : 0;
+    kill(pid, SIGKILL);
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) continue;
+    return rc;
+}
+
+static int launch_mount_bind(const struct plan *p, const struct plan_mount *m, bool *ret_whole,
+                             struct err *e) {
+    unsigned how = OPEN_TREE_CLONE | (m->src_nofollow ? AT_SYMLINK_NOFOLLOW : 0);
+    AUTO_FD fd = sys_open_tree(AT_FDCWD, m->source, how | (m->recursive ? AT_RECURSIVE : 0));
+    if (fd < 0 && errno == EINVAL &&
+        !m->recursive) { /* locked submounts: only the whole tree goes */
+        fd = sys_open_tree(AT_FDCWD, m->source, how | AT_RECURSIVE);
+        *ret_whole = true;
+    }
+    if (fd < 0) return err_set(e, errno, "bind source %s", m->source);
+    if (m->idmap && launch_idmap(fd, m, m->ids.uids ? &m->ids : &p->ids, e)) return -1;
+    return fd_steal(&fd);
+}
+
+/* The tree to attach for one mount of the plan. *ret_whole: submounts came along, asked for or not.
+ * */
+static int launch_mount_source(const struct plan *p, const struct plan_mount *m, bool *ret_whole,
+                               struct err *e) {
     int fd;
     *ret_whole = false;
-    if (m->bind) {
-        fd = sys_open_tree(AT_FDCWD, m->source, OPEN_TREE_CLONE | (m->recursive ? AT_RECURSIVE : 0));
-        if (fd < 0 && errno == EINVAL && !m->recursive) {   /* locked submounts: only the whole tree goes */
-            fd = sys_open_tree(AT_FDCWD, m->source, OPEN_TREE_CLONE | AT_RECURSIVE);
-            *ret_whole = true;
-        }
-        return fd < 0 ? err_set(e, errno, "bind source %s", m->source) : fd;
-    }
+    if (m->bind) return launch_mount_bind(p, m, ret_whole, e);
     if (!strcmp(m->type, "cgroup") || !strcmp(m->type, "cgroup2")) return launch_mount_cgroup(m, e);
     unsigned attr = (unsigned)m->attr_set & ~(unsigned)MOUNT_ATTR_RDONLY;
-    if (m->copy_up || !(m->attr_set & MOUNT_ATTR_RDONLY)) fd = mnt_new(m->type, m->source, m->data, attr, e);
+    if (!strcmp(m->type, "tmpfs") || !(m->attr_set & MOUNT_ATTR_RDONLY))
+        fd = mnt_new(m->type, m->source, m->data, attr, e);
     else fd = mnt_new(m->type, m->source, m->data, attr | MOUNT_ATTR_RDONLY, e);
     /* a container within a container may not mount proc afresh: it gets the one that is there */
     if (fd < 0 && !strcmp(m->type, "proc") && e->no == EPERM && !(p->ns_new & CLONE_NEWPID))
@@ -5822,84 +6714,232 @@ static int launch_mount_source(const struct plan *p, const struct plan_mount *m,
     return fd;
 }
 
-static int launch_mount(const struct plan *p, const struct plan_mount *m, int root, struct err *e) {
-    bool whole;
-    AUTO_FD tree = launch_mount_source(p, m, &whole, e);
+/* copy-symlink: the link itself is made anew in the container. */
+static int launch_symlink(int root, const char *dest, const char *text, struct err *e) {
+    const char *name = strrchr(dest, '/') + 1;
+    AUTO_FREE char *parent = str_dupn(dest, (size_t)(name - dest));
+    AUTO_FD dir = mnt_target(root, parent, MNT_DIR, e);
+    if (dir < 0) return -1;
+    char have[PATH_MAX];
+    if (!symlinkat(text, dir, name)) return 0;
+    ssize_t k = errno == EEXIST ? readlinkat(dir, name, have, sizeof have) : -1;
+    return k == (ssize_t)strlen(text) && !memcmp(have, text, (size_t)k)
+               ? 0
+               : err_set(e, errno, "make link %s", dest);
+}
+
+/* source: the tree if it is open already; consumed. */
+static int launch_mount(const struct plan *p, const struct plan_mount *m, int source, int root,
+                        struct err *e) {
+    char link[PATH_MAX];
+    bool whole = source >= 0 &&
+                 !m->recursive; /* not known then; where there are no submounts it is the same */
+    ssize_t k = m->copy_symlink ? readlink(m->source, link, sizeof link - 1) : -1;
+    if (k > 0) {
+        link[k] = 0;
+        return launch_symlink(root, m->dest, link, e);
+    }
+    AUTO_FD tree = source >= 0 ? source : launch_mount_source(p, m, &whole, e);
     if (tree < 0) return m->optional || m->nofail ? 0 : -1;
     struct stat st;
     bool dir = !m->bind || fstat(tree, &st) || S_ISDIR(st.st_mode);
     bool strict = !strcmp(m->type, "proc") || !strcmp(m->type, "sysfs") || !strcmp(m->dest, "/dev");
-    AUTO_FD at = mnt_target(root, m->dest, dir, strict, e);
+    AUTO_FD at = mnt_target(
+        root, m->dest,
+        (dir ? MNT_DIR : 0) | (strict ? MNT_STRICT : 0) | (m->dest_nofollow ? MNT_NOFOLLOW : 0), e);
     if (at < 0) return -1;
+    struct stat under;
+    struct statfs fs;
+    if (m->dest_nofollow && !fstat(at, &under) && S_ISLNK(under.st_mode) && !fstatfs(at, &fs) &&
+        fs.f_type == PROC_SUPER_MAGIC)
+        return err_set(e, 0, "a link of procfs is no mount target");
+    if (!strcmp(m->type, "tmpfs") && !(m->data && strstr(m->data, "mode=")) && !fstat(at, &under))
+        (void)!fchmodat(tree, ".", under.st_mode & 07777, 0);
     if (m->copy_up) {
         AUTO_FD below = sys_openat2(root, m->dest + 1, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
         if (below >= 0) launch_copy_up(below, tree, 0);
     }
     if (mnt_attach(tree, at, e)) return -1;
-    u64 set = m->attr_set & (m->bind ? ~0ull : MOUNT_ATTR_RDONLY), clear = m->attr_clear & ~m->attr_set;
-    /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway */
+    u64 set = m->attr_set & (m->bind ? ~0ull : MOUNT_ATTR_RDONLY),
+        clear = m->attr_clear & ~m->attr_set;
+    /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway
+     * */
     if (m->bind && mnt_attr(tree, set, p->ids.uids ? 0 : clear, whole, e)) return -1;
     if (!m->bind && set && mnt_attr(tree, set, 0, false, e)) return -1;
-    if ((m->rec_set || m->rec_clear) && mnt_attr(tree, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e)) return -1;
+    if ((m->rec_set || m->rec_clear) &&
+        mnt_attr(tree, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e))
+        return -1;
     if (m->propagation) {
         char path[40];
         snprintf(path, sizeof path, "/proc/self/fd/%d", tree);
-        if (mount(NULL, path, NULL, m->propagation, NULL)) return err_set(e, errno, "propagation of %s", m->dest);
+        if (mount(NULL, path, NULL, m->propagation, NULL))
+            return err_set(e, errno, "propagation of %s", m->dest);
     }
     return 0;
 }
 
+/* What mknod needs for an entry of linux.devices; false: not one that can be made. */
+static bool device_of(const json_t *j, mode_t *ret_mode, dev_t *ret_dev) {
+    const char *type = js_str_or(j, "type", "");
+    mode_t kind = *type == 'c' || *type == 'u' ? S_IFCHR
+                  : *type == 'b'               ? S_IFBLK
+                  : *type == 'p'               ? S_IFIFO
+                                               : 0;
+    *ret_mode = kind | ((mode_t)js_int(j, "fileMode", 0666) & 07777);
+    *ret_dev = makedev((unsigned)js_int(j, "major", 0), (unsigned)js_int(j, "minor", 0));
+    return kind && *type && !type[1];
+}
+
+static int device_make(int dir, const char *name, const json_t *j, u32 uid, u32 gid) {
+    mode_t mode;
+    dev_t dev;
+    if (!device_of(j, &mode, &dev)) return errno = EINVAL, -1;
+    return mknodat(dir, name, mode, dev) || fchmodat(dir, name, mode & 07777, 0) ||
+                   fchownat(dir, name, uid, gid, 0)
+               ? -1
+               : 0;
+}
+
+/* Root makes the nodes of linux.devices before the user namespace, which could not: in a tmpfs that
+ * is seen only in a mount namespace that is left at once. A child does it; the mounts come by
+ * descriptor. */
+static int launch_nodes(struct launch *l, struct err *e) {
+    const struct plan *p = l->plan;
+    const json_t *all = js_path(p->spec, "linux.devices"), *j;
+    size_t i, n = json_array_size(all);
+    int pair[2], status = 0;
+    if (!n || !p->ids.uids || geteuid()) return 0;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return err_set(e, errno, "socketpair");
+    AUTO_FD ours = pair[0], theirs = pair[1];
+    l->nodes = mem_new(n * sizeof *l->nodes);
+    for (i = 0; i < n; i++) l->nodes[i] = -1;
+    pid_t pid = fork();
+    if (pid < 0) return err_set(e, errno, "fork");
+    if (!pid) {
+        umask(0);
+        if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) _exit(1);
+        AUTO_FD tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
+                              e),
+                on = open("/", O_PATH | O_CLOEXEC);
+        if (tmp < 0 || mnt_attach(tmp, on, e)) _exit(1);
+        json_array_foreach (all, i, j) {
+            char name[24];
+            snprintf(name, sizeof name, "%zu", i);
+            u32 uid = idmap_outside_id(p->ids.uid, p->ids.uids, (u32)js_int(j, "uid", 0));
+            u32 gid = idmap_outside_id(p->ids.gid, p->ids.gids, (u32)js_int(j, "gid", 0));
+            AUTO_FD node = device_make(tmp, name, j, uid, gid)
+                               ? -1
+                               : sys_open_tree(tmp, name, OPEN_TREE_CLONE);
+            if (node < 0 || fd_send(theirs, "N", 1, &node, 1)) _exit(1);
+        }
+        _exit(0);
+    }
+    fd_closep(&theirs);
+    for (i = 0; i < n; i++) {
+        char c;
+        unsigned got = 1;
+        if (fd_recv(ours, &c, 1, &l->nodes[i], &got, 0) != 1 || !got) {
+            l->nodes[i] = -1;
+            break;
+        }
+    }
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    return i < n ? err_set(e, 0, "/linux/devices/%zu: the node cannot be made", i) : 0;
+}
+
+/* One of linux.devices: a node of its own where that is allowed, else the host's by bind mount. */
+static int launch_device(struct launch *l, const json_t *j, size_t at, int root, struct err *e) {
+    AUTO_FREE char *path = str_dup(js_str_or(j, "path", ""));
+    const char *host = js_str(j, "hostPath");
+    for (size_t k = strlen(path); k && path[k - 1] == '/'; k--) path[k - 1] = 0;
+    char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    mode_t mode;
+    dev_t dev;
+    if (*path != '/' || !*name)
+        return err_set(e, 0, "/linux/devices/%zu/path: a path below / is required", at);
+    if (!l->nodes && !host) {
+        if (!device_of(j, &mode, &dev))
+            return err_set(e, 0, "/linux/devices/%zu/type: expected c, u, b or p", at);
+        AUTO_FREE char *parent = str_dupn(path, (size_t)(name - path));
+        AUTO_FD dir = mnt_target(root, parent, MNT_DIR, e);
+        if (dir < 0) return -1;
+        struct stat st;
+        if (!device_make(dir, name, j, (u32)js_int(j, "uid", 0), (u32)js_int(j, "gid", 0)))
+            return 0;
+        if (errno == EEXIST && !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) &&
+            (st.st_mode & S_IFMT) == (mode & S_IFMT) && st.st_rdev == dev)
+            return 0;
+        if (errno != EPERM && errno != EEXIST && errno != EROFS)
+            return err_set(e, errno, "make device %s", path);
+    }
+    AUTO_FD node = l->nodes ? fd_steal(&l->nodes[at])
+                            : sys_open_tree(AT_FDCWD, host ? host : path, OPEN_TREE_CLONE);
+    AUTO_FD on = node >= 0 ? mnt_target(root, path, 0, e)
+                           : err_set(e, errno, "device %s", host ? host : path);
+    return on < 0 || mnt_attr(node, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e) ||
+                   mnt_attach(node, on, e)
+               ? -1
+               : 0;
+}
+
 /* Device nodes by bind mount of the host's, and the links that runtime-linux.md asks for. */
 static int launch_dev(struct launch *l, int root, struct err *e) {
-    static const struct { const char *name; unsigned major, minor; } DEV[] = {
-        { "null", 1, 3 }, { "zero", 1, 5 }, { "full", 1, 7 }, { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
+    static const struct {
+        const char *name;
+        unsigned major, minor;
+    } DEV[] = {
+        { "null", 1, 3 },   { "zero", 1, 5 },    { "full", 1, 7 },
+        { "random", 1, 8 }, { "urandom", 1, 9 }, { "tty", 5, 0 },
     };
     static const char *const LINKS[][2] = {
-        { "/proc/self/fd", "fd" }, { "/proc/self/fd/0", "stdin" }, { "/proc/self/fd/1", "stdout" },
-        { "/proc/self/fd/2", "stderr" }, { "/proc/kcore", "core" }, { "pts/ptmx", "ptmx" },
+        { "/proc/self/fd", "fd" },       { "/proc/self/fd/0", "stdin" },
+        { "/proc/self/fd/1", "stdout" }, { "/proc/self/fd/2", "stderr" },
+        { "/proc/kcore", "core" },       { "pts/ptmx", "ptmx" },
     };
-    AUTO_FD dev = sys_openat2(root, "dev", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    AUTO_FD dev =
+        sys_openat2(root, "dev", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
     struct statfs fs;
-    if (dev < 0 || fstatfs(dev, &fs) || fs.f_type != TMPFS_MAGIC) return 0;     /* not ours to fill */
+    if (dev < 0 || fstatfs(dev, &fs) || fs.f_type != TMPFS_MAGIC) return 0; /* not ours to fill */
     for (size_t i = 0; i < ARRAY_LEN(DEV); i++) {
         char path[32];
         snprintf(path, sizeof path, "/dev/%s", DEV[i].name);
         AUTO_FD node = mnt_device(path, DEV[i].major, DEV[i].minor, e);
         if (node < 0) return -1;
         AUTO_FD tree = sys_open_tree(node, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
-        AUTO_FD on = openat(dev, DEV[i].name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+        AUTO_FD on =
+            openat(dev, DEV[i].name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
         if (on < 0 && errno == EEXIST) continue;
         if (tree < 0 || on < 0) return err_set(e, errno, "make %s", path);
-        if (mnt_attach(tree, on, e)) return -1;
+        if (mnt_attr(tree, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e) ||
+            mnt_attach(tree, on, e))
+            return -1;
     }
     for (size_t i = 0; i < ARRAY_LEN(LINKS); i++)
         if (symlinkat(LINKS[i][0], dev, LINKS[i][1]) && errno != EEXIST)
             return err_set(e, errno, "make /dev/%s", LINKS[i][1]);
-    if (l->plan->fake_root) {     /* apt's sandbox checks that it really changed its user */
+    if (l->plan->fake_root) { /* apt's sandbox checks that it really changed its user */
         static const char APT[] = "APT::Sandbox::User \"root\";\n";
         struct err ignored;
         file_replace(dev, ".apt.conf", APT, sizeof APT - 1, 0644, 0, &ignored);
     }
-    /* --device and linux.devices: a user namespace makes no nodes, it binds the host's */
     const json_t *j;
     size_t i;
-    json_array_foreach(js_path(l->plan->spec, "linux.devices"), i, j) {
-        const char *path = js_str_or(j, "path", ""), *host = js_str_or(j, "hostPath", path);
-        AUTO_FD node = sys_open_tree(AT_FDCWD, host, OPEN_TREE_CLONE);
-        AUTO_FD on = node >= 0 ? mnt_target(root, path, false, false, e) : err_set(e, errno, "device %s", host);
-        if (on < 0 || mnt_attach(node, on, e)) return -1;
-    }
+    json_array_foreach (js_path(l->plan->spec, "linux.devices"), i, j)
+        if (launch_device(l, j, i, root, e)) return -1;
     return 0;
 }
 
 /* The pty: made in the container's own devpts, its slave bound on /dev/console. */
 static int launch_console(struct launch *l, int root, int sync, int *ret_slave, struct err *e) {
-    AUTO_FD master = sys_openat2(root, "dev/pts/ptmx", O_RDWR | O_NOCTTY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    AUTO_FD master = sys_openat2(root, "dev/pts/ptmx", O_RDWR | O_NOCTTY, 0,
+                                 RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
     struct stat st;
     struct statfs fs;
     int unlock = 0;
     if (master < 0) return err_set(e, errno, "open /dev/pts/ptmx of the container");
-    if (fstat(master, &st) || st.st_rdev != makedev(5, 2) || fstatfs(master, &fs) || fs.f_type != DEVPTS_SUPER_MAGIC)
+    if (fstat(master, &st) || st.st_rdev != makedev(5, 2) || fstatfs(master, &fs) ||
+        fs.f_type != DEVPTS_SUPER_MAGIC)
         return err_set(e, 0, "/dev/pts/ptmx of the container is not a pty multiplexer");
     if (ioctl(master, TIOCSPTLCK, &unlock)) return err_set(e, errno, "unlock the pty");
     AUTO_FD slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
@@ -5909,8 +6949,11 @@ static int launch_console(struct launch *l, int root, int sync, int *ret_slave, 
         ioctl(master, TIOCSWINSZ, &ws);
     }
     (void)!fchown(slave, l->plan->uid, (gid_t)-1);
-    AUTO_FD dev = sys_openat2(root, "dev", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
-    AUTO_FD on = dev < 0 ? -1 : openat(dev, "console", O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    AUTO_FD dev =
+        sys_openat2(root, "dev", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS);
+    AUTO_FD on = dev < 0 ? -1
+                         : openat(dev, "console",
+                                  O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     AUTO_FD tree = on < 0 ? -1 : sys_open_tree(slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
     if (tree >= 0 && mnt_attach(tree, on, e)) return -1;
     int m = master;
@@ -5931,15 +6974,18 @@ static int launch_pivot(int root, struct err *e) {
 static int launch_sysctls(const struct plan *p, int root, struct err *e) {
     const char *key;
     json_t *v;
-    json_object_foreach(js_path(p->spec, "linux.sysctl"), key, v) {
+    json_object_foreach (js_path(p->spec, "linux.sysctl"), key, v) {
         AUTO_FREE char *path = str_fmt("proc/sys/%s", key);
-        for (char *s = path; *s; s++) if (*s == '.') *s = '/';
+        for (char *s = path; *s; s++)
+            if (*s == '.') *s = '/';
         AUTO_FD fd = sys_openat2(root, path, O_WRONLY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
         struct statfs fs;
         const char *text = json_string_value(v);
         if (fd < 0) return err_set(e, errno, "sysctl %s", key);
-        if (fstatfs(fd, &fs) || fs.f_type != PROC_SUPER_MAGIC) return err_set(e, 0, "sysctl %s: not in procfs", key);
-        if (!text || write(fd, text, strlen(text)) < 0) return err_set(e, errno, "sysctl %s=%s", key, text ? text : "");
+        if (fstatfs(fd, &fs) || fs.f_type != PROC_SUPER_MAGIC)
+            return err_set(e, 0, "sysctl %s: not in procfs", key);
+        if (!text || write(fd, text, strlen(text)) < 0)
+            return err_set(e, errno, "sysctl %s=%s", key, text ? text : "");
     }
     return 0;
 }
@@ -5953,15 +6999,27 @@ static void launch_loopback(void) {
     }
 }
 
+/* Real root is nobody in a user namespace with a range of ids of its own. */
+static int launch_become_root(const struct plan *p, struct err *e) {
+    if (!p->ids.uids || !geteuid() || !idmap_has(p->ids.uid, p->ids.uids, 0) ||
+        !idmap_has(p->ids.gid, p->ids.gids, 0))
+        return 0;
+    if (syscall(SYS_setresgid, 0, 0, 0) || syscall(SYS_setresuid, 0, 0, 0))
+        return err_set(e, errno, "become root of the user namespace");
+    return 0;
+}
+
 /* Phase (a) and the pivot. */
 static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err *e) {
     const struct plan *p = l->plan;
     AUTO_FD root = launch_rootfs(l, sync, e);
     AUTO_FD null = root < 0 ? -1 : mnt_device("/dev/null", 1, 3, e);
     if (null < 0) return -1;
+    if (launch_become_root(p, e)) return -1;
     for (size_t i = 0; i < p->nmounts; i++)
-        if (launch_mount(p, &p->mounts[i], root, e)) return err_wrap(e, "mount %s", p->mounts[i].dest);
-    AUTO_FD cwd = mnt_target(root, p->cwd, true, false, e);
+        if (launch_mount(p, &p->mounts[i], l->sources ? fd_steal(&l->sources[i]) : -1, root, e))
+            return err_wrap(e, "mount %s", p->mounts[i].dest);
+    AUTO_FD cwd = mnt_target(root, p->cwd, MNT_DIR, e);
     if (cwd < 0) return err_wrap(e, "working directory");
     if (launch_dev(l, root, e)) return -1;
     if (p->terminal && launch_console(l, root, sync, ret_slave, e)) return -1;
@@ -5971,8 +7029,12 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
     if (launch_sysctls(p, root, e)) return -1;
     for (size_t i = 0; i < p->readonly.n; i++)
         if (mnt_readonly(root, p->readonly.v[i], e)) return -1;
-    if (p->root_readonly && mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e)) return err_wrap(e, "make the root read-only");
-    return launch_pivot(root, e);
+    if (p->root_readonly && mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e))
+        return err_wrap(e, "make the root read-only");
+    if (launch_pivot(root, e)) return -1;
+    if (js_str(p->spec, "linux.rootfsPropagation") && mount(NULL, "/", NULL, p->propagation, NULL))
+        return err_set(e, errno, "set /linux/rootfsPropagation");
+    return 0;
 }
 
 /* ---- 18.3 identity and execution ---- */
@@ -5980,35 +7042,81 @@ static int launch_rlimits(const struct plan *p, struct err *e) {
     for (unsigned i = 0; i < p->nrlimits; i++) {
         struct rlimit r = { p->rlimits[i].v.soft, p->rlimits[i].v.hard };
         if (setrlimit(p->rlimits[i].resource, &r))
-            return err_set(e, errno, "set resource limit %d to %" PRIu64 ":%" PRIu64, p->rlimits[i].resource,
-                           p->rlimits[i].v.soft, p->rlimits[i].v.hard);
+            return err_set(e, errno, "set resource limit %d to %" PRIu64 ":%" PRIu64,
+                           p->rlimits[i].resource, p->rlimits[i].v.soft, p->rlimits[i].v.hard);
     }
     return 0;
 }
 
+/* Scheduling and memory policy, while there still are capabilities. */
+static int launch_policy(const struct plan *p, struct err *e) {
+    if (p->ioprio >= 0 && syscall(SYS_ioprio_set, 1 /* this process */, 0, p->ioprio))
+        return err_set(e, errno, "set /process/ioPriority");
+    if (p->sched.size && syscall(SYS_sched_setattr, 0, &p->sched, 0))
+        return err_set(e, errno, "set /process/scheduler");
+    if (p->personality >= 0 && syscall(SYS_personality, p->personality) < 0)
+        return err_set(e, errno, "set /linux/personality");
+    if (p->mem_mode >= 0) {
+        bool some = false;
+        for (size_t i = 0; i < ARRAY_LEN(p->mem_nodes); i++) some |= p->mem_nodes[i] != 0;
+        if (syscall(SYS_set_mempolicy, p->mem_mode, some ? p->mem_nodes : NULL,
+                    some ? sizeof p->mem_nodes * 8 : 0))
+            return err_set(e, errno, "set /linux/memoryPolicy");
+    }
+    return 0;
+}
+
+/* A new time namespace: its offsets can be set as long as nobody is in it. */
+static int launch_time(const struct plan *p, struct err *e) {
+    static const char *const CLOCK[] = { "monotonic", "boottime" };
+    if (!(p->ns_new & 0x80)) return 0;
+    if (unshare(0x80)) return err_set(e, errno, "new time namespace");
+    for (int i = 0; i < 2; i++) {
+        AUTO_FREE char *key = str_fmt("linux.timeOffsets.%s", CLOCK[i]);
+        const json_t *o = js_path(p->spec, key);
+        AUTO_FREE char *text = str_fmt("%s %" PRId64 " %" PRId64 "\n", CLOCK[i],
+                                       js_int(o, "secs", 0), js_int(o, "nanosecs", 0));
+        if (o && file_poke(AT_FDCWD, "/proc/self/timens_offsets", text))
+            return err_set(e, errno, "set /linux/timeOffsets/%s", CLOCK[i]);
+    }
+    AUTO_FD ns = open("/proc/self/ns/time_for_children", O_RDONLY | O_CLOEXEC);
+    return ns < 0 || setns(ns, 0x80) ? err_set(e, errno, "enter the new time namespace") : 0;
+}
+
 /* Drops to the plan's user, capabilities and filter; from here on nothing but chdir and execve. */
-static int launch_identity(const struct launch *l, struct err *e) {
+static int launch_identity(const struct launch *l, int sync, struct err *e) {
     const struct plan *p = l->plan;
     for (unsigned c = 0; c < ARRAY_LEN(CAP_NAMES); c++)
-        if (!(p->cap_bounding & CAP_BIT(c)) && prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL)
+        if (!(p->cap_bounding & CAP_BIT(c)) && prctl(PR_CAPBSET_DROP, c, 0, 0, 0) &&
+            errno != EINVAL)
             return err_set(e, errno, "drop capability %s", CAP_NAMES[c]);
     if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)) return err_set(e, errno, "keep capabilities");
-    bool can_groups = !p->ids.uids || !idmap_single(&p->ids);    /* setgroups is denied with one id */
-    if (can_groups && syscall(SYS_setgroups, p->ngroups, p->groups)) return err_set(e, errno, "set supplementary groups");
-    if (syscall(SYS_setresgid, p->gid, p->gid, p->gid)) return err_set(e, errno, "set gid %u (it is not mapped into the container)", p->gid);
-    if (syscall(SYS_setresuid, p->uid, p->uid, p->uid)) return err_set(e, errno, "set uid %u (it is not mapped into the container)", p->uid);
+    bool can_groups = !p->ids.uids || !idmap_single(&p->ids); /* setgroups is denied with one id */
+    if (js_get(js_get(p->spec, "annotations"), "run.oci.keep_original_groups")) can_groups = false;
+    for (unsigned i = 0; i < p->nns_join; i++)
+        if (p->ns_join[i].type == CLONE_NEWUSER && !p->ngroups) can_groups = false;
+    if (can_groups && syscall(SYS_setgroups, p->ngroups, p->groups))
+        return err_set(e, errno, "set supplementary groups");
+    if (syscall(SYS_setresgid, p->gid, p->gid, p->gid))
+        return err_set(e, errno, "set gid %u (it is not mapped into the container)", p->gid);
+    if (syscall(SYS_setresuid, p->uid, p->uid, p->uid))
+        return err_set(e, errno, "set uid %u (it is not mapped into the container)", p->uid);
     if (p->umask >= 0) umask((mode_t)p->umask);
     bool nnp = p->no_new_privs || p->fake_root;
     if (nnp && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return err_set(e, errno, "no_new_privs");
     /* without no_new_privs the filter needs CAP_SYS_ADMIN, so that goes last */
     u64 hold = nnp ? 0 : CAP_BIT(CAP_SYS_ADMIN);
     u64 want = p->cap_permitted | p->cap_effective;
-    if (sys_capset(p->cap_effective | hold, want | hold, p->cap_inheritable)) return err_set(e, errno, "set capabilities");
+    if (sys_capset(p->cap_effective | hold, want | hold, p->cap_inheritable))
+        return err_set(e, errno, "set capabilities");
     for (unsigned c = 0; c < ARRAY_LEN(CAP_NAMES); c++)
         if (p->cap_ambient & CAP_BIT(c)) prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, c, 0, 0);
     if (l->die_with_parent) prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (filter_load(&l->filter, e)) return -1;
-    if (hold && sys_capset(p->cap_effective, want, p->cap_inheritable)) return err_set(e, errno, "set capabilities");
+    AUTO_FD listener = filter_load(&l->filter, e);
+    if (listener < 0 || (listener && launch_say(sync, MSG_LISTENER, &listener, 1, e))) return -1;
+    if (!listener) listener = -1;
+    if (hold && sys_capset(p->cap_effective, want, p->cap_inheritable))
+        return err_set(e, errno, "set capabilities");
     return 0;
 }
 
@@ -6034,7 +7142,10 @@ static int launch_find(const struct plan *p, struct err *e) {
         }
     }
     e->status = no == ENOENT ? EXIT_NOTFOUND : EXIT_NOEXEC;
-    return no ? err_set(e, 0, "exec: \"%s\": %s", name, no == ENOENT && !strchr(name, '/') ? "executable file not found in $PATH" : strerror(no)) : 0;
+    return no ? err_set(e, 0, "exec: \"%s\": %s", name,
+                        no == ENOENT && !strchr(name, '/') ? "executable file not found in $PATH"
+                                                           : strerror(no))
+              : 0;
 }
 
 /* execve with the plan's PATH. Only returns on failure. */
@@ -6058,13 +7169,17 @@ static int launch_exec(const struct plan *p, struct err *e) {
     AUTO_FREE char *shown = str_printable(name);
     if (no == ENOENT && !strchr(name, '/'))
         return err_set(e, 0, "exec: \"%s\": executable file not found in $PATH", shown);
-    if (no == ENOEXEC) return err_set(e, 0, "exec: \"%s\": exec format error (built for another architecture?)", shown);
-    return err_set(e, 0, "exec: \"%s\": %s", shown, no == ENOENT ? "no such file or directory" : no == EACCES ? "permission denied" : strerror(no));
+    if (no == ENOEXEC)
+        return err_set(e, 0, "exec: \"%s\": exec format error (built for another architecture?)",
+                       shown);
+    return err_set(e, 0, "exec: \"%s\": %s", shown,
+                   no == ENOENT   ? "no such file or directory"
+                   : no == EACCES ? "permission denied"
+                                  : strerror(no));
 }
 
 /* Pid 1 of --init: reaps everything, forwards signals, ends with its child. Never returns. */
-__attribute__((noreturn))
-static void launch_init_loop(pid_t child) {
+__attribute__((noreturn)) static void launch_init_loop(pid_t child) {
     sigset_t all;
     sigfillset(&all);
     prctl(PR_SET_NAME, "skiff-init");
@@ -6078,7 +7193,8 @@ static void launch_init_loop(pid_t child) {
         }
         int status;
         for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
-            if (pid == child) _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+            if (pid == child)
+                _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
     }
 }
 
@@ -6094,16 +7210,23 @@ static int launch_stdio(const struct launch *l, int slave, struct err *e) {
     AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int i = 0; i < 3; i++) {
         int from = slave >= 0 ? slave : l->stdio[i] >= 0 ? l->stdio[i] : null;
-        if (from < 0) continue;           /* no /dev/null in the image, none asked for */
-        if (from == i ? fcntl(i, F_SETFD, 0) : dup2(from, i) < 0) return err_set(e, errno, "set up stdio");
+        if (from < 0) continue; /* no /dev/null in the image, none asked for */
+        struct stat st;
+        /* a log file or pipe of root's that the user is to open again by /proc/self/fd; never a
+         * device */
+        if (slave < 0 && l->plan->uid && !fstat(from, &st) && !S_ISCHR(st.st_mode))
+            (void)!fchown(from, l->plan->uid, l->plan->gid);
+        if (from == i ? fcntl(i, F_SETFD, 0) : dup2(from, i) < 0)
+            return err_set(e, errno, "set up stdio");
     }
     /* with --init the terminal is the program's, not the init's */
-    if (slave >= 0 && !l->plan->init && ioctl(0, TIOCSCTTY, 0)) return err_set(e, errno, "take the terminal");
+    if (slave >= 0 && !l->plan->init && ioctl(0, TIOCSCTTY, 0))
+        return err_set(e, errno, "take the terminal");
     return 0;
 }
 
-/* Not traceable from here on, and no /proc/PID/exe for others while we are still ourselves. The score
- * comes first: a process that is not dumpable cannot open its own /proc files. */
+/* Not traceable from here on, and no /proc/PID/exe for others while we are still ourselves. The
+ * score comes first: a process that is not dumpable cannot open its own /proc files. */
 static int launch_hide(const struct plan *p, struct err *e) {
     char text[24];
     snprintf(text, sizeof text, "%" PRId64, p->oom_score_adj);
@@ -6114,18 +7237,18 @@ static int launch_hide(const struct plan *p, struct err *e) {
 }
 
 /* Phases (b) and (c): what run and exec do alike. `sync` closes by itself at execve. */
-__attribute__((noreturn))
-static void launch_finish(struct launch *l, int sync, int slave) {
+__attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, int slave) {
     const struct plan *p = l->plan;
     struct err e = { 0 };
     char cwd[PATH_MAX];
     setsid();
     if (launch_stdio(l, slave, &e)) launch_fail(sync, &e);
     struct rlimit files;
-    if (g_nofile_soft && !getrlimit(RLIMIT_NOFILE, &files)) files.rlim_cur = g_nofile_soft, setrlimit(RLIMIT_NOFILE, &files);
-    if (launch_rlimits(p, &e)) launch_fail(sync, &e);
+    if (g_nofile_soft && !getrlimit(RLIMIT_NOFILE, &files))
+        files.rlim_cur = g_nofile_soft, setrlimit(RLIMIT_NOFILE, &files);
+    if (launch_rlimits(p, &e) || launch_policy(p, &e)) launch_fail(sync, &e);
     bool entered = !chdir(p->cwd);
-    if (launch_identity(l, &e)) launch_fail(sync, &e);
+    if (launch_identity(l, sync, &e)) launch_fail(sync, &e);
     if (!entered && chdir(p->cwd)) {
         err_set(&e, errno, "working directory %s", p->cwd);
         launch_fail(sync, &e);
@@ -6139,13 +7262,16 @@ static void launch_finish(struct launch *l, int sync, int slave) {
     if (sys_close_range(keep, ~0u, 4 /* CLOSE_RANGE_CLOEXEC, Linux 5.11 */)) {
         struct rlimit r;
         getrlimit(RLIMIT_NOFILE, &r);
-        for (unsigned i = keep; i < (r.rlim_max > 1 << 20 ? 1u << 20 : (unsigned)r.rlim_max); i++) fcntl((int)i, F_SETFD, FD_CLOEXEC);
+        for (unsigned i = keep; i < (r.rlim_max > 1 << 20 ? 1u << 20 : (unsigned)r.rlim_max); i++)
+            fcntl((int)i, F_SETFD, FD_CLOEXEC);
     }
-    if (l->start_fd >= 0 && launch_find(p, &e)) launch_fail(sync, &e);     /* `create` reports it, not `start` */
+    if (l->start_fd >= 0 && launch_find(p, &e))
+        launch_fail(sync, &e); /* `create` reports it, not `start` */
     for (unsigned i = 3; i < keep; i++) fcntl((int)i, F_SETFD, 0);
     if (launch_say(sync, MSG_READY, NULL, 0, &e)) launch_fail(sync, &e);
     char start;
-    if (l->start_fd >= 0) while (read(l->start_fd, &start, 1) != 1) continue;
+    if (l->start_fd >= 0)
+        while (read(l->start_fd, &start, 1) != 1) continue;
     else if (l->wait_start && launch_hear(sync, MSG_START, &e)) _exit(EXIT_ENGINE);
     if (p->init) {
         sigset_t all;
@@ -6162,18 +7288,18 @@ static void launch_finish(struct launch *l, int sync, int slave) {
     launch_fail(sync, &e);
 }
 
-__attribute__((noreturn))
-static void launch_child(struct launch *l, int sync) {
+__attribute__((noreturn)) static void launch_child(struct launch *l, int sync) {
     const struct plan *p = l->plan;
     struct err e = { 0 };
     int slave = -1;
-    bool self_map = p->ids.uids && !p->ids.helper;
+    bool self_map = p->ids.uids && !p->ids.outside;
     if (self_map && idmap_write(0, &p->ids, &e)) {
         err_wrap(&e, "map ids");
         launch_fail(sync, &e);
     }
-    if ((p->ids.helper || l->cgroup.path || p->nns_join) && launch_hear(sync, MSG_GO, &e)) _exit(EXIT_ENGINE);
-    if (launch_hide(p, &e)) launch_fail(sync, &e);
+    if ((p->ids.outside || l->cgroup.path || p->nns_join) && launch_hear(sync, MSG_GO, &e))
+        _exit(EXIT_ENGINE);
+    if (launch_time(p, &e) || launch_hide(p, &e)) launch_fail(sync, &e);
     if ((p->ns_new & CLONE_NEWCGROUP) && unshare(CLONE_NEWCGROUP)) {
         err_set(&e, errno, "new cgroup namespace");
         launch_fail(sync, &e);
@@ -6182,11 +7308,13 @@ static void launch_child(struct launch *l, int sync) {
     umask(0);
     if (launch_mounts(l, sync, &slave, &e)) launch_fail(sync, &e);
     umask(022);
-    if (p->hostname && (p->ns_new & CLONE_NEWUTS) && sethostname(p->hostname, strlen(p->hostname))) {
+    if (p->hostname && (p->ns_new & CLONE_NEWUTS) &&
+        sethostname(p->hostname, strlen(p->hostname))) {
         err_set(&e, errno, "set host name %s", p->hostname);
         launch_fail(sync, &e);
     }
-    if (p->domainname && (p->ns_new & CLONE_NEWUTS) && setdomainname(p->domainname, strlen(p->domainname))) {
+    if (p->domainname && (p->ns_new & CLONE_NEWUTS) &&
+        setdomainname(p->domainname, strlen(p->domainname))) {
         err_set(&e, errno, "set domain name %s", p->domainname);
         launch_fail(sync, &e);
     }
@@ -6246,8 +7374,12 @@ static int launch_wait(struct launch *l, struct err *e) {
             fd_closep(&l->console);
             l->console = fds[0];
             n = 0;
-        } else if (msg[0] == MSG_READY) ready = true;
-        else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid) memcpy(&l->pid, msg + 1, sizeof l->pid);
+        } else if (msg[0] == MSG_LISTENER && n == 1)
+            rc = l->on_listener ? l->on_listener(l, fds[0], e)
+                                : err_set(e, 0, "nobody answers /linux/seccomp's listener");
+        else if (msg[0] == MSG_READY) ready = true;
+        else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid)
+            memcpy(&l->pid, msg + 1, sizeof l->pid);
         else if (msg[0] == MSG_ERROR && k == (ssize_t)sizeof msg) {
             memcpy(e, msg + 1, sizeof *e);
             e->msg[sizeof e->msg - 1] = 0;
@@ -6263,7 +7395,11 @@ static int launch_wait(struct launch *l, struct err *e) {
 static int launch_prepare(struct launch *l, struct err *e) {
     const struct plan *p = l->plan;
     if (p->seccomp_default || p->seccomp) {
-        struct filter_want w = { .caps = p->cap_bounding, .fake_root = p->fake_root, .profile = p->seccomp_default ? NULL : p->seccomp };
+        struct filter_want w = { .caps = p->cap_bounding,
+                                 .fake_root = p->fake_root,
+                                 .profile = p->seccomp_default ? NULL : p->seccomp,
+                                 .strict = js_get(js_get(p->spec, "annotations"),
+                                                  "run.oci.seccomp_fail_unknown_syscall") };
         if (filter_get(l->store, &w, &l->filter, e)) return -1;
     }
     if (strcmp(p->driver, "overlay-fuse")) return 0;
@@ -6291,9 +7427,28 @@ static int launch_setns(const struct plan *p, struct err *e) {
             return err_set(e, errno, "namespace %s", p->ns_join[i].path);
     for (int user = 1; user >= 0; user--)
         for (unsigned i = 0; i < p->nns_join; i++)
-            if ((p->ns_join[i].type == CLONE_NEWUSER) == user && setns(fds[i], (int)p->ns_join[i].type))
+            if ((p->ns_join[i].type == CLONE_NEWUSER) == user &&
+                setns(fds[i], (int)p->ns_join[i].type))
                 return err_set(e, errno, "join namespace %s", p->ns_join[i].path);
     for (unsigned i = 0; i < p->nns_join; i++) close(fds[i]);
+    return 0;
+}
+
+/* Root opens bind sources, and maps their ids, before the user namespace: there it could do
+ * neither. */
+static int launch_sources(struct launch *l, struct err *e) {
+    const struct plan *p = l->plan;
+    if (geteuid()) return 0;
+    l->sources = mem_new((p->nmounts + 1) * sizeof *l->sources);
+    for (size_t i = 0; i < p->nmounts; i++) l->sources[i] = -1;
+    for (size_t i = 0; i < p->nmounts; i++) {
+        const struct plan_mount *m = &p->mounts[i];
+        bool whole;
+        if (!m->bind || (!p->ids.uids && !m->idmap) || (*m->source != '/' && l->dir >= 0)) continue;
+        if ((l->sources[i] = launch_mount_source(p, m, &whole, e)) < 0 && !m->optional &&
+            !m->nofail)
+            return err_wrap(e, "mount %s", m->dest);
+    }
     return 0;
 }
 
@@ -6301,23 +7456,27 @@ static int launch_setns(const struct plan *p, struct err *e) {
 static int launch_begin(struct launch *l, struct err *e) {
     const struct plan *p = l->plan;
     int pair[2];
-    if (launch_prepare(l, e)) return -1;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    if (launch_prepare(l, e) || launch_nodes(l, e) || launch_sources(l, e)) return -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return err_set(e, errno, "socketpair");
     l->sync = pair[0];
     AUTO_FD theirs = pair[1];
-    u64 flags = p->ns_new & ~(u64)CLONE_NEWCGROUP;
+    u64 flags = p->ns_new &
+                ~(u64)(CLONE_NEWCGROUP | 0x80); /* both are entered later, when they are set up */
     struct sys_clone_args a = { .flags = flags, .exit_signal = SIGCHLD };
     bool staged = p->nns_join > 0;
     if (staged) a.flags = 0;
     l->pid = sys_clone3(&a);
     if (l->pid < 0)
-        return err_set(e, errno, "create namespaces%s", errno == EPERM || errno == ENOSPC || errno == EUSERS
-                       ? " ('skiff doctor' says what this host forbids and how to allow it)" : "");
+        return err_set(e, errno, "create namespaces%s",
+                       errno == EPERM || errno == ENOSPC || errno == EUSERS
+                           ? " ('skiff doctor' says what this host forbids and how to allow it)"
+                           : "");
     if (!l->pid) {
         close(pair[0]);
         if (!staged) launch_child(l, theirs);
         struct err ce = { 0 };
-        prctl(PR_SET_DUMPABLE, 0);        /* whoever is in those namespaces must not trace us */
+        prctl(PR_SET_DUMPABLE, 0); /* whoever is in those namespaces must not trace us */
         if (launch_setns(p, &ce)) launch_fail(theirs, &ce);
         struct sys_clone_args b = { .flags = flags | CLONE_PARENT };
         pid_t pid = sys_clone3(&b);
@@ -6333,14 +7492,17 @@ static int launch_begin(struct launch *l, struct err *e) {
         char msg[1 + sizeof *e];
         ssize_t k = fd_recv(l->sync, msg, sizeof msg, NULL, NULL, 0);
         waitpid(l->pid, NULL, 0);
-        if (k == (ssize_t)sizeof msg && msg[0] == MSG_ERROR) return memcpy(e, msg + 1, sizeof *e), -1;
-        if (k != 1 + (ssize_t)sizeof l->pid || msg[0] != MSG_PID) return err_set(e, 0, "joining namespaces failed");
+        if (k == (ssize_t)sizeof msg && msg[0] == MSG_ERROR)
+            return memcpy(e, msg + 1, sizeof *e), -1;
+        if (k != 1 + (ssize_t)sizeof l->pid || msg[0] != MSG_PID)
+            return err_set(e, 0, "joining namespaces failed");
         memcpy(&l->pid, msg + 1, sizeof l->pid);
     }
     l->pidfd = sys_pidfd_open(l->pid);
-    if (p->ids.helper && idmap_write(l->pid, &p->ids, e)) return -1;
+    if (p->ids.outside && idmap_write(l->pid, &p->ids, e)) return -1;
     if (cgroup_enter(&l->cgroup, l->pid, e)) return -1;
-    if ((p->ids.helper || l->cgroup.path || staged) && launch_say(l->sync, MSG_GO, NULL, 0, e)) return -1;
+    if ((p->ids.outside || l->cgroup.path || staged) && launch_say(l->sync, MSG_GO, NULL, 0, e))
+        return -1;
     return 0;
 }
 
@@ -6359,17 +7521,22 @@ static void launch_abort(struct launch *l) {
 
 /* ---- 18.5 joining a running container ---- */
 
-/* Creates a process in the namespaces of `target` (a living pid of the container, known by pidfd). Its
- * parent is the caller. l->plan has the process; mounts and namespaces are the container's. Then
- * launch_wait. */
+/* Creates a process in the namespaces of `target` (a living pid of the container, known by pidfd).
+ * Its parent is the caller. l->plan has the process; mounts and namespaces are the container's.
+ * Then launch_wait. */
 static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *e) {
     int pair[2];
     const struct plan *p = l->plan;
     if (p->seccomp_default || p->seccomp) {
-        struct filter_want w = { .caps = p->cap_bounding, .fake_root = p->fake_root, .profile = p->seccomp_default ? NULL : p->seccomp };
+        struct filter_want w = { .caps = p->cap_bounding,
+                                 .fake_root = p->fake_root,
+                                 .profile = p->seccomp_default ? NULL : p->seccomp,
+                                 .strict = js_get(js_get(p->spec, "annotations"),
+                                                  "run.oci.seccomp_fail_unknown_syscall") };
         if (filter_get(l->store, &w, &l->filter, e)) return -1;
     }
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return err_set(e, errno, "socketpair");
     l->sync = pair[0];
     AUTO_FD theirs = pair[1];
     pid_t stage = fork();
@@ -6377,7 +7544,8 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
     if (!stage) {
         struct err ce = { 0 };
         close(pair[0]);
-        if (launch_hide(p, &ce)) launch_fail(theirs, &ce);     /* before the first namespace: CVE-2016-9962 */
+        if (launch_hide(p, &ce))
+            launch_fail(theirs, &ce); /* before the first namespace: CVE-2016-9962 */
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
         if (setns(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
@@ -6389,7 +7557,8 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
             int slave = -1;
             AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
             if (l->in_root && l->in_root(l, root, &ce)) launch_fail(theirs, &ce);
-            if (p->terminal && launch_console(l, root, theirs, &slave, &ce)) launch_fail(theirs, &ce);
+            if (p->terminal && launch_console(l, root, theirs, &slave, &ce))
+                launch_fail(theirs, &ce);
             launch_finish(l, theirs, slave);
         }
         if (pid < 0) err_set(&ce, errno, "fork"), launch_fail(theirs, &ce);
@@ -6404,17 +7573,20 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
 }
 
 /* Runs fn in a child that has the container's file tree: of a running container by joining, of a
- * stopped one by mounting it in namespaces of its own. fn gets the root's descriptor and must _exit by
- * returning its status. The child's pid; the caller reaps it. */
-static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void *arg), void *arg, struct err *e) {
+ * stopped one by mounting it in namespaces of its own. fn gets the root's descriptor and must _exit
+ * by returning its status. The child's pid; the caller reaps it. */
+static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void *arg), void *arg,
+                          struct err *e) {
     int pair[2];
     const struct plan *p = l->plan;
     if (pidfd < 0 && launch_prepare(l, e)) return -1;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return err_set(e, errno, "socketpair");
     l->sync = pair[0];
     AUTO_FD theirs = pair[1];
     struct sys_clone_args a = { .exit_signal = SIGCHLD,
-                                .flags = pidfd >= 0 ? 0 : (p->ns_new & CLONE_NEWUSER) | CLONE_NEWNS };
+                                .flags =
+                                    pidfd >= 0 ? 0 : (p->ns_new & CLONE_NEWUSER) | CLONE_NEWNS };
     pid_t pid = sys_clone3(&a);
     if (pid < 0) return err_set(e, errno, "create namespaces");
     if (!pid) {
@@ -6424,11 +7596,13 @@ static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void 
         if (pidfd >= 0) {
             prctl(PR_SET_DUMPABLE, 0);
             u64 ns = CLONE_NEWNS | (p->ids.uids ? CLONE_NEWUSER : 0);
-            if (setns(pidfd, (int)ns)) err_set(&ce, errno, "join the container's namespaces"), launch_fail(theirs, &ce);
+            if (setns(pidfd, (int)ns))
+                err_set(&ce, errno, "join the container's namespaces"), launch_fail(theirs, &ce);
             root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
         } else {
-            if (p->ids.uids && !p->ids.helper && idmap_write(0, &p->ids, &ce)) launch_fail(theirs, &ce);
-            if (p->ids.helper && launch_hear(theirs, MSG_GO, &ce)) _exit(EXIT_ENGINE);
+            if (p->ids.uids && !p->ids.outside && idmap_write(0, &p->ids, &ce))
+                launch_fail(theirs, &ce);
+            if (p->ids.outside && launch_hear(theirs, MSG_GO, &ce)) _exit(EXIT_ENGINE);
             root = launch_rootfs(l, theirs, &ce);
             if (root < 0) launch_fail(theirs, &ce);
         }
@@ -6439,31 +7613,34 @@ static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void 
     }
     fd_closep(&theirs);
     l->pid = pid;
-    if (pidfd < 0 && p->ids.helper &&
+    if (pidfd < 0 && p->ids.outside &&
         (idmap_write(pid, &p->ids, e) || launch_say(l->sync, MSG_GO, NULL, 0, e)))
         return launch_abort(l), -1;
     if (launch_wait(l, e)) return launch_abort(l), -1;
     return pid;
 }
 
-/* Runs fn in the user namespace of an idmap, so that it may handle files of all mapped ids; the exit
- * status of fn, -1 on failure. */
+/* Runs fn in the user namespace of an idmap, so that it may handle files of all mapped ids; the
+ * exit status of fn, -1 on failure. */
 static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *arg, struct err *e) {
     int pair[2];
     if (!m->uids) return fn(arg);
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return err_set(e, errno, "socketpair");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+        return err_set(e, errno, "socketpair");
     struct sys_clone_args a = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
     pid_t pid = sys_clone3(&a);
     if (!pid) {
         struct err ce = { 0 };
         close(pair[0]);
-        if (m->helper ? launch_hear(pair[1], MSG_GO, &ce) : idmap_write(0, m, &ce)) launch_fail(pair[1], &ce);
+        if (m->outside ? launch_hear(pair[1], MSG_GO, &ce) : idmap_write(0, m, &ce))
+            launch_fail(pair[1], &ce);
         umask(0);
         _exit(fn(arg));
     }
     close(pair[1]);
     int rc = pid < 0 ? err_set(e, errno, "create a user namespace") : 0;
-    if (!rc && m->helper) rc = idmap_write(pid, m, e) || launch_say(pair[0], MSG_GO, NULL, 0, e) ? -1 : 0;
+    if (!rc && m->outside)
+        rc = idmap_write(pid, m, e) || launch_say(pair[0], MSG_GO, NULL, 0, e) ? -1 : 0;
     close(pair[0]);
     int status = 0;
     if (pid > 0 && rc) kill(pid, SIGKILL);
@@ -6474,9 +7651,10 @@ static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *ar
 /* }==== 18 launch */
 
 /* {==== 19 image: pull, push, load, save ====
- * Every way in ends in the same place: each layer's blob stored as it came and ingested (part 11), a
- * configuration, an OCI manifest, one name in index.json. Nothing is visible before all of it is there.
- * Uses: 1-11. Sources: image-spec manifest.md, distribution-spec, docker image spec v1.2 (save). */
+ * Every way in ends in the same place: each layer's blob stored as it came and ingested (part 11),
+ * a configuration, an OCI manifest, one name in index.json. Nothing is visible before all of it is
+ * there. Uses: 1-11. Sources: image-spec manifest.md, distribution-spec, docker image spec v1.2
+ * (save). */
 #define MT_OCI_INDEX "application/vnd.oci.image.index.v1+json"
 #define MT_OCI_MANIFEST "application/vnd.oci.image.manifest.v1+json"
 #define MT_OCI_CONFIG "application/vnd.oci.image.config.v1+json"
@@ -6489,13 +7667,18 @@ enum { PROGRESS_LAYERS = 256 };
 struct progress {
     enum { PROGRESS_QUIET, PROGRESS_PLAIN, PROGRESS_BARS } mode;
     pthread_mutex_t lock;
-    struct { char id[13], what[24]; u64 now, total; } line[PROGRESS_LAYERS];
+    struct {
+        char id[13], what[24];
+        u64 now, total;
+    } line[PROGRESS_LAYERS];
     unsigned n, shown;
     i64 drawn_ms;
 };
 
 static void progress_init(struct progress *p, bool quiet) {
-    *p = (struct progress){ .mode = quiet ? PROGRESS_QUIET : isatty(1) ? PROGRESS_BARS : PROGRESS_PLAIN };
+    *p = (struct progress){ .mode = quiet       ? PROGRESS_QUIET
+                                    : isatty(1) ? PROGRESS_BARS
+                                                : PROGRESS_PLAIN };
     pthread_mutex_init(&p->lock, NULL);
 }
 
@@ -6509,7 +7692,8 @@ static void progress_draw(struct progress *p) {
         if (p->line[i].total && !strcmp(p->line[i].what, "Downloading")) {
             int fill = (int)(p->line[i].now * 40 / p->line[i].total);
             AUTO_FREE char *now = size_human(p->line[i].now), *all = size_human(p->line[i].total);
-            printf(" [%.*s>%*s] %s/%s", fill, "========================================", 40 - fill, "", now, all);
+            printf(" [%.*s>%*s] %s/%s", fill, "========================================", 40 - fill,
+                   "", now, all);
         }
         putchar('\n');
     }
@@ -6518,7 +7702,8 @@ static void progress_draw(struct progress *p) {
 }
 
 /* What happens to one layer. */
-static void progress_say(struct progress *p, const char *hex, const char *what, u64 now, u64 total) {
+static void progress_say(struct progress *p, const char *hex, const char *what, u64 now,
+                         u64 total) {
     if (!p || p->mode == PROGRESS_QUIET) return;
     pthread_mutex_lock(&p->lock);
     unsigned i = 0;
@@ -6547,14 +7732,14 @@ struct src_blob {
     struct src src;
     struct reg *reg;
     const struct store *store;
-    const char *digest;           /* borrowed, checked */
-    u64 size, at, have;           /* told by the manifest; read so far; bytes in the file */
-    int fd;                       /* owned: the partial file */
-    struct http *http;            /* owned; NULL: not open */
-    u64 skip;                     /* bytes the server sends again although asked not to */
+    const char *digest; /* borrowed, checked */
+    u64 size, at, have; /* told by the manifest; read so far; bytes in the file */
+    int fd;             /* owned: the partial file */
+    struct http *http;  /* owned; NULL: not open */
+    u64 skip;           /* bytes the server sends again although asked not to */
     struct sha sha;
     int failures;
-    bool cut;                     /* the network failed: what came is worth keeping */
+    bool cut; /* the network failed: what came is worth keeping */
     struct progress *progress;
     char part[96];
 };
@@ -6572,12 +7757,12 @@ static int src_blob_open(struct src_blob *b, struct err *e) {
     b->skip = b->http->status == 200 ? b->at : 0;
     if (b->http->status == 200 || b->http->status == 206) return 0;
     reg_explain(b->http, path, e);
-    b->failures = BLOB_RETRIES;           /* an answer, not an accident */
+    b->failures = BLOB_RETRIES; /* an answer, not an accident */
     return -1;
 }
 
 static ssize_t src_blob_net(struct src_blob *b, void *out, size_t n, struct err *e) {
-    if (b->at >= b->size) return 0;       /* all of it was there already */
+    if (b->at >= b->size) return 0; /* all of it was there already */
     for (;;) {
         ssize_t k = -1;
         if (b->http || !src_blob_open(b, e)) k = http_read(b->http, out, n, e);
@@ -6589,7 +7774,9 @@ static ssize_t src_blob_net(struct src_blob *b, void *out, size_t n, struct err 
             return k - (ssize_t)drop;
         }
         if (k > 0 || (k == 0 && b->at >= b->size)) return k;
-        if (k == 0) err_set(e, 0, "connection closed after %" PRIu64 " of %" PRIu64 " bytes", b->at, b->size);
+        if (k == 0)
+            err_set(e, 0, "connection closed after %" PRIu64 " of %" PRIu64 " bytes", b->at,
+                    b->size);
         http_free(b->http);
         b->http = NULL;
         if (++b->failures >= BLOB_RETRIES) return b->cut = true, -1;
@@ -6609,8 +7796,11 @@ static ssize_t src_blob_read(struct src *s, void *out, size_t n, struct err *e) 
         k = src_blob_net(b, out, n, e);
         if (k < 0) return -1;
         if (b->at + (u64)k > b->size)
-            return err_set(e, 0, "blob %s is longer than the %" PRIu64 " bytes that the manifest says", b->digest, b->size);
-        if (k && fd_pwrite_all(b->fd, out, (size_t)k, b->at)) return err_set(e, errno, "write %s", b->part);
+            return err_set(e, 0,
+                           "blob %s is longer than the %" PRIu64 " bytes that the manifest says",
+                           b->digest, b->size);
+        if (k && fd_pwrite_all(b->fd, out, (size_t)k, b->at))
+            return err_set(e, errno, "write %s", b->part);
     }
     if (k) {
         sha_add(&b->sha, out, (size_t)k);
@@ -6628,10 +7818,15 @@ static ssize_t src_blob_read(struct src *s, void *out, size_t n, struct err *e) 
 }
 
 /* 0, or 1 when another process has stored the blob in the meantime, or -1. */
-static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg *r, const char *digest,
-                          u64 size, struct progress *p, struct err *e) {
-    *b = (struct src_blob){ .src = { src_blob_read }, .reg = r, .store = s, .digest = digest, .size = size,
-                            .fd = -1, .progress = p };
+static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg *r,
+                          const char *digest, u64 size, struct progress *p, struct err *e) {
+    *b = (struct src_blob){ .src = { src_blob_read },
+                            .reg = r,
+                            .store = s,
+                            .digest = digest,
+                            .size = size,
+                            .fd = -1,
+                            .progress = p };
     sha_init(&b->sha);
     snprintf(b->part, sizeof b->part, "tmp/%s.part", digest_hex(digest));
     for (;;) {
@@ -6642,7 +7837,7 @@ static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg 
             b->have = (u64)st.st_size <= size ? (u64)st.st_size : 0;
             return 0;
         }
-        fd_closep(&b->fd);                /* whoever held the lock has renamed or removed the file */
+        fd_closep(&b->fd); /* whoever held the lock has renamed or removed the file */
         if (blob_have(s, digest)) return 1;
     }
 }
@@ -6651,9 +7846,10 @@ static int src_blob_begin(struct src_blob *b, const struct store *s, struct reg 
 static int src_blob_end(struct src_blob *b, bool keep, struct err *e) {
     char path[80];
     int rc = 0;
-    if (keep && (fsync(b->fd) || renameat(b->store->dir, b->part, b->store->dir, blob_path(b->digest, path))))
+    if (keep && (fsync(b->fd) ||
+                 renameat(b->store->dir, b->part, b->store->dir, blob_path(b->digest, path))))
         rc = err_set(e, errno, "store blob %s", b->digest);
-    if (!keep && !b->cut) unlinkat(b->store->dir, b->part, 0);     /* it would fail again and again */
+    if (!keep && !b->cut) unlinkat(b->store->dir, b->part, 0); /* it would fail again and again */
     http_free(b->http);
     fd_closep(&b->fd);
     return rc;
@@ -6663,7 +7859,7 @@ static int src_blob_end(struct src_blob *b, bool keep, struct err *e) {
 struct src_tee {
     struct src src;
     struct src *from;
-    int fd;                       /* owned */
+    int fd; /* owned */
     u64 n;
     struct sha sha;
     u8 head[4];
@@ -6703,7 +7899,9 @@ static int layer_add(const struct store *s, struct src *from, const char *want, 
     if (rc) unlinkat(s->dir, tee.path, 0);
     close(tee.fd);
     if (rc) return -1;
-    const char *kind = tee.head[0] == 0x1f && tee.head[1] == 0x8b ? "+gzip" : tee.head[0] == 0x28 && tee.head[1] == 0xb5 ? "+zstd" : "";
+    const char *kind = tee.head[0] == 0x1f && tee.head[1] == 0x8b   ? "+gzip"
+                       : tee.head[0] == 0x28 && tee.head[1] == 0xb5 ? "+zstd"
+                                                                    : "";
     AUTO_FREE char *type = str_fmt(MT_OCI_LAYER "%s", kind);
     *ret_desc = json_object();
     js_sets(*ret_desc, "mediaType", type);
@@ -6713,7 +7911,8 @@ static int layer_add(const struct store *s, struct src *from, const char *want, 
 }
 
 /* Rebuilds a layer's pack and index from its blob. */
-static int layer_rebuild(const struct store *s, const char *blob, const char *diff_id, struct err *e) {
+static int layer_rebuild(const struct store *s, const char *blob, const char *diff_id,
+                         struct err *e) {
     AUTO_FD fd = blob_open(s, blob, e);
     char got[DIGEST_LEN + 1];
     if (fd < 0) return -1;
@@ -6726,14 +7925,16 @@ static int layer_rebuild(const struct store *s, const char *blob, const char *di
 
 /* Writes configuration and manifest of an image whose layers are stored, merges them, and names it.
  * layers: descriptors, borrowed. ret_id: HEX_LEN+1, may be NULL. ret_desc may be NULL. */
-static int image_put(const struct store *s, const json_t *config, const json_t *layers, const char *name,
-                     const char *repo_digest, char *ret_id, json_t **ret_desc, struct err *e) {
+static int image_put(const struct store *s, const json_t *config, const json_t *layers,
+                     const char *name, const char *repo_digest, char *ret_id, json_t **ret_desc,
+                     struct err *e) {
     char digest[DIGEST_LEN + 1], chain[HEX_LEN + 1];
     AUTO_FREE char *text = js_dump(config, JSON_COMPACT);
     AUTO_STRV diffs = { 0 };
     if (image_diff_ids(config, &diffs, e) || blob_add(s, text, strlen(text), digest, e)) return -1;
     if (json_array_size(layers) != diffs.n)
-        return err_set(e, 0, "image has %zu layers, but its configuration says %zu", json_array_size(layers), diffs.n);
+        return err_set(e, 0, "image has %zu layers, but its configuration says %zu",
+                       json_array_size(layers), diffs.n);
     if (ret_id) strcpy(ret_id, digest + 7);
     AUTO_JSON *m = json_object();
     js_seti(m, "schemaVersion", 2);
@@ -6755,7 +7956,9 @@ static int image_put(const struct store *s, const json_t *config, const json_t *
 }
 
 /* ---- 19.3 pull ---- */
-struct platform { char os[32], arch[32], variant[32]; };
+struct platform {
+    char os[32], arch[32], variant[32];
+};
 
 /* "linux/arm64/v8", "arm64", "" (this machine). */
 static int platform_parse(const char *s, struct platform *ret, struct err *e) {
@@ -6770,10 +7973,13 @@ static int platform_parse(const char *s, struct platform *ret, struct err *e) {
     if (p.n > 1) strcpy(ret->os, p.v[0]);
     strcpy(ret->arch, host_arch_word(p.v[p.n > 1 ? 1 : 0]));
     if (p.n > 2) strcpy(ret->variant, p.v[2]);
-    static const char ARCHES[] = "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm";
+    static const char ARCHES[] =
+        "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm";
     static const char SYSTEMS[] = "linux windows darwin freebsd wasip1";
-    if (!word_in(ARCHES, ret->arch, strlen(ret->arch)) || !word_in(SYSTEMS, ret->os, strlen(ret->os)))
-        return err_set(e, 0, "\"%.60s\": unknown operating system or architecture: invalid argument", s);
+    if (!word_in(ARCHES, ret->arch, strlen(ret->arch)) ||
+        !word_in(SYSTEMS, ret->os, strlen(ret->os)))
+        return err_set(e, 0,
+                       "\"%.60s\": unknown operating system or architecture: invalid argument", s);
     return 0;
 }
 
@@ -6781,8 +7987,9 @@ static int platform_parse(const char *s, struct platform *ret, struct err *e) {
 static const json_t *platform_pick(const json_t *index, const struct platform *want) {
     const json_t *best = NULL, *d;
     size_t i;
-    json_array_foreach(js_get(index, "manifests"), i, d) {
-        const char *os = js_str_or(d, "platform.os", ""), *arch = js_str_or(d, "platform.architecture", "");
+    json_array_foreach (js_get(index, "manifests"), i, d) {
+        const char *os = js_str_or(d, "platform.os", ""),
+                   *arch = js_str_or(d, "platform.architecture", "");
         const char *variant = js_str_or(d, "platform.variant", "");
         if (strcmp(os, want->os) || strcmp(host_arch_word(arch), want->arch)) continue;
         if (*want->variant ? !strcmp(variant, want->variant) : !best) best = d;
@@ -6791,40 +7998,57 @@ static const json_t *platform_pick(const json_t *index, const struct platform *w
     return best;
 }
 
-static bool mt_is_index(const char *t) { return str_eq(t, MT_OCI_INDEX) || str_eq(t, MT_DOCKER_LIST); }
-static bool mt_is_manifest(const char *t) { return str_eq(t, MT_OCI_MANIFEST) || str_eq(t, MT_DOCKER_MANIFEST); }
+static bool mt_is_index(const char *t) {
+    return str_eq(t, MT_OCI_INDEX) || str_eq(t, MT_DOCKER_LIST);
+}
+static bool mt_is_manifest(const char *t) {
+    return str_eq(t, MT_OCI_MANIFEST) || str_eq(t, MT_DOCKER_MANIFEST);
+}
 
 /* Refuses a document that is not exactly one of index and manifest (CVE-2021-41190). */
 static int manifest_check(const json_t *m, const char *type, const char *what, struct err *e) {
-    bool index = js_get(m, "manifests") != NULL, manifest = js_get(m, "layers") || js_get(m, "config");
+    bool index = js_get(m, "manifests") != NULL,
+         manifest = js_get(m, "layers") || js_get(m, "config");
     const char *said = js_str(m, "mediaType");
     if (js_int(m, "schemaVersion", 0) == 1)
-        return err_set(e, 0, "%s is a Docker schema 1 manifest, a format that registries have given up: push it anew", what);
-    if (index == manifest) return err_set(e, 0, "%s is %s: refused", what, index ? "an index and a manifest at once" : "no image manifest");
+        return err_set(e, 0,
+                       "%s is a Docker schema 1 manifest, a format that registries have given up: "
+                       "push it anew",
+                       what);
+    if (index == manifest)
+        return err_set(e, 0, "%s is %s: refused", what,
+                       index ? "an index and a manifest at once" : "no image manifest");
     if (said && !(index ? mt_is_index(said) : mt_is_manifest(said)))
-        return err_set(e, 0, "%s says it is '%.100s', but its content is %s: refused", what, said, index ? "an index" : "a manifest");
+        return err_set(e, 0, "%s says it is '%.100s', but its content is %s: refused", what, said,
+                       index ? "an index" : "a manifest");
     if (type && (mt_is_index(type) || mt_is_manifest(type)) && mt_is_index(type) != index)
-        return err_set(e, 0, "%s came as '%.100s', but its content is %s: refused", what, type, index ? "an index" : "a manifest");
-    if (js_int(m, "schemaVersion", 0) != 2) return err_set(e, 0, "%s: schemaVersion is not 2", what);
+        return err_set(e, 0, "%s came as '%.100s', but its content is %s: refused", what, type,
+                       index ? "an index" : "a manifest");
+    if (js_int(m, "schemaVersion", 0) != 2)
+        return err_set(e, 0, "%s: schemaVersion is not 2", what);
     return 0;
 }
 
 /* Fetches a manifest by tag or digest; its bytes stay as they came. */
-static json_t *pull_manifest(struct reg *r, const char *which, struct buf *bytes, char *digest, struct err *e) {
+static json_t *pull_manifest(struct reg *r, const char *which, struct buf *bytes, char *digest,
+                             struct err *e) {
     AUTO_STRV headers = { 0 };
-    strv_add(&headers, "Accept: " MT_OCI_INDEX ", " MT_OCI_MANIFEST ", " MT_DOCKER_LIST ", " MT_DOCKER_MANIFEST);
+    strv_add(&headers, "Accept: " MT_OCI_INDEX ", " MT_OCI_MANIFEST ", " MT_DOCKER_LIST
+                       ", " MT_DOCKER_MANIFEST);
     AUTO_FREE char *path = str_fmt("manifests/%s", which);
     struct http_req q = { .method = "GET", .headers = &headers, .body_fd = -1 };
     AUTO_HTTP *h = reg_request(r, &q, path, e);
     if (!h) return NULL;
     AUTO_FREE char *what = ref_familiar(&r->ref);
-    if (h->status == 404) return err_set(e, 0, "manifest for %s not found: manifest unknown", what), NULL;
+    if (h->status == 404)
+        return err_set(e, 0, "manifest for %s not found: manifest unknown", what), NULL;
     if (h->status != 200) return reg_explain(h, what, e), NULL;
     buf_done(bytes);
     if (http_slurp(h, DOC_MAX_BYTES, bytes, e)) return NULL;
     digest_of(bytes->p, bytes->n, digest);
     if (digest_hex(which) && strcmp(which, digest))
-        return err_set(e, 0, "manifest %s: the content that arrived has digest %s", which, digest), NULL;
+        return err_set(e, 0, "manifest %s: the content that arrived has digest %s", which, digest),
+               NULL;
     json_t *j = js_parse(bytes->p, bytes->n, "manifest", e);
     if (j && manifest_check(j, h->type, what, e)) js_decref(&j);
     return j;
@@ -6844,21 +8068,25 @@ static int pull_layer(struct pull_job *j, struct err *e) {
     const char *hex = digest_hex(j->digest);
     char got[DIGEST_LEN + 1];
     if (blob_have(j->store, j->digest)) {
-        if (!layer_have(j->store, j->diff_id) && layer_rebuild(j->store, j->digest, j->diff_id, e)) return -1;
+        if (!layer_have(j->store, j->diff_id) && layer_rebuild(j->store, j->digest, j->diff_id, e))
+            return -1;
         progress_say(j->progress, hex, "Already exists", 0, 0);
         return 0;
     }
     progress_say(j->progress, hex, "Pulling fs layer", 0, j->size);
     struct src_blob b;
     int begun = src_blob_begin(&b, j->store, j->reg, j->digest, j->size, j->progress, e);
-    if (begun > 0) return layer_have(j->store, j->diff_id) ? 0 : layer_rebuild(j->store, j->digest, j->diff_id, e);
+    if (begun > 0)
+        return layer_have(j->store, j->diff_id) ? 0
+                                                : layer_rebuild(j->store, j->digest, j->diff_id, e);
     if (begun < 0) return -1;
     struct src_inflate inf = { .src = { src_inflate_read }, .from = &b.src };
     int rc = layer_ingest(j->store, &inf.src, j->diff_id, got, e);
     src_inflate_done(&inf);
     /* what follows the compressed data was not read by the decompressor */
     char rest[4096];
-    for (ssize_t k = 1; !rc && k; ) if ((k = src_blob_read(&b.src, rest, sizeof rest, e)) < 0) rc = -1;
+    for (ssize_t k = 1; !rc && k;)
+        if ((k = src_blob_read(&b.src, rest, sizeof rest, e)) < 0) rc = -1;
     struct err second;
     if (src_blob_end(&b, !rc, rc ? &second : e) && !rc) rc = -1;
     if (!rc) progress_say(j->progress, hex, "Pull complete", 0, 0);
@@ -6883,21 +8111,26 @@ static void *pull_worker(void *arg) {
 }
 
 /* Downloads the layers of a manifest, several at a time. */
-static int pull_layers(const struct store *s, struct reg *r, const json_t *manifest, const struct strv *diffs,
-                       struct progress *p, struct err *e) {
+static int pull_layers(const struct store *s, struct reg *r, const json_t *manifest,
+                       const struct strv *diffs, struct progress *p, struct err *e) {
     const json_t *layers = js_get(manifest, "layers"), *l;
     struct pull_queue q = { .jobs = mem_new((diffs->n + 1) * sizeof *q.jobs) };
     int rc = 0;
     size_t i;
-    json_array_foreach(layers, i, l) {
+    json_array_foreach (layers, i, l) {
         const char *digest = js_str(l, "digest");
         bool twice = false;
         for (unsigned k = 0; k < q.n; k++) twice |= str_eq(q.jobs[k].digest, digest);
         i64 size = js_int(l, "size", -1);
-        if (!digest_hex(digest) || size < 0) rc = err_set(e, 0, "manifest: /layers/%zu: bad digest or size", i);
+        if (!digest_hex(digest) || size < 0)
+            rc = err_set(e, 0, "manifest: /layers/%zu: bad digest or size", i);
         if (rc || twice) continue;
-        q.jobs[q.n++] = (struct pull_job){ .store = s, .reg = r, .digest = digest, .diff_id = diffs->v[i],
-                                           .size = (u64)size, .progress = p };
+        q.jobs[q.n++] = (struct pull_job){ .store = s,
+                                           .reg = r,
+                                           .digest = digest,
+                                           .diff_id = diffs->v[i],
+                                           .size = (u64)size,
+                                           .progress = p };
     }
     pthread_t th[4];
     unsigned nth = q.n < ARRAY_LEN(th) ? q.n : ARRAY_LEN(th);
@@ -6913,9 +8146,14 @@ static int pull_layers(const struct store *s, struct reg *r, const json_t *manif
     return rc;
 }
 
-struct pull_opts { const char *platform; bool quiet; int tls_verify; };
+struct pull_opts {
+    const char *platform;
+    bool quiet;
+    int tls_verify;
+};
 
-static json_t *pull_config(const struct store *s, struct reg *r, const json_t *manifest, struct err *e) {
+static json_t *pull_config(const struct store *s, struct reg *r, const json_t *manifest,
+                           struct err *e) {
     const char *digest = js_str(manifest, "config.digest");
     i64 size = js_int(manifest, "config.size", -1);
     if (!digest_hex(digest) || size < 0 || size > DOC_MAX_BYTES)
@@ -6934,7 +8172,8 @@ static json_t *pull_config(const struct store *s, struct reg *r, const json_t *m
 }
 
 /* Pulls one reference. Prints as Docker does unless quiet. */
-static int image_pull(const struct store *s, const struct ref *ref, const struct pull_opts *o, struct err *e) {
+static int image_pull(const struct store *s, const struct ref *ref, const struct pull_opts *o,
+                      struct err *e) {
     AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
     struct reg r = { 0 };
     struct platform want;
@@ -6959,8 +8198,8 @@ static int image_pull(const struct store *s, const struct ref *ref, const struct
         const json_t *d = platform_pick(manifest, &want);
         const char *at = d ? js_str(d, "digest") : NULL;
         if (!digest_hex(at) || depth > 3) {
-            err_set(e, 0, "no matching manifest for %s/%s%s%s in the manifest list entries", want.os, want.arch,
-                    *want.variant ? "/" : "", want.variant);
+            err_set(e, 0, "no matching manifest for %s/%s%s%s in the manifest list entries",
+                    want.os, want.arch, *want.variant ? "/" : "", want.variant);
             goto out;
         }
         AUTO_FREE char *copy = str_dup(at);
@@ -6969,7 +8208,8 @@ static int image_pull(const struct store *s, const struct ref *ref, const struct
     }
     if (!(config = pull_config(s, &r, manifest, e)) || image_diff_ids(config, &diffs, e)) goto out;
     if (json_array_size(js_get(manifest, "layers")) != diffs.n) {
-        err_set(e, 0, "manifest has %zu layers, but the configuration %zu", json_array_size(js_get(manifest, "layers")), diffs.n);
+        err_set(e, 0, "manifest has %zu layers, but the configuration %zu",
+                json_array_size(js_get(manifest, "layers")), diffs.n);
         goto out;
     }
     if (pull_layers(s, &r, manifest, &diffs, &p, e)) goto out;
@@ -6979,7 +8219,8 @@ static int image_pull(const struct store *s, const struct ref *ref, const struct
     js_sets(desc, "digest", digest);
     js_seti(desc, "size", (i64)bytes.n);
     rd = str_fmt("%s/%s@%s", ref->domain, ref->path, repo_digest);
-    bool same = !image_find(s, full, &before, NULL, &none) && str_eq(js_str(before.desc, "digest"), digest);
+    bool same =
+        !image_find(s, full, &before, NULL, &none) && str_eq(js_str(before.desc, "digest"), digest);
     if (store_tag(s, desc, full, rd, e)) goto out;
     if (!same) store_event(s, "image", "pull", familiar, NULL);
     if (!o->quiet)
@@ -6994,7 +8235,8 @@ out:
 /* ---- 19.4 push ---- */
 
 /* Uploads a blob unless the registry has it. */
-static int push_blob(struct reg *r, int fd, const char *digest, u64 size, struct progress *p, struct err *e) {
+static int push_blob(struct reg *r, int fd, const char *digest, u64 size, struct progress *p,
+                     struct err *e) {
     AUTO_FREE char *path = str_fmt("blobs/%s", digest);
     struct http_req head = { .method = "HEAD", .body_fd = -1 };
     AUTO_HTTP *h = reg_request(r, &head, path, e);
@@ -7008,11 +8250,14 @@ static int push_blob(struct reg *r, int fd, const char *digest, u64 size, struct
     AUTO_HTTP *up = reg_request(r, &start, "blobs/uploads/", e);
     if (!up) return -1;
     if (up->status != 202 || !up->location) return reg_explain(up, "start an upload", e), -1;
-    AUTO_FREE char *at = *up->location == '/' ? str_fmt("%s%s", r->base, up->location) : str_dup(up->location);
+    AUTO_FREE char *at =
+        *up->location == '/' ? str_fmt("%s%s", r->base, up->location) : str_dup(up->location);
     AUTO_FREE char *url = str_fmt("%s%cdigest=%s", at, strchr(at, '?') ? '&' : '?', digest);
     AUTO_STRV headers = { 0 };
     strv_add(&headers, "Content-Type: application/octet-stream");
-    struct http_req put = { .method = "PUT", .headers = &headers, .body_fd = fd, .body_fd_n = size };
+    struct http_req put = {
+        .method = "PUT", .headers = &headers, .body_fd = fd, .body_fd_n = size
+    };
     AUTO_HTTP *done = reg_request(r, &put, url, e);
     if (!done) return -1;
     if (done->status != 201) return reg_explain(done, "upload of a blob", e), -1;
@@ -7056,13 +8301,15 @@ static int push_gzip(const struct store *s, int fd, char *digest, u64 *ret_size,
     return rc ? -1 : fd_steal(&out);
 }
 
-static int push_layer(const struct store *s, struct reg *r, json_t *layer, struct progress *p, bool *changed, struct err *e) {
+static int push_layer(const struct store *s, struct reg *r, json_t *layer, struct progress *p,
+                      bool *changed, struct err *e) {
     const char *digest = js_str(layer, "digest");
     AUTO_FD fd = blob_open(s, digest, e);
     if (fd < 0) return -1;
     u64 size = (u64)js_int(layer, "size", 0);
     char gz[DIGEST_LEN + 1];
-    if (str_suffix(js_str_or(layer, "mediaType", ""), ".tar")) {     /* our own layers are stored plain */
+    if (str_suffix(js_str_or(layer, "mediaType", ""),
+                   ".tar")) { /* our own layers are stored plain */
         int out = push_gzip(s, fd, gz, &size, e);
         if (out < 0) return -1;
         close(fd);
@@ -7075,7 +8322,8 @@ static int push_layer(const struct store *s, struct reg *r, json_t *layer, struc
     return push_blob(r, fd, js_str(layer, "digest"), size, p, e);
 }
 
-static int image_push(const struct store *s, const struct ref *ref, bool quiet, int tls_verify, struct err *e) {
+static int image_push(const struct store *s, const struct ref *ref, bool quiet, int tls_verify,
+                      struct err *e) {
     AUTO_IMAGE m = { 0 };
     AUTO_FREE char *full = ref_full(ref), *familiar = ref_familiar(ref), *path = NULL;
     AUTO_JSON *manifest = NULL;
@@ -7086,22 +8334,25 @@ static int image_push(const struct store *s, const struct ref *ref, bool quiet, 
     struct reg r = { 0 };
     static struct progress p;
     int rc = -1;
-    if (image_find(s, full, &m, NULL, e)) return err_set(e, 0, "An image does not exist locally with the tag: %s", familiar);
+    if (image_find(s, full, &m, NULL, e))
+        return err_set(e, 0, "An image does not exist locally with the tag: %s", familiar);
     progress_init(&p, quiet);
     if (!quiet) {
         AUTO_FREE char *repo = ref_repository(ref);
-        printf("The push refers to repository [%s]\n", strcmp(ref->domain, "docker.io") ? repo : familiar);
+        printf("The push refers to repository [%s]\n",
+               strcmp(ref->domain, "docker.io") ? repo : familiar);
     }
     if (reg_connect(&r, ref, true, tls_verify, e)) goto out;
     manifest = json_deep_copy(m.manifest);
     bool changed = false;
     size_t i;
     json_t *l;
-    json_array_foreach(js_get(manifest, "layers"), i, l)
+    json_array_foreach (js_get(manifest, "layers"), i, l)
         if (push_layer(s, &r, l, &p, &changed, e)) goto out;
     const char *cfg = js_str(manifest, "config.digest");
     cfd = blob_open(s, cfg, e);
-    if (cfd < 0 || push_blob(&r, cfd, cfg, (u64)js_int(manifest, "config.size", 0), NULL, e)) goto out;
+    if (cfd < 0 || push_blob(&r, cfd, cfg, (u64)js_int(manifest, "config.size", 0), NULL, e))
+        goto out;
     if (changed) {
         AUTO_FREE char *text = js_dump(manifest, JSON_COMPACT);
         buf_adds(&bytes, text);
@@ -7109,9 +8360,12 @@ static int image_push(const struct store *s, const struct ref *ref, bool quiet, 
         mfd = blob_open(s, js_str(m.desc, "digest"), e);
         if (mfd < 0 || fd_slurp(mfd, DOC_MAX_BYTES, &bytes)) goto out;
     }
-    strv_take(&headers, str_fmt("Content-Type: %s", js_str_or(manifest, "mediaType", MT_OCI_MANIFEST)));
+    strv_take(&headers,
+              str_fmt("Content-Type: %s", js_str_or(manifest, "mediaType", MT_OCI_MANIFEST)));
     path = str_fmt("manifests/%s", ref->digest[0] && !ref->tag[0] ? ref->digest : ref->tag);
-    struct http_req q = { .method = "PUT", .headers = &headers, .body = bytes.p, .body_n = bytes.n, .body_fd = -1 };
+    struct http_req q = {
+        .method = "PUT", .headers = &headers, .body = bytes.p, .body_n = bytes.n, .body_fd = -1
+    };
     h = reg_request(&r, &q, path, e);
     if (!h) goto out;
     if (h->status != 201 && h->status != 200) {
@@ -7133,9 +8387,9 @@ out:
 /* The files of an archive or directory that images are loaded from. Archive members were written
  * to an unnamed-by-them directory in tmp/ under numbers; their names are only keys here. */
 struct bundle {
-    int dir;                      /* owned */
-    json_t *members;              /* owned: name -> number, or "@name" for a link; NULL: a directory */
-    char tmp[48];                 /* to be removed; "": nothing */
+    int dir;         /* owned */
+    json_t *members; /* owned: name -> number, or "@name" for a link; NULL: a directory */
+    char tmp[48];    /* to be removed; "": nothing */
 };
 
 static void bundle_done(const struct store *s, struct bundle *b) {
@@ -7199,11 +8453,14 @@ static int bundle_unpack(const struct store *s, struct src *from, struct bundle 
     if ((b->dir = dir_open(s->dir, b->tmp, e)) < 0 || ar_open(&r, from, e)) return -1;
     while ((more = ar_next(&r, &en, e)) > 0) {
         const char *path = ar_path(en), *link = ar_symlink(en), *hard = ar_hardlink(en);
-        if (!path || ++count > 100000) return err_set(e, 0, "archive has more than 100000 members, or one without a name");
+        if (!path || ++count > 100000)
+            return err_set(e, 0, "archive has more than 100000 members, or one without a name");
         AUTO_FREE char *key = path_clean(path);
         if (link || hard) {
             const char *slash = strrchr(key, '/');
-            AUTO_FREE char *full = hard || !slash ? str_dup(hard ? hard : link) : str_fmt("%.*s/%s", (int)(slash - key), key, link);
+            AUTO_FREE char *full = hard || !slash
+                                       ? str_dup(hard ? hard : link)
+                                       : str_fmt("%.*s/%s", (int)(slash - key), key, link);
             AUTO_FREE char *to = path_clean(full), *at = str_fmt("@%s", to);
             js_sets(b->members, key, at);
             continue;
@@ -7217,15 +8474,17 @@ static int bundle_unpack(const struct store *s, struct src *from, struct bundle 
         la_int64_t off;
         int rc;
         while ((rc = archive_read_data_block(r.a, &p, &n, &off)) == ARCHIVE_OK)
-            if (fd_pwrite_all(fd, p, n, (u64)off)) return err_set(e, errno, "write a temporary file");
-        if (rc != ARCHIVE_EOF) return err_set(e, 0, "archive is damaged: %.200s: %s", path, archive_error_string(r.a));
+            if (fd_pwrite_all(fd, p, n, (u64)off))
+                return err_set(e, errno, "write a temporary file");
+        if (rc != ARCHIVE_EOF)
+            return err_set(e, 0, "archive is damaged: %.200s: %s", path, archive_error_string(r.a));
         js_sets(b->members, key, number);
     }
     return more;
 }
 
-static int load_layer(const struct store *s, const struct bundle *b, const char *name, const char *want_digest,
-                      const char *diff_id, json_t *layers, struct err *e) {
+static int load_layer(const struct store *s, const struct bundle *b, const char *name,
+                      const char *want_digest, const char *diff_id, json_t *layers, struct err *e) {
     AUTO_FD fd = bundle_open(b, name, e);
     char got[DIGEST_LEN + 1];
     if (fd < 0) return -1;
@@ -7242,18 +8501,22 @@ static int load_layer(const struct store *s, const struct bundle *b, const char 
 }
 
 /* One image of a docker-archive (manifest.json) or an OCI layout; prints what it loaded. */
-static int load_image(const struct store *s, const struct bundle *b, const char *config_name, const json_t *layer_names,
-                      bool oci, const struct strv *names, struct err *e) {
+static int load_image(const struct store *s, const struct bundle *b, const char *config_name,
+                      const json_t *layer_names, bool oci, const struct strv *names,
+                      struct err *e) {
     AUTO_JSON *config = bundle_json(b, config_name, e), *layers = json_array();
     AUTO_STRV diffs = { 0 };
     if (!config || image_diff_ids(config, &diffs, e)) return -1;
     if (json_array_size(layer_names) != diffs.n)
-        return err_set(e, 0, "archive: %zu layers, but the configuration has %zu diff_ids", json_array_size(layer_names), diffs.n);
+        return err_set(e, 0, "archive: %zu layers, but the configuration has %zu diff_ids",
+                       json_array_size(layer_names), diffs.n);
     for (size_t i = 0; i < diffs.n; i++) {
         const json_t *l = json_array_get(layer_names, i);
         const char *digest = oci ? js_str(l, "digest") : NULL;
-        if (oci && !digest_hex(digest)) return err_set(e, 0, "manifest: /layers/%zu: bad digest", i);
-        AUTO_FREE char *name = oci ? str_fmt("blobs/sha256/%s", digest_hex(digest)) : path_clean(json_string_value(l) ? json_string_value(l) : "");
+        if (oci && !digest_hex(digest))
+            return err_set(e, 0, "manifest: /layers/%zu: bad digest", i);
+        AUTO_FREE char *name = oci ? str_fmt("blobs/sha256/%s", digest_hex(digest))
+                                   : path_clean(json_string_value(l) ? json_string_value(l) : "");
         if (load_layer(s, b, name, digest, diffs.v[i], layers, e)) return -1;
     }
     char id[HEX_LEN + 1];
@@ -7274,32 +8537,37 @@ static int load_image(const struct store *s, const struct bundle *b, const char 
 }
 
 /* An OCI layout: every manifest of index.json for this platform, or the one called `only`. */
-static int load_oci(const struct store *s, const struct bundle *b, const char *only, const char *as, struct err *e) {
+static int load_oci(const struct store *s, const struct bundle *b, const char *only, const char *as,
+                    struct err *e) {
     AUTO_JSON *index = bundle_json(b, "index.json", e);
     struct platform here;
     size_t i, done = 0;
     json_t *d;
     if (!index || platform_parse(NULL, &here, e)) return -1;
-    json_array_foreach(js_get(index, "manifests"), i, d) {
-        const char *name = desc_name(d), *full = json_string_value(js_get(js_get(d, "annotations"), "io.containerd.image.name"));
+    json_array_foreach (js_get(index, "manifests"), i, d) {
+        const char *name = desc_name(d), *full = json_string_value(js_get(
+                                             js_get(d, "annotations"), "io.containerd.image.name"));
         if (only && *only && !str_eq(name, only)) continue;
         AUTO_JSON *m = NULL;
         const char *digest = js_str(d, "digest");
         for (int depth = 0; depth < 4; depth++) {
             char have[DIGEST_LEN + 1];
-            if (!digest_hex(digest)) return err_set(e, 0, "index.json: /manifests/%zu: bad digest", i);
+            if (!digest_hex(digest))
+                return err_set(e, 0, "index.json: /manifests/%zu: bad digest", i);
             AUTO_FREE char *path = str_fmt("blobs/sha256/%s", digest_hex(digest));
             AUTO_FD fd = bundle_open(b, path, e);
             AUTO_BUF t = { 0 };
             if (fd < 0 || fd_slurp(fd, DOC_MAX_BYTES, &t)) return -1;
-            if (strcmp(digest_of(t.p, t.n, have), digest)) return err_set(e, 0, "%s: its content has digest %s", path, have);
+            if (strcmp(digest_of(t.p, t.n, have), digest))
+                return err_set(e, 0, "%s: its content has digest %s", path, have);
             json_t *next = js_parse(t.p, t.n, path, e);
             if (!next || manifest_check(next, NULL, path, e)) return json_decref(next), -1;
             js_decref(&m);
             m = next;
             if (!js_get(m, "manifests")) break;
             const json_t *pick = platform_pick(m, &here);
-            if (!pick) return err_set(e, 0, "%s has no manifest for %s/%s", path, here.os, here.arch);
+            if (!pick)
+                return err_set(e, 0, "%s has no manifest for %s/%s", path, here.os, here.arch);
             digest = js_str(pick, "digest");
         }
         const char *cfg = js_str(m, "config.digest");
@@ -7316,16 +8584,21 @@ static int load_oci(const struct store *s, const struct bundle *b, const char *o
         if (load_image(s, b, cpath, js_get(m, "layers"), true, &names, e)) return -1;
         done++;
     }
-    if (!done) return err_set(e, 0, only && *only ? "the layout has no image called '%s'" : "the layout has no image%s", only ? only : "");
+    if (!done)
+        return err_set(e, 0,
+                       only && *only ? "the layout has no image called '%s'"
+                                     : "the layout has no image%s",
+                       only ? only : "");
     return 0;
 }
 
-static int load_bundle(const struct store *s, const struct bundle *b, const char *only, const char *as, struct err *e) {
+static int load_bundle(const struct store *s, const struct bundle *b, const char *only,
+                       const char *as, struct err *e) {
     AUTO_JSON *m = bundle_json(b, "manifest.json", e);
     if (!json_is_array(m)) return load_oci(s, b, only, as, e);
     size_t i;
     json_t *d;
-    json_array_foreach(m, i, d) {
+    json_array_foreach (m, i, d) {
         AUTO_STRV names = { 0 };
         AUTO_FREE char *config = path_clean(js_str_or(d, "Config", ""));
         if (as) strv_add(&names, as);
@@ -7337,7 +8610,8 @@ static int load_bundle(const struct store *s, const struct bundle *b, const char
 
 /* Loads from an archive (any of the forms, compressed or not) on fd, or with dir >= 0 a layout
  * directory. only: one name of an OCI layout; as: the name to give; both may be NULL. */
-static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as, struct err *e) {
+static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as,
+                           struct err *e) {
     AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
     struct bundle b = { .dir = dir >= 0 ? fcntl(dir, F_DUPFD_CLOEXEC, 3) : -1 };
     int rc = 0;
@@ -7346,7 +8620,8 @@ static int image_load_from(const struct store *s, int fd, int dir, const char *o
         struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
         rc = bundle_unpack(s, &inf.src, &b, e);
         src_inflate_done(&inf);
-        if (!rc && !json_object_size(b.members)) rc = err_set(e, 0, "the input is not an image archive");
+        if (!rc && !json_object_size(b.members))
+            rc = err_set(e, 0, "the input is not an image archive");
     }
     if (!rc) rc = load_bundle(s, &b, only, as, e);
     bundle_done(s, &b);
@@ -7354,12 +8629,13 @@ static int image_load_from(const struct store *s, int fd, int dir, const char *o
 }
 
 /* ---- 19.6 save ---- */
-static int save_member(struct archive *a, const char *name, const void *data, int fd, u64 size, struct err *e) {
+static int save_member(struct archive *a, const char *name, const void *data, int fd, u64 size,
+                       struct err *e) {
     struct archive_entry *en = archive_entry_new();
     archive_entry_set_pathname(en, name);
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0644);
-    archive_entry_set_uid(en, geteuid());         /* readers without root cannot give files away */
+    archive_entry_set_uid(en, geteuid()); /* readers without root cannot give files away */
     archive_entry_set_gid(en, getegid());
     archive_entry_set_size(en, (la_int64_t)size);
     archive_entry_set_mtime(en, 0, 0);
@@ -7393,7 +8669,8 @@ static int save_json(struct archive *a, const char *name, const json_t *j, struc
     return save_member(a, name, t, -1, strlen(t), e);
 }
 
-static int save_blob(const struct store *s, struct archive *a, const char *digest, json_t *written, struct err *e) {
+static int save_blob(const struct store *s, struct archive *a, const char *digest, json_t *written,
+                     struct err *e) {
     AUTO_FD fd = blob_open(s, digest, e);
     struct stat st;
     char path[80];
@@ -7403,15 +8680,16 @@ static int save_blob(const struct store *s, struct archive *a, const char *diges
     return save_member(a, blob_path(digest, path), NULL, fd, (u64)st.st_size, e);
 }
 
-/* One archive that is an OCI layout and carries Docker's manifest.json: `docker load`, podman, skopeo
- * (both transports) and skiff read it. names: what the user asked for. */
+/* One archive that is an OCI layout and carries Docker's manifest.json: `docker load`, podman,
+ * skopeo (both transports) and skiff read it. names: what the user asked for. */
 static int image_save(const struct store *s, int fd, const struct strv *names, struct err *e) {
     struct archive *a = mem_check(archive_write_new());
     AUTO_JSON *index = json_object(), *manifest = json_array(), *written = json_object();
     int rc = 0;
     archive_write_set_format_pax_restricted(a);
     archive_write_set_bytes_per_block(a, 65536);
-    if (archive_write_open_fd(a, fd) != ARCHIVE_OK) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
+    if (archive_write_open_fd(a, fd) != ARCHIVE_OK)
+        rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
     js_seti(index, "schemaVersion", 2);
     js_sets(index, "mediaType", MT_OCI_INDEX);
     static const char *const DIRS[] = { "blobs/", "blobs/sha256/" };
@@ -7419,9 +8697,13 @@ static int image_save(const struct store *s, int fd, const struct strv *names, s
     for (size_t i = 0; !rc && i < names->n; i++) {
         AUTO_IMAGE m = { 0 };
         AUTO_FREE char *name = NULL;
-        if (image_find(s, names->v[i], &m, &name, e)) { rc = -1; break; }
+        if (image_find(s, names->v[i], &m, &name, e)) {
+            rc = -1;
+            break;
+        }
         struct ref r;
-        json_t *d = json_deep_copy(m.desc), *layers = js_get(m.manifest, "layers"), *l, *entry = json_object();
+        json_t *d = json_deep_copy(m.desc), *layers = js_get(m.manifest, "layers"), *l,
+               *entry = json_object();
         size_t k;
         json_object_del(d, "annotations");
         if (name && !ref_parse(name, &r, e)) {
@@ -7434,18 +8716,23 @@ static int image_save(const struct store *s, int fd, const struct strv *names, s
         char path[80];
         js_sets(entry, "Config", blob_path(js_str(m.manifest, "config.digest"), path));
         js_suba(entry, "Layers");
-        rc = save_blob(s, a, js_str(m.desc, "digest"), written, e) || save_blob(s, a, js_str(m.manifest, "config.digest"), written, e) ? -1 : 0;
-        json_array_foreach(layers, k, l) {
+        rc = save_blob(s, a, js_str(m.desc, "digest"), written, e) ||
+                     save_blob(s, a, js_str(m.manifest, "config.digest"), written, e)
+                 ? -1
+                 : 0;
+        json_array_foreach (layers, k, l) {
             js_push(js_get(entry, "Layers"), blob_path(js_str(l, "digest"), path));
             if (!rc) rc = save_blob(s, a, js_str(l, "digest"), written, e);
         }
         json_array_append_new(manifest, entry);
     }
     static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
-    if (!rc && (save_json(a, "index.json", index, e) || save_json(a, "manifest.json", manifest, e) ||
-                save_member(a, "oci-layout", LAYOUT, -1, sizeof LAYOUT - 1, e)))
+    if (!rc &&
+        (save_json(a, "index.json", index, e) || save_json(a, "manifest.json", manifest, e) ||
+         save_member(a, "oci-layout", LAYOUT, -1, sizeof LAYOUT - 1, e)))
         rc = -1;
-    if (archive_write_close(a) != ARCHIVE_OK && !rc) rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
+    if (archive_write_close(a) != ARCHIVE_OK && !rc)
+        rc = err_set(e, 0, "write the archive: %s", archive_error_string(a));
     archive_write_free(a);
     return rc;
 }
@@ -7464,20 +8751,27 @@ static int save_layout_blob(const struct store *s, int dir, const char *digest, 
 }
 
 /* Adds an image to an OCI layout directory, under a name (NULL: none). */
-static int image_save_layout(const struct store *s, int dir, const struct image *m, const char *name, struct err *e) {
+static int image_save_layout(const struct store *s, int dir, const struct image *m,
+                             const char *name, struct err *e) {
     static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
     struct err none;
-    if (dir_make(dir, "blobs/sha256", e) || file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0644, 0, e)) return -1;
+    if (dir_make(dir, "blobs/sha256", e) ||
+        file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0644, 0, e))
+        return -1;
     AUTO_JSON *index = js_load(dir, "index.json", &none), *d = json_deep_copy(m->desc);
     if (!index) index = json_pack("{s:i,s:s}", "schemaVersion", 2, "mediaType", MT_OCI_INDEX);
     json_t *all = js_suba(index, "manifests"), *l;
     size_t i;
-    for (i = json_array_size(all); name && i-- > 0;) if (str_eq(desc_name(json_array_get(all, i)), name)) json_array_remove(all, i);
+    for (i = json_array_size(all); name && i-- > 0;)
+        if (str_eq(desc_name(json_array_get(all, i)), name)) json_array_remove(all, i);
     json_object_del(d, "annotations");
     if (name) js_sets(js_sub(d, "annotations"), REF_NAME, name);
     json_array_append(all, d);
-    if (save_layout_blob(s, dir, js_str(m->desc, "digest"), e) || save_layout_blob(s, dir, js_str(m->manifest, "config.digest"), e)) return -1;
-    json_array_foreach(js_get(m->manifest, "layers"), i, l) if (save_layout_blob(s, dir, js_str(l, "digest"), e)) return -1;
+    if (save_layout_blob(s, dir, js_str(m->desc, "digest"), e) ||
+        save_layout_blob(s, dir, js_str(m->manifest, "config.digest"), e))
+        return -1;
+    json_array_foreach (js_get(m->manifest, "layers"), i, l)
+        if (save_layout_blob(s, dir, js_str(l, "digest"), e)) return -1;
     AUTO_FREE char *text = js_dump(index, JSON_COMPACT);
     return file_replace(dir, "index.json", text, strlen(text), 0644, 0, e);
 }
@@ -7485,8 +8779,9 @@ static int image_save_layout(const struct store *s, int dir, const struct image 
 /* ---- 19.7 import ---- */
 
 /* A tar stream as an image of one layer. config: its "config" member, borrowed; may be NULL. */
-static int image_import(const struct store *s, int fd, const json_t *run_config, const char *message, const char *name,
-                        const struct platform *p, char *ret_id, struct err *e) {
+static int image_import(const struct store *s, int fd, const json_t *run_config,
+                        const char *message, const char *name, const struct platform *p,
+                        char *ret_id, struct err *e) {
     AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
     struct src_fd f = { { src_fd_read }, fd };
     json_t *desc = NULL;
@@ -7510,7 +8805,7 @@ static int image_import(const struct store *s, int fd, const json_t *run_config,
 /* ---- 19.8 trees for hosts without FUSE ---- */
 struct tree_want {
     const struct store *s;
-    const char *idx, *name;       /* "layers/HEX.idx", and where the tree goes, relative to the store */
+    const char *idx, *name; /* "layers/HEX.idx", and where the tree goes, relative to the store */
     bool chown;
 };
 
@@ -7524,8 +8819,11 @@ static int image_tree_make(void *arg) {
     AUTO_FD layers = dir_open(w->s->dir, "layers", &e);
     int rc = mkdirat(w->s->dir, tmp, 0700) ? err_set(&e, errno, "make %s", tmp) : 0;
     AUTO_FD root = rc ? -1 : dir_open(w->s->dir, tmp, &e);
-    if (root < 0 || idx_open(w->s->dir, w->idx, true, &x, &e) || idx_unpack(&x, layers, root, w->chown, &e)) rc = -1;
-    if (!rc && renameat(w->s->dir, tmp, w->s->dir, w->name) && errno != EEXIST && errno != ENOTEMPTY)
+    if (root < 0 || idx_open(w->s->dir, w->idx, true, &x, &e) ||
+        idx_unpack(&x, layers, root, w->chown, &e))
+        rc = -1;
+    if (!rc && renameat(w->s->dir, tmp, w->s->dir, w->name) && errno != EEXIST &&
+        errno != ENOTEMPTY)
         rc = err_set(&e, errno, "rename %s", w->name);
     if (rc) fprintf(stderr, "skiff: unpack %s: %s\n", w->idx, e.msg);
     tree_remove(w->s->dir, tmp);
@@ -7536,9 +8834,11 @@ static int image_clean_tmp(void *arg) {
     const struct store *s = arg;
     AUTO_DIR *d = dir_stream(s->dir, "tmp");
     AUTO_FD lock = lock_take(s->dir, "locks/gc", LOCK_EX | LOCK_NB);
-    bool locked = lock >= 0;              /* nobody is making a container */
+    bool locked = lock >= 0; /* nobody is making a container */
     struct dirent *de;
-    while (d && (de = dir_next(d))) if (str_prefix(de->d_name, "gone-") || (locked && str_prefix(de->d_name, "ctr-"))) tree_remove(dirfd(d), de->d_name);
+    while (d && (de = dir_next(d)))
+        if (str_prefix(de->d_name, "gone-") || (locked && str_prefix(de->d_name, "ctr-")))
+            tree_remove(dirfd(d), de->d_name);
     return 0;
 }
 
@@ -7550,17 +8850,23 @@ static u64 image_collect(const struct store *s, bool all) {
     struct err e;
     AUTO_DIR *d = dir_stream(s->dir, "tmp");
     struct dirent *de;
-    while (d && (de = dir_next(d))) left |= str_prefix(de->d_name, "gone-") || str_prefix(de->d_name, "ctr-");
-    if (left && !idmap_choose(s->dir, "", 0, 0, &ids, &e)) launch_as_owner(&ids, image_clean_tmp, (void *)(uintptr_t)s, &e);
+    while (d && (de = dir_next(d)))
+        left |= str_prefix(de->d_name, "gone-") || str_prefix(de->d_name, "ctr-");
+    if (left && !idmap_choose(s->dir, "", 0, 0, &ids, &e))
+        launch_as_owner(&ids, image_clean_tmp, (void *)(uintptr_t)s, &e);
     return freed;
 }
 
-/* Makes sure that an index is unpacked for an id mapping; ret_name (128 bytes): relative to the store. */
-static int image_tree(const struct store *s, const char *kind, const char *hex, const struct idmap *ids, char *ret_name, struct err *e) {
+/* Makes sure that an index is unpacked for an id mapping; ret_name (128 bytes): relative to the
+ * store. */
+static int image_tree(const struct store *s, const char *kind, const char *hex,
+                      const struct idmap *ids, char *ret_name, struct err *e) {
     AUTO_FREE char *idx = str_fmt("%s/%s.idx", kind, hex);
     bool many = !ids->uids || !idmap_single(ids);
     if (!many) snprintf(ret_name, 128, "%s/%s.tree", kind, hex);
-    else snprintf(ret_name, 128, "%s/%s.tree-%u", kind, hex, ids->uids ? ids->uid[ids->uids - 1].outside : 0);
+    else
+        snprintf(ret_name, 128, "%s/%s.tree-%u", kind, hex,
+                 ids->uids ? ids->uid[ids->uids - 1].outside : 0);
     if (!faccessat(s->dir, ret_name, F_OK, AT_SYMLINK_NOFOLLOW)) return 0;
     struct tree_want w = { s, idx, ret_name, many };
     int rc = launch_as_owner(ids, image_tree_make, &w, e);
@@ -7570,16 +8876,16 @@ static int image_tree(const struct store *s, const char *kind, const char *hex, 
 /* ---- 19.9 living trees as archives: commit, export, cp, build ---- */
 struct tarring {
     struct archive *a;
-    bool overlay;                 /* an overlay's upper: whiteouts and opaque marks become the image's */
-    bool squash_owner;            /* everything belongs to 0:0 in the archive (COPY, cp -a's opposite) */
-    i64 clamp;                    /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
-    json_t *links;                /* owned: "dev:ino" -> name of the first */
-    const struct strv *skip;      /* paths in the archive that are left out; NULL: none */
+    bool overlay;      /* an overlay's upper: whiteouts and opaque marks become the image's */
+    bool squash_owner; /* everything belongs to 0:0 in the archive (COPY, cp -a's opposite) */
+    i64 clamp;         /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
+    json_t *links;     /* owned: "dev:ino" -> name of the first */
+    const struct strv *skip; /* paths in the archive that are left out; NULL: none */
     /* where one id cannot keep owners: what the lower layers (newest first) say, and given ones */
     const struct idx *lower;
     size_t lowers;
-    bool one_id;                  /* … which is when this is set */
-    const json_t *owners;         /* path -> "uid:gid"; NULL: none */
+    bool one_id;          /* … which is when this is set */
+    const json_t *owners; /* path -> "uid:gid"; NULL: none */
 };
 
 static const struct idx_inode *tar_lower(const struct tarring *t, const char *path) {
@@ -7600,12 +8906,15 @@ static void tar_owner(const struct tarring *t, const char *path, struct archive_
     const char *given = json_string_value(js_get(t->owners, path));
     unsigned uid, gid;
     const struct idx_inode *n = tar_lower(t, path);
-    if (given && sscanf(given, "%u:%u", &uid, &gid) == 2) archive_entry_set_uid(en, uid), archive_entry_set_gid(en, gid);
+    if (given && sscanf(given, "%u:%u", &uid, &gid) == 2)
+        archive_entry_set_uid(en, uid), archive_entry_set_gid(en, gid);
     else if (n) archive_entry_set_uid(en, n->uid), archive_entry_set_gid(en, n->gid);
 }
 
-/* By descriptor: in a container's mount namespace /proc is not ours. Links have no attributes of users. */
-static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode_t mode, bool overlay, bool *ret_opaque) {
+/* By descriptor: in a container's mount namespace /proc is not ours. Links have no attributes of
+ * users. */
+static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode_t mode,
+                       bool overlay, bool *ret_opaque) {
     if (!S_ISREG(mode) && !S_ISDIR(mode)) return;
     AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     char list[65536], value[65536];
@@ -7613,7 +8922,8 @@ static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode
     for (char *k = list; n > 0 && k < list + n; k += strlen(k) + 1) {
         ssize_t v = fgetxattr(fd, k, value, sizeof value);
         if (v < 0) continue;
-        if (overlay && !strcmp(k, "user.overlay.opaque") && v == 1 && *value == 'y') *ret_opaque = true;
+        if (overlay && !strcmp(k, "user.overlay.opaque") && v == 1 && *value == 'y')
+            *ret_opaque = true;
         if (xattr_kept(k)) archive_entry_xattr_add_entry(en, k, value, (size_t)v);
     }
 }
@@ -7626,7 +8936,8 @@ static int tar_content(struct tarring *t, int dir, const char *name, u64 size, s
         ssize_t k = read(fd, buf, size < SRC_BUFFER ? (size_t)size : SRC_BUFFER);
         if (k < 0) return err_set(e, errno, "read %s", name);
         if (!k) return err_set(e, 0, "%s became shorter while it was read", name);
-        if (archive_write_data(t->a, buf, (size_t)k) < 0) return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+        if (archive_write_data(t->a, buf, (size_t)k) < 0)
+            return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
         size -= (u64)k;
     }
     return 0;
@@ -7642,7 +8953,8 @@ static int tar_marker(struct tarring *t, const char *name, struct err *e) {
     archive_entry_set_mtime(en, t->clamp >= 0 ? t->clamp : 0, 0);
     int rc = archive_write_header(t->a, en);
     archive_entry_free(en);
-    return rc == ARCHIVE_OK ? 0 : err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+    return rc == ARCHIVE_OK ? 0
+                            : err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
 }
 
 /* The entry of a directory alone. */
@@ -7656,19 +8968,24 @@ static int tar_dir(struct tarring *t, const char *as, const struct stat *st, str
     if (t->one_id) tar_owner(t, as, en);
     int rc = archive_write_header(t->a, en);
     archive_entry_free(en);
-    return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a)) : 0;
+    return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a))
+                             : 0;
 }
 
-static int name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int name_order(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
-/* Adds dir/name as `as` ("" for the top itself, which gets no entry) and all below, in name order. */
-static int tar_add(struct tarring *t, int dir, const char *name, const char *as, int depth, struct err *e) {
+/* Adds dir/name as `as` ("" for the top itself, which gets no entry) and all below, in name order.
+ * */
+static int tar_add(struct tarring *t, int dir, const char *name, const char *as, int depth,
+                   struct err *e) {
     struct stat st;
     char text[PATH_MAX];
     bool opaque = false;
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "stat %s", name);
     if (depth > MAX_TREE_DEPTH) return err_set(e, ELOOP, "%s", as);
-    if (S_ISSOCK(st.st_mode)) return 0;           /* tar has no sockets */
+    if (S_ISSOCK(st.st_mode)) return 0; /* tar has no sockets */
     if (t->overlay && S_ISCHR(st.st_mode) && !st.st_rdev) {
         const char *base = strrchr(as, '/') ? strrchr(as, '/') + 1 : as;
         AUTO_FREE char *wh = str_fmt("%.*s.wh.%s", (int)(base - as), as, base);
@@ -7701,7 +9018,9 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
             data = false;
         } else js_set(t->links, key, json_string_nocheck(as));
     }
-    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s: %s", as, archive_error_string(t->a)) : 0;
+    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN
+                 ? err_set(e, 0, "write the archive: %s: %s", as, archive_error_string(t->a))
+                 : 0;
     archive_entry_free(en);
     if (!rc && data && *as) rc = tar_content(t, dir, name, (u64)st.st_size, e);
     if (rc || !S_ISDIR(st.st_mode)) return rc;
@@ -7716,7 +9035,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     while ((de = dir_next(d))) strv_add(&names, de->d_name);
     if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     for (size_t i = 0; i < names.n; i++) {
-        if (i && !strcmp(names.v[i], names.v[i - 1])) continue;       /* renamed while it was read */
+        if (i && !strcmp(names.v[i], names.v[i - 1])) continue; /* renamed while it was read */
         AUTO_FREE char *sub = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
         if (t->skip && strv_has(t->skip, sub)) continue;
         if (tar_add(t, dirfd(d), names.v[i], sub, depth + 1, e)) return -1;
@@ -7731,11 +9050,15 @@ static int tar_begin(struct tarring *t, int fd, struct err *e) {
     archive_write_set_format_pax_restricted(t->a);
     archive_write_set_bytes_per_block(t->a, 65536);
     archive_write_set_bytes_in_last_block(t->a, 512);
-    return archive_write_open_fd(t->a, fd) == ARCHIVE_OK ? 0 : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
+    return archive_write_open_fd(t->a, fd) == ARCHIVE_OK
+               ? 0
+               : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
 }
 
 static int tar_end(struct tarring *t, struct err *e) {
-    int rc = archive_write_close(t->a) == ARCHIVE_OK ? 0 : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
+    int rc = archive_write_close(t->a) == ARCHIVE_OK
+                 ? 0
+                 : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
     archive_write_free(t->a);
     json_decref(t->links);
     return rc;
@@ -7743,20 +9066,22 @@ static int tar_end(struct tarring *t, struct err *e) {
 
 /* How the entries of an archive are laid out below a root. */
 struct placing {
-    int root;                     /* everything is resolved below it */
-    const char *into;             /* directory below root that the entries' names start at */
-    const char *rename;           /* the first component becomes this; NULL: stays */
-    i64 uid, gid;                 /* -1: the archive's, where that can be had */
-    i64 chmod;                    /* -1: the archive's */
+    int root;           /* everything is resolved below it */
+    const char *into;   /* directory below root that the entries' names start at */
+    const char *rename; /* the first component becomes this; NULL: stays */
+    i64 uid, gid;       /* -1: the archive's, where that can be had */
+    i64 chmod;          /* -1: the archive's */
     bool keep_owner;
-    int placed;                   /* gets "uid:gid path" for each that was placed; -1: nobody wants it */
-    bool strict;                  /* root is a directory of the host: no symbolic link below it is followed */
+    int placed;  /* gets "uid:gid path" for each that was placed; -1: nobody wants it */
+    bool strict; /* root is a directory of the host: no symbolic link below it is followed */
 };
 
-static void place_note(const struct placing *pl, const char *dir, const char *name, i64 uid, i64 gid) {
+static void place_note(const struct placing *pl, const char *dir, const char *name, i64 uid,
+                       i64 gid) {
     if (pl->placed < 0) return;
     dir += strspn(dir, "/");
-    AUTO_FREE char *line = str_fmt("%" PRId64 ":%" PRId64 " %s%s%s\n", uid, gid, dir, *dir ? "/" : "", name);
+    AUTO_FREE char *line =
+        str_fmt("%" PRId64 ":%" PRId64 " %s%s%s\n", uid, gid, dir, *dir ? "/" : "", name);
     (void)!fd_write_all(pl->placed, line, strlen(line));
 }
 
@@ -7770,8 +9095,9 @@ static int place_dirs(const struct placing *pl, const char *path, struct err *e)
         if (!*parts.v[i]) continue;
         AUTO_FREE char *parent = str_dup(at.p);
         buf_addf(&at, "%s%s", at.n ? "/" : "", parts.v[i]);
-        AUTO_FD had = sys_openat2(pl->root, at.p, O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-        AUTO_FD d = had >= 0 ? -1 : mnt_target(pl->root, at.p, true, false, e);
+        AUTO_FD had = sys_openat2(pl->root, at.p, O_PATH | O_DIRECTORY, 0,
+                                  RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        AUTO_FD d = had >= 0 ? -1 : mnt_target(pl->root, at.p, MNT_DIR, e);
         if (had >= 0) continue;
         if (d < 0) return -1;
         char self[40];
@@ -7782,7 +9108,8 @@ static int place_dirs(const struct placing *pl, const char *path, struct err *e)
     return 0;
 }
 
-static int place_file(struct ar *r, int dir, const char *name, mode_t mode, u64 size, struct err *e) {
+static int place_file(struct ar *r, int dir, const char *name, mode_t mode, u64 size,
+                      struct err *e) {
     const void *p;
     size_t n;
     la_int64_t off;
@@ -7792,15 +9119,19 @@ static int place_file(struct ar *r, int dir, const char *name, mode_t mode, u64 
     if (fd < 0) return err_set(e, errno, "create %s", name);
     u64 end = 0;
     while ((rc = archive_read_data_block(r->a, &p, &n, &off)) == ARCHIVE_OK) {
-        if (off < 0 || fd_pwrite_all(fd, p, n, (u64)off)) return err_set(e, errno, "write %s", name);
+        if (off < 0 || fd_pwrite_all(fd, p, n, (u64)off))
+            return err_set(e, errno, "write %s", name);
         end = (u64)off + n;
     }
-    if (rc != ARCHIVE_EOF) return err_set(e, 0, "archive is damaged: %s", archive_error_string(r->a));
-    if (ftruncate(fd, (off_t)(size > end ? size : end))) return err_set(e, errno, "write %s", name);     /* a hole at the end */
+    if (rc != ARCHIVE_EOF)
+        return err_set(e, 0, "archive is damaged: %s", archive_error_string(r->a));
+    if (ftruncate(fd, (off_t)(size > end ? size : end)))
+        return err_set(e, errno, "write %s", name); /* a hole at the end */
     return fchmod(fd, mode & 07777) ? err_set(e, errno, "chmod %s", name) : 0;
 }
 
-static int place_entry(const struct placing *pl, struct ar *r, struct archive_entry *en, struct err *e) {
+static int place_entry(const struct placing *pl, struct ar *r, struct archive_entry *en,
+                       struct err *e) {
     AUTO_FREE char *clean = path_clean(ar_path(en) ? ar_path(en) : "");
     const char *rest = clean;
     AUTO_FREE char *full = NULL;
@@ -7813,53 +9144,65 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     const char *name = slash + 1;
     mode_t mode = archive_entry_mode(en);
     if (pl->chmod >= 0 && !S_ISLNK(mode)) mode = (mode & S_IFMT) | (mode_t)pl->chmod;
-    AUTO_FD at = mnt_target(pl->root, full, true, pl->strict, e);
+    AUTO_FD at = mnt_target(pl->root, full, MNT_DIR | (pl->strict ? MNT_STRICT : 0), e);
     if (at < 0) return -1;
     if (!*name) return 0;
     const char *hard = ar_hardlink(en), *to = ar_symlink(en);
     struct stat st;
     bool there = !fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW);
     if (there && S_ISDIR(st.st_mode) != S_ISDIR(mode) && !hard) {
-        if (S_ISDIR(st.st_mode)) return err_set(e, 0, "cannot overwrite directory %s/%s with a file", full, name);
-        if (!S_ISLNK(st.st_mode)) return err_set(e, 0, "cannot overwrite file %s/%s with a directory", full, name);
+        if (S_ISDIR(st.st_mode))
+            return err_set(e, 0, "cannot overwrite directory %s/%s with a file", full, name);
+        if (!S_ISLNK(st.st_mode))
+            return err_set(e, 0, "cannot overwrite file %s/%s with a directory", full, name);
         /* a link to a directory of the root stays where a directory comes */
         AUTO_FREE char *path = str_fmt("%s/%s", full, name);
-        AUTO_FD target = sys_openat2(pl->root, path + strspn(path, "/"), O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        AUTO_FD target = sys_openat2(pl->root, path + strspn(path, "/"), O_PATH | O_DIRECTORY, 0,
+                                     RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
         if (target >= 0 && !pl->strict) return 0;
         unlinkat(at, name, 0);
         there = false;
     }
     if (hard) {
         AUTO_FREE char *hc = path_clean(hard);
-        AUTO_FREE char *hf = pl->rename ? str_fmt("%s/%s%s", pl->into, pl->rename, strchr(hc, '/') ? strchr(hc, '/') : "") : str_fmt("%s/%s", pl->into, hc);
+        AUTO_FREE char *hf = pl->rename ? str_fmt("%s/%s%s", pl->into, pl->rename,
+                                                  strchr(hc, '/') ? strchr(hc, '/') : "")
+                                        : str_fmt("%s/%s", pl->into, hc);
         char *hs = strrchr(hf, '/');
         *hs = 0;
-        AUTO_FD from = mnt_target(pl->root, hf, true, pl->strict, e);
+        AUTO_FD from = mnt_target(pl->root, hf, MNT_DIR | (pl->strict ? MNT_STRICT : 0), e);
         if (from < 0) return -1;
         unlinkat(at, name, 0);
         return linkat(from, hs + 1, at, name, 0) ? err_set(e, errno, "link %s", name) : 0;
     }
     int rc = 0;
-    if (S_ISREG(mode)) rc = place_file(r, at, name, mode, archive_entry_size_is_set(en) ? (u64)archive_entry_size(en) : 0, e);
+    if (S_ISREG(mode))
+        rc = place_file(r, at, name, mode,
+                        archive_entry_size_is_set(en) ? (u64)archive_entry_size(en) : 0, e);
     else if (S_ISLNK(mode)) {
         unlinkat(at, name, 0);
-        if (symlinkat(to ? to : "", at, name)) rc = err_set(e, errno, "make symbolic link %s", name);
+        if (symlinkat(to ? to : "", at, name))
+            rc = err_set(e, errno, "make symbolic link %s", name);
     } else if (S_ISDIR(mode)) {
         if (!there && mkdirat(at, name, 0700)) rc = err_set(e, errno, "make directory %s", name);
         else if (!there || pl->keep_owner) fchmodat(at, name, mode & 07777, 0);
     } else if (S_ISFIFO(mode)) {
         unlinkat(at, name, 0);
-        if (mknodat(at, name, S_IFIFO | (mode & 07777), 0)) rc = err_set(e, errno, "make fifo %s", name);
-    } else return 0;              /* devices are not made from archives of users */
+        if (mknodat(at, name, S_IFIFO | (mode & 07777), 0))
+            rc = err_set(e, errno, "make fifo %s", name);
+    } else return 0; /* devices are not made from archives of users */
     if (rc) return -1;
     if (pl->keep_owner || pl->uid >= 0) {
         uid_t uid = (uid_t)(pl->uid >= 0 ? pl->uid : archive_entry_uid(en));
         gid_t gid = (gid_t)(pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
-        if (!fchownat(at, name, uid, gid, AT_SYMLINK_NOFOLLOW) && S_ISREG(mode)) fchmodat(at, name, mode & 07777, 0);
+        if (!fchownat(at, name, uid, gid, AT_SYMLINK_NOFOLLOW) && S_ISREG(mode))
+            fchmodat(at, name, mode & 07777, 0);
     }
-    struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) }, { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
+    struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) },
+                              { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
-    place_note(pl, full, name, pl->uid >= 0 ? pl->uid : archive_entry_uid(en), pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
+    place_note(pl, full, name, pl->uid >= 0 ? pl->uid : archive_entry_uid(en),
+               pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
     return 0;
 }
 
@@ -7870,7 +9213,12 @@ static int place_archive(const struct placing *pl, int fd, struct err *e) {
     AUTO_AR r = { 0 };
     struct archive_entry *en;
     int more = ar_open(&r, &inf.src, e) ? -1 : 0;
-    if (!more) while ((more = ar_next(&r, &en, e)) > 0) if (place_entry(pl, &r, en, e)) { more = -1; break; }
+    if (!more)
+        while ((more = ar_next(&r, &en, e)) > 0)
+            if (place_entry(pl, &r, en, e)) {
+                more = -1;
+                break;
+            }
     /* the writer must not meet a closed pipe while it pads the end */
     char rest[8192];
     struct err ignored;
@@ -7880,22 +9228,27 @@ static int place_archive(const struct placing *pl, int fd, struct err *e) {
 }
 
 /* Where an archive goes: into `path` if that is a directory (or ends with "/"), else as `path`. */
-static int place_layout(int root, const char *path, bool whole, struct placing *pl, char **ret_into, char **ret_rename, struct err *e) {
+static int place_layout(int root, const char *path, bool whole, struct placing *pl, char **ret_into,
+                        char **ret_rename, struct err *e) {
     AUTO_FREE char *clean = path_clean(path);
     struct stat st;
-    AUTO_FD at = sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_FD at =
+        sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     bool there = at >= 0 && !fstat(at, &st), dir = there && S_ISDIR(st.st_mode);
     if (dir) {
         *ret_into = str_dup(clean);
         pl->into = *ret_into;
         return 0;
     }
-    if (str_suffix(path, "/") && there) return err_set(e, 0, "destination \"%s\" is not a directory", path);
-    if (str_suffix(path, "/") && !whole) return err_set(e, 0, "destination directory %s must exist", path);
+    if (str_suffix(path, "/") && there)
+        return err_set(e, 0, "destination \"%s\" is not a directory", path);
+    if (str_suffix(path, "/") && !whole)
+        return err_set(e, 0, "destination directory %s must exist", path);
     char *slash = strrchr(clean, '/');
     *ret_rename = str_dup(slash ? slash + 1 : clean);
     *ret_into = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
-    AUTO_FD parent = sys_openat2(root, **ret_into ? *ret_into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_FD parent = sys_openat2(root, **ret_into ? *ret_into : ".", O_PATH | O_DIRECTORY, 0,
+                                 RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     if (parent < 0) return err_set(e, 0, "no such directory: /%s", *ret_into);
     pl->into = *ret_into;
     pl->rename = *ret_rename;
@@ -7904,16 +9257,16 @@ static int place_layout(int root, const char *path, bool whole, struct placing *
 /* }==== 19 image */
 
 /* {==== 20 ctr: containers on disk ====
- * config.json is the plan (part 17); what Docker's inspect shows beyond it is under its "skiff" member.
- * state.json is what happened. Invariants: (1) config.json changes only by create, rename, update;
- * (2) while the lock is held only its holder writes state.json; (3) a state that says "running" with
- * the lock free is a lost supervisor: the reader says "exited" and writes that down.
+ * config.json is the plan (part 17); what Docker's inspect shows beyond it is under its "skiff"
+ * member. state.json is what happened. Invariants: (1) config.json changes only by create, rename,
+ * update; (2) while the lock is held only its holder writes state.json; (3) a state that says
+ * "running" with the lock free is a lost supervisor: the reader says "exited" and writes that down.
  * Uses: 1-19. */
 struct ctr {
     const struct store *s;
     char id[HEX_LEN + 1];
-    int dir;                      /* owned; containers/ID */
-    json_t *config, *state;       /* owned */
+    int dir;                /* owned; containers/ID */
+    json_t *config, *state; /* owned */
 };
 
 static void ctr_done(struct ctr *c) {
@@ -7924,18 +9277,24 @@ static void ctr_done(struct ctr *c) {
 #define AUTO_CTR CLEANUP(ctr_done) struct ctr
 
 static const char *ctr_name(const struct ctr *c) { return js_str_or(c->config, "skiff.name", ""); }
-static const char *ctr_status(const struct ctr *c) { return js_str_or(c->state, "status", "created"); }
-static bool ctr_is(const struct ctr *c, const char *status) { return !strcmp(ctr_status(c), status); }
+static const char *ctr_status(const struct ctr *c) {
+    return js_str_or(c->state, "status", "created");
+}
+static bool ctr_is(const struct ctr *c, const char *status) {
+    return !strcmp(ctr_status(c), status);
+}
 static bool ctr_alive(const struct ctr *c) {
     return ctr_is(c, "running") || ctr_is(c, "paused") || ctr_is(c, "restarting");
 }
 
-static int ctr_save_state(struct ctr *c, struct err *e) { return js_save(c->dir, "state.json", c->state, 0, e); }
+static int ctr_save_state(struct ctr *c, struct err *e) {
+    return js_save(c->dir, "state.json", c->state, 0, e);
+}
 
 static void ctr_event(const struct ctr *c, const char *action, json_t *attributes /* consumed */) {
     json_t *a = attributes ? attributes : json_object(), *v;
     const char *key;
-    json_object_foreach(js_path(c->config, "skiff.labels"), key, v) json_object_set(a, key, v);
+    json_object_foreach (js_path(c->config, "skiff.labels"), key, v) json_object_set(a, key, v);
     js_sets(a, "image", js_str(c->config, "skiff.image"));
     js_sets(a, "name", ctr_name(c));
     store_event(c->s, "container", action, c->id, a);
@@ -8007,22 +9366,28 @@ static void ctr_ids(const struct store *s, struct strv *ret) {
 }
 
 /* A stage's container of a build: nobody's business. */
-static bool ctr_is_build(const struct ctr *c) { return str_eq(js_str(c->config, "skiff.image"), "<build>"); }
+static bool ctr_is_build(const struct ctr *c) {
+    return str_eq(js_str(c->config, "skiff.image"), "<build>");
+}
 
 static bool ctr_name_ok(const char *n) {
     if (!isalnum((u8)*n) || !n[1] || strlen(n) > 200) return false;
-    return strspn(n, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == strlen(n);
+    return strspn(n, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") ==
+           strlen(n);
 }
 
 /* "brave_hopper", as Docker's names; caller owns it. */
 static char *ctr_name_random(void) {
-    static const char *const A[] = { "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind",
-                                     "lucid", "merry", "neat", "noble", "proud", "quick", "quiet", "sharp", "sunny",
-                                     "swift", "tidy", "upbeat", "vivid", "warm", "wise" };
-    static const char *const B[] = { "babbage", "banach", "curie", "darwin", "dijkstra", "einstein", "erdos", "euler",
-                                     "fermat", "galois", "gauss", "goedel", "hamilton", "hilbert", "hopper", "kepler",
-                                     "knuth", "lamarr", "lovelace", "meitner", "newton", "noether", "pascal", "ritchie",
-                                     "thompson", "torvalds", "turing", "wiles" };
+    static const char *const A[] = { "brave", "calm",  "clever", "eager", "fair",  "gentle",
+                                     "happy", "keen",  "kind",   "lucid", "merry", "neat",
+                                     "noble", "proud", "quick",  "quiet", "sharp", "sunny",
+                                     "swift", "tidy",  "upbeat", "vivid", "warm",  "wise" };
+    static const char *const B[] = { "babbage",  "banach",  "curie",    "darwin",   "dijkstra",
+                                     "einstein", "erdos",   "euler",    "fermat",   "galois",
+                                     "gauss",    "goedel",  "hamilton", "hilbert",  "hopper",
+                                     "kepler",   "knuth",   "lamarr",   "lovelace", "meitner",
+                                     "newton",   "noether", "pascal",   "ritchie",  "thompson",
+                                     "torvalds", "turing",  "wiles" };
     u32 r[2];
     (void)!getrandom(r, sizeof r, 0);
     return str_fmt("%s_%s", A[r[0] % ARRAY_LEN(A)], B[r[1] % ARRAY_LEN(B)]);
@@ -8036,20 +9401,29 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
         if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
         ssize_t k = readlinkat(s->dir, link, owner, HEX_LEN);
         if (k > 0) owner[k] = 0;
-        AUTO_FREE char *dir = str_fmt("containers/%s", owner), *making = str_fmt("tmp/ctr-%s", owner);
-        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0) && faccessat(s->dir, making, F_OK, 0)) {     /* left by a killed create or rm */
+        AUTO_FREE char *dir = str_fmt("containers/%s", owner),
+                       *making = str_fmt("tmp/ctr-%s", owner);
+        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0) &&
+            faccessat(s->dir, making, F_OK, 0)) { /* left by a killed create or rm */
             unlinkat(s->dir, link, 0);
             continue;
         }
-        return err_set(e, 0, "Conflict. The container name \"/%s\" is already in use by container \"%s\". You have "
-                             "to remove (or rename) that container to be able to reuse that name.", name, owner);
+        return err_set(
+            e, 0,
+            "Conflict. The container name \"/%s\" is already in use by container \"%s\". You have "
+            "to remove (or rename) that container to be able to reuse that name.",
+            name, owner);
     }
     return 0;
 }
 
 static bool volume_name_ok(const char *n) { return n && ctr_name_ok(n); }
 
-struct ctr_removal { const struct ctr *c; const char *dir; bool volumes; };
+struct ctr_removal {
+    const struct ctr *c;
+    const char *dir;
+    bool volumes;
+};
 
 /* In the user namespace of the container's ids: its files may belong to any of them. */
 static int ctr_remove_files(void *arg) {
@@ -8058,9 +9432,10 @@ static int ctr_remove_files(void *arg) {
     int failed = tree_remove(c->s->dir, x->dir);
     size_t i;
     json_t *v;
-    json_array_foreach(js_path(c->config, "skiff.anonymousVolumes"), i, v) {
+    json_array_foreach (js_path(c->config, "skiff.anonymousVolumes"), i, v) {
         AUTO_FREE char *vol = str_fmt("volumes/%s", json_string_value(v));
-        if (x->volumes && volume_name_ok(json_string_value(v))) failed |= tree_remove(c->s->dir, vol);
+        if (x->volumes && volume_name_ok(json_string_value(v)))
+            failed |= tree_remove(c->s->dir, vol);
     }
     return failed ? 1 : 0;
 }
@@ -8069,18 +9444,23 @@ static int ctr_remove_files(void *arg) {
 static int ctr_remove(struct ctr *c, bool volumes, struct err *e) {
     struct plan p = { 0 };
     struct err ignored;
-    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
+                   *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
     char owner[HEX_LEN + 1] = "";
-    /* out of sight first: half a container is never seen, and what a kill leaves is collected later */
-    if (renameat(c->s->dir, path, c->s->dir, gone)) return err_set(e, errno, "remove container %.12s", c->id);
+    /* out of sight first: half a container is never seen, and what a kill leaves is collected later
+     * */
+    if (renameat(c->s->dir, path, c->s->dir, gone))
+        return err_set(e, errno, "remove container %.12s", c->id);
     struct ctr_removal x = { c, gone, volumes };
     if (!plan_parse(c->config, &p, &ignored)) {
         /* with one id, or none, all files are ours */
-        if (p.ids.uids && !idmap_single(&p.ids)) launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
+        if (p.ids.uids && !idmap_single(&p.ids))
+            launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
         plan_done(&p);
     }
     ctr_remove_files(&x);
-    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
+    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id))
+        unlinkat(c->s->dir, link, 0);
     ctr_event(c, "destroy", NULL);
     return 0;
 }
@@ -8104,7 +9484,8 @@ static void ctr_join_init(const struct ctr *c, const struct plan *p, struct laun
 
 /* ---- 20.1 talking to a supervisor ---- */
 
-/* Connects to the socket below a directory; 108 bytes of path are too few, /proc/self/fd is short. */
+/* Connects to the socket below a directory; 108 bytes of path are too few, /proc/self/fd is short.
+ * */
 static int ctr_connect(int dir) {
     AUTO_FD s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     struct sockaddr_un a = { .sun_family = AF_UNIX };
@@ -8123,7 +9504,8 @@ static int ctr_await_exit(int sock, int timeout_ms) {
         if (poll(&p, 1, left > INT_MAX ? INT_MAX : (int)left) <= 0) continue;
         char msg[65536];
         ssize_t k = fd_recv(sock, msg, sizeof msg, NULL, NULL, 0);
-        if (k < 0 && errno == ECONNRESET) continue;       /* it left something of ours unread; its last word is still there */
+        if (k < 0 && errno == ECONNRESET)
+            continue; /* it left something of ours unread; its last word is still there */
         if (k <= 0) return -1;
         if (msg[0] != 'X' || k < 5) continue;
         i64 code = 0;
@@ -8138,7 +9520,9 @@ static int ctr_pidfd(const struct ctr *c, struct err *e) {
     char msg[64];
     int fds[16];
     unsigned n = 0;
-    if (s >= 0 && !fd_send(s, "D", 1, NULL, 0) && fd_recv(s, msg, sizeof msg, fds, &n, 0) > 0 && n == 1) return fds[0];
+    if (s >= 0 && !fd_send(s, "D", 1, NULL, 0) && fd_recv(s, msg, sizeof msg, fds, &n, 0) > 0 &&
+        n == 1)
+        return fds[0];
     while (n) close(fds[--n]);
     return err_set(e, 0, "Container %s is not running", c->id);
 }
@@ -8179,12 +9563,14 @@ static void ctr_size(const struct ctr *c, u64 *ret_rw, u64 *ret_all) {
 /* ---- 20.2 visiting a container's file tree ---- */
 
 /* Runs fn in the container's file tree; its exit status. */
-static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid, struct err *e) {
+static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, pid_t *ret_pid,
+                     struct err *e) {
     struct plan p = { 0 };
     struct launch l;
     AUTO_FD pidfd = -1, lock = -1;
     /* a stopped container's tree is mounted once only: by us, or by whoever starts it */
-    if (ctr_alive(k) ? (pidfd = ctr_pidfd(k, e)) < 0 : (lock = lock_take(k->dir, "lock", LOCK_EX | LOCK_NB)) < 0)
+    if (ctr_alive(k) ? (pidfd = ctr_pidfd(k, e)) < 0
+                     : (lock = lock_take(k->dir, "lock", LOCK_EX | LOCK_NB)) < 0)
         return ctr_alive(k) ? -1 : err_set(e, 0, "container %s is in use", ctr_name(k));
     if (plan_parse(k->config, &p, e)) return -1;
     ctr_launch_init(k, &p, &l);
@@ -8203,38 +9589,38 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
 /* }==== 20 ctr */
 
 /* {==== 21 super: the supervisor ====
- * One process a container. Its loop owns: the pty or the pipes, the log, the socket, the timers, the
- * child. Messages on the socket, SEQPACKET, one letter and payload:
+ * One process a container. Its loop owns: the pty or the pipes, the log, the socket, the timers,
+ * the child. Messages on the socket, SEQPACKET, one letter and payload:
  *   from a client   A flags     attach (1: feed me output, 2: my stdin is the container's)
  *                   I bytes     stdin;  c  stdin ends;  W rows,cols (u16 each)  resize
  *                   K sig       signal (i32);  S sig  the same, and no restart afterwards
  *                   P, U        pause, unpause;  D  send me a pidfd;  w  tell me the exit
- *   to a client     O bytes, E bytes  output;  X code (i32)  exited;  k text  answer to P, U ("" = done)
+ *   to a client     O bytes, E bytes  output;  X code (i32)  exited;  k text  answer to P, U
  * A client that does not read stops the container's output, as a full pipe would, and nothing else.
  * Uses: 1-20. */
 enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384 };
 
 struct super_client {
-    int fd;                       /* owned; -1: free slot */
+    int fd; /* owned; -1: free slot */
     bool output, input, waits;
-    struct buf late;              /* one message that did not fit the socket */
+    struct buf late; /* one message that did not fit the socket */
 };
 
 struct super_log {
-    int fd;                       /* owned; -1: not open yet */
-    bool off;                     /* --log-driver none */
-    u64 size, max_size;           /* 0: no rotation */
+    int fd;             /* owned; -1: not open yet */
+    bool off;           /* --log-driver none */
+    u64 size, max_size; /* 0: no rotation */
     i64 max_file;
-    struct buf part[2];           /* the unfinished line of stdout, stderr */
+    struct buf part[2]; /* the unfinished line of stdout, stderr */
 };
 
 struct super_health {
     struct plan plan;
     bool have;
     i64 interval_ms, timeout_ms, start_ms, retries;
-    i64 next_ms, deadline_ms;     /* monotonic; 0: none */
-    pid_t pid;                    /* running probe; 0: none */
-    int out;                      /* its output, owned; -1 */
+    i64 next_ms, deadline_ms; /* monotonic; 0: none */
+    pid_t pid;                /* running probe; 0: none */
+    int out;                  /* its output, owned; -1 */
     struct buf text;
     i64 began_ns;
 };
@@ -8243,15 +9629,15 @@ struct super {
     struct ctr *c;
     struct plan plan;
     struct launch l;
-    int lock, listen, sigfd;      /* owned */
-    int out[2];                   /* read ends of stdout and stderr, or out[0] the pty; owned; -1 */
-    int in;                       /* write end of stdin, or the pty (not owned then); -1 */
-    struct buf pending;           /* stdin that did not fit */
-    bool close_in;                /* close stdin when pending is empty */
+    int lock, listen, sigfd; /* owned */
+    int out[2];              /* read ends of stdout and stderr, or out[0] the pty; owned; -1 */
+    int in;                  /* write end of stdin, or the pty (not owned then); -1 */
+    struct buf pending;      /* stdin that did not fit */
+    bool close_in;           /* close stdin when pending is empty */
     struct super_client client[SUPER_CLIENTS];
     struct super_log log;
     struct super_health health;
-    bool exited, stopped;         /* child is gone; a user asked for the end */
+    bool exited, stopped; /* child is gone; a user asked for the end */
     int code;
     i64 started_ms;
 };
@@ -8259,7 +9645,9 @@ struct super {
 /* ---- 21.1 the log ---- */
 static void log_open(struct super_log *g, const struct ctr *c) {
     const json_t *o = js_path(c->config, "skiff.log");
-    *g = (struct super_log){ .fd = -1, .max_file = js_int(o, "maxFile", 1), .max_size = (u64)js_int(o, "maxSize", 0),
+    *g = (struct super_log){ .fd = -1,
+                             .max_file = js_int(o, "maxFile", 1),
+                             .max_size = (u64)js_int(o, "maxSize", 0),
                              .off = str_eq(js_str(o, "driver"), "none") };
 }
 
@@ -8336,10 +9724,12 @@ static void super_drop(struct super *s, struct super_client *k) {
     buf_done(&k->late);
     *k = (struct super_client){ .fd = -1 };
     /* the one whose stdin it was is gone (StdinOnce); on a pty nothing ends */
-    if (was_input && !s->plan.terminal && js_bool(s->c->config, "skiff.stdinOnce")) s->close_in = true;
+    if (was_input && !s->plan.terminal && js_bool(s->c->config, "skiff.stdinOnce"))
+        s->close_in = true;
 }
 
-static void super_send(struct super *s, struct super_client *k, char what, const void *p, size_t n) {
+static void super_send(struct super *s, struct super_client *k, char what, const void *p,
+                       size_t n) {
     AUTO_BUF msg = { 0 };
     buf_addc(&msg, what);
     buf_add(&msg, p, n);
@@ -8348,7 +9738,7 @@ static void super_send(struct super *s, struct super_client *k, char what, const
         super_drop(s, k);
         return;
     }
-    k->late = msg;                        /* output pauses until this one is through */
+    k->late = msg; /* output pauses until this one is through */
     msg = (struct buf){ 0 };
 }
 
@@ -8391,7 +9781,8 @@ static int super_freeze(struct super *s, bool freeze, struct err *e) {
 static void super_pause(struct super *s, struct super_client *k, bool freeze) {
     struct err e = { 0 };
     bool paused = ctr_is(s->c, "paused");
-    if (paused == freeze) err_set(&e, 0, "Container %s is %s", s->c->id, freeze ? "already paused" : "not paused");
+    if (paused == freeze)
+        err_set(&e, 0, "Container %s is %s", s->c->id, freeze ? "already paused" : "not paused");
     else if (!super_freeze(s, freeze, &e)) {
         struct err ignored;
         js_sets(s->c->state, "status", freeze ? "paused" : "running");
@@ -8461,14 +9852,15 @@ static void super_output(struct super *s, int stream) {
     char buf[SUPER_CHUNK];
     ssize_t n = read(s->out[stream], buf, sizeof buf);
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
-    if (n <= 0) {                         /* EIO on a pty: the last slave is closed */
+    if (n <= 0) { /* EIO on a pty: the last slave is closed */
         if (s->out[stream] != s->l.console) fd_closep(&s->out[stream]);
         else s->out[stream] = -1;
         return;
     }
     log_add(&s->log, s->c->dir, stream, buf, (size_t)n);
     for (size_t i = 0; i < SUPER_CLIENTS; i++)
-        if (s->client[i].fd >= 0 && s->client[i].output) super_send(s, &s->client[i], stream ? 'E' : 'O', buf, (size_t)n);
+        if (s->client[i].fd >= 0 && s->client[i].output)
+            super_send(s, &s->client[i], stream ? 'E' : 'O', buf, (size_t)n);
 }
 
 static void super_input(struct super *s) {
@@ -8515,7 +9907,8 @@ static void health_result(struct super *s, int code) {
     struct err e;
     if (x->out >= 0) fcntl(x->out, F_SETFL, O_NONBLOCK);
     char more[4096];
-    for (ssize_t k; x->out >= 0 && x->text.n < 4096 && (k = read(x->out, more, sizeof more)) > 0;) buf_add(&x->text, more, (size_t)k);
+    for (ssize_t k; x->out >= 0 && x->text.n < 4096 && (k = read(x->out, more, sizeof more)) > 0;)
+        buf_add(&x->text, more, (size_t)k);
     fd_closep(&x->out);
     js_sets(r, "Start", time_rfc3339(x->began_ns, t));
     js_sets(r, "End", time_rfc3339(time_now_ns(), t));
@@ -8555,7 +9948,7 @@ static void health_start(struct super *s) {
         x->pid = l.pid;
         x->out = p[0];
         x->deadline_ms = time_mono_ms() + x->timeout_ms;
-    } else {                              /* a probe that cannot even start has failed */
+    } else { /* a probe that cannot even start has failed */
         close(p[0]);
         buf_adds(&x->text, e.msg);
         health_result(s, e.status ? e.status : 1);
@@ -8577,7 +9970,8 @@ static int super_launch(struct super *s, struct err *e) {
     s->exited = false;
     s->close_in = false;
     if (!tty) {
-        if ((open_in && pipe2(in, O_CLOEXEC)) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC)) return err_set(e, errno, "pipe");
+        if ((open_in && pipe2(in, O_CLOEXEC)) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC))
+            return err_set(e, errno, "pipe");
         s->l.stdio[0] = in[0];
         s->l.stdio[1] = out[1];
         s->l.stdio[2] = er[1];
@@ -8662,7 +10056,7 @@ static void super_turn(struct super *s, int timeout) {
     for (size_t i = 0; i < SUPER_CLIENTS; i++) {
         at_client[i] = n;
         if (s->client[i].fd < 0) continue;
-        short want = s->pending.n > SUPER_CHUNK ? 0 : POLLIN;     /* a full stdin stops its feeders */
+        short want = s->pending.n > SUPER_CHUNK ? 0 : POLLIN; /* a full stdin stops its feeders */
         if (s->client[i].late.n) want |= POLLOUT;
         p[n++] = (struct pollfd){ s->client[i].fd, want, 0 };
     }
@@ -8670,11 +10064,13 @@ static void super_turn(struct super *s, int timeout) {
     if (p[0].revents) {
         struct signalfd_siginfo si;
         while (read(s->sigfd, &si, sizeof si) == sizeof si)
-            if (si.ssi_signo == SIGTERM || si.ssi_signo == SIGINT || si.ssi_signo == SIGHUP) super_signal(s, SIGTERM, true);
+            if (si.ssi_signo == SIGTERM || si.ssi_signo == SIGINT || si.ssi_signo == SIGHUP)
+                super_signal(s, SIGTERM, true);
         super_reap(s);
     }
     if (p[2].revents) super_output(s, 0);
-    if (p[3].revents && !super_clogged(s)) super_output(s, 1);      /* one message waits for each client, not two */
+    if (p[3].revents && !super_clogged(s))
+        super_output(s, 1); /* one message waits for each client, not two */
     if (p[5].revents) {
         char b[1024];
         ssize_t k = read(s->health.out, b, sizeof b);
@@ -8685,7 +10081,9 @@ static void super_turn(struct super *s, int timeout) {
         struct super_client *k = &s->client[i];
         if (k->fd < 0 || at_client[i] >= n || p[at_client[i]].fd != k->fd) continue;
         short got = p[at_client[i]].revents;
-        if ((got & POLLOUT) && k->late.n && send(k->fd, k->late.p, k->late.n, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) buf_done(&k->late);
+        if ((got & POLLOUT) && k->late.n &&
+            send(k->fd, k->late.p, k->late.n, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+            buf_done(&k->late);
         if (got & (POLLIN | POLLHUP | POLLERR)) super_client_read(s, k);
     }
     if (p[1].revents) super_accept(s);
@@ -8694,7 +10092,7 @@ static void super_turn(struct super *s, int timeout) {
 
 /* The rest of the output, once the process is gone: its namespace is dead, so the pipes end. */
 static void super_drain(struct super *s) {
-    enum { PATIENCE_MS = 600000 };        /* for a reader that has stopped reading */
+    enum { PATIENCE_MS = 600000 }; /* for a reader that has stopped reading */
     i64 begun = time_mono_ms(), end = begun + 2000;
     while ((s->out[0] >= 0 || s->out[1] >= 0 || super_clogged(s)) && time_mono_ms() < end) {
         super_turn(s, 50);
@@ -8712,11 +10110,14 @@ static void super_drain(struct super *s) {
 /* Docker's restart policies; the delay doubles from 100 ms to a minute. */
 static bool super_restarts(struct super *s, i64 *delay_ms) {
     const char *policy = js_str_or(s->c->config, "skiff.restart.name", "no");
-    i64 max = js_int(s->c->config, "skiff.restart.max", 0), count = js_int(s->c->state, "restartCount", 0);
+    i64 max = js_int(s->c->config, "skiff.restart.max", 0),
+        count = js_int(s->c->state, "restartCount", 0);
     bool again = !strcmp(policy, "always") || !strcmp(policy, "unless-stopped") ||
                  (!strcmp(policy, "on-failure") && s->code && (!max || count < max));
     if (s->stopped || !again) return false;
-    *delay_ms = time_mono_ms() - s->started_ms > 10000 ? 100 : *delay_ms * 2 > 60000 ? 60000 : *delay_ms * 2;
+    *delay_ms = time_mono_ms() - s->started_ms > 10000 ? 100
+                : *delay_ms * 2 > 60000                ? 60000
+                                                       : *delay_ms * 2;
     js_seti(s->c->state, "restartCount", count + 1);
     return true;
 }
@@ -8727,7 +10128,8 @@ static void super_finish(struct super *s) {
     struct err e;
     struct ctr *c = s->c;
     bool oom = cgroup_counter(&s->l.cgroup, "memory.events", "oom_kill") > 0;
-    if (s->health.pid) kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
+    if (s->health.pid)
+        kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
     fd_closep(&s->health.out);
     if (s->health.have) plan_done(&s->health.plan);
     s->health.have = false;
@@ -8767,14 +10169,14 @@ static int super_listen(struct super *s, struct err *e) {
     s->listen = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/sock", s->c->dir);
     mode_t old = umask(077);
-    int bad = s->listen < 0 || bind(s->listen, (struct sockaddr *)&a, sizeof a) || listen(s->listen, 64);
+    int bad =
+        s->listen < 0 || bind(s->listen, (struct sockaddr *)&a, sizeof a) || listen(s->listen, 64);
     umask(old);
     return bad ? err_set(e, errno, "make the supervisor's socket") : 0;
 }
 
 /* Everything after the fork. ready: struct err is written there (msg empty: started). */
-__attribute__((noreturn))
-static void super_main(struct ctr *c, int lock, int client, int ready) {
+__attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int client, int ready) {
     struct super *s = mem_new(sizeof *s);
     struct err e = { 0 };
     sigset_t set;
@@ -8797,7 +10199,9 @@ static void super_main(struct ctr *c, int lock, int client, int ready) {
     if (plan_parse(c->config, &s->plan, &e) || super_listen(s, &e) || super_launch(s, &e)) {
         char now[40];
         struct err ignored;
-        js_sets(c->state, "status", str_eq(js_str(c->state, "startedAt"), "0001-01-01T00:00:00Z") ? "created" : "exited");
+        js_sets(c->state, "status",
+                str_eq(js_str(c->state, "startedAt"), "0001-01-01T00:00:00Z") ? "created"
+                                                                              : "exited");
         js_seti(c->state, "exitCode", e.status ? e.status : 128);
         js_sets(c->state, "error", e.msg);
         js_sets(c->state, "finishedAt", time_rfc3339(time_now_ns(), now));
@@ -8819,7 +10223,9 @@ static void super_main(struct ctr *c, int lock, int client, int ready) {
         if (!super_restarts(s, &delay)) break;
         js_sets(c->state, "status", "restarting");
         ctr_save_state(c, &e);
-        for (i64 end = time_mono_ms() + delay, left; !s->stopped && (left = end - time_mono_ms()) > 0;) super_turn(s, (int)left);
+        for (i64 end = time_mono_ms() + delay, left;
+             !s->stopped && (left = end - time_mono_ms()) > 0;)
+            super_turn(s, (int)left);
         if (s->stopped) {
             js_sets(c->state, "status", "exited");
             ctr_save_state(c, &e);
@@ -8850,9 +10256,11 @@ static void super_main(struct ctr *c, int lock, int client, int ready) {
 static int super_start(struct ctr *c, int *ret_client, struct err *e) {
     int pair[2] = { -1, -1 }, ready[2];
     AUTO_FD lock = lock_take(c->dir, "lock", LOCK_EX | LOCK_NB);
-    if (lock < 0 && errno != EWOULDBLOCK) return err_set(e, errno, "lock container %s", ctr_name(c));
+    if (lock < 0 && errno != EWOULDBLOCK)
+        return err_set(e, errno, "lock container %s", ctr_name(c));
     if (lock < 0) return err_set(e, 0, "container %s is already running", ctr_name(c));
-    if (pipe2(ready, O_CLOEXEC) || (ret_client && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)))
+    if (pipe2(ready, O_CLOEXEC) ||
+        (ret_client && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)))
         return err_set(e, errno, "pipe");
     fflush(NULL);
     pid_t pid = fork();
@@ -8872,7 +10280,8 @@ static int super_start(struct ctr *c, int *ret_client, struct err *e) {
         return 0;
     }
     fd_closep(&pair[0]);
-    if (k != (ssize_t)sizeof got) return err_set(e, 0, "the supervisor of container %.12s died while starting", c->id);
+    if (k != (ssize_t)sizeof got)
+        return err_set(e, 0, "the supervisor of container %.12s died while starting", c->id);
     waitpid(pid, NULL, 0);
     *e = got;
     return -1;
@@ -8880,20 +10289,23 @@ static int super_start(struct ctr *c, int *ret_client, struct err *e) {
 /* }==== 21 super */
 
 /* {==== 22 tmpl: Go templates and tables for --format ====
- * The part of text/template that users of docker write: fields, variables, if, range, with, pipes and
- * Docker's functions (json, join, split, upper, lower, title, println, pad, truncate, index, len …),
- * over JSON values. Interpreted while it is read; a range reads its body again.
- * Uses: 1-5. Source: Go's text/template, Docker's "Format command and log output". */
+ * The part of text/template that users of docker write: fields, variables, if, range, with, pipes
+ * and Docker's functions (json, join, split, upper, lower, title, println, pad, truncate, index,
+ * len …), over JSON values. Interpreted while it is read; a range reads its body again. Uses: 1-5.
+ * Source: Go's text/template, Docker's "Format command and log output". */
 enum { TMPL_DEPTH = 32, TMPL_VARS = 32, TMPL_ARGS = 16, TMPL_STEPS = 1000000 };
 
 struct tmpl {
-    const char *p;                /* next character */
+    const char *p; /* next character */
     struct buf *out;
-    json_t *dot;                  /* borrowed */
-    struct { char name[32]; json_t *value; } var[TMPL_VARS];   /* values owned */
+    json_t *dot; /* borrowed */
+    struct {
+        char name[32];
+        json_t *value;
+    } var[TMPL_VARS]; /* values owned */
     unsigned vars;
     int depth, steps;
-    bool skip, trim;              /* nothing is written; the next text loses its leading space */
+    bool skip, trim; /* nothing is written; the next text loses its leading space */
     struct err *e;
 };
 
@@ -8908,7 +10320,7 @@ static void tmpl_print(struct buf *out, const json_t *v) {
     else if (json_is_boolean(v)) buf_adds(out, json_is_true(v) ? "true" : "false");
     else if (json_is_array(v)) {
         buf_addc(out, '[');
-        json_array_foreach(v, i, m) {
+        json_array_foreach (v, i, m) {
             if (i) buf_addc(out, ' ');
             tmpl_print(out, m);
         }
@@ -8916,7 +10328,7 @@ static void tmpl_print(struct buf *out, const json_t *v) {
     } else if (json_is_object(v)) {
         bool first = true;
         buf_adds(out, "map[");
-        json_object_foreach((json_t *)(uintptr_t)v, key, m) {
+        json_object_foreach ((json_t *)(uintptr_t)v, key, m) {
             buf_addf(out, "%s%s:", first ? "" : " ", key);
             tmpl_print(out, m);
             first = false;
@@ -8942,11 +10354,14 @@ static json_t *tmpl_fail(struct tmpl *t, const char *what, const char *which) {
     return json_null();
 }
 
-static void tmpl_space(struct tmpl *t) { while (*t->p == ' ' || *t->p == '\t' || *t->p == '\n') t->p++; }
+static void tmpl_space(struct tmpl *t) {
+    while (*t->p == ' ' || *t->p == '\t' || *t->p == '\n') t->p++;
+}
 
 /* True at the end of an action or a parenthesis or before a pipe. */
 static bool tmpl_at_end(const struct tmpl *t) {
-    return !*t->p || *t->p == ')' || *t->p == '|' || str_prefix(t->p, "}}") || str_prefix(t->p, "-}}");
+    return !*t->p || *t->p == ')' || *t->p == '|' || str_prefix(t->p, "}}") ||
+           str_prefix(t->p, "-}}");
 }
 
 static json_t *tmpl_field(struct tmpl *t, json_t *v /* consumed */, const char *name) {
@@ -8965,7 +10380,8 @@ static json_t *tmpl_chain(struct tmpl *t, json_t *v /* consumed */) {
     char name[128];
     while (*t->p == '.' && (isalnum((u8)t->p[1]) || t->p[1] == '_')) {
         size_t n = 0;
-        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++) name[n++] = *t->p;
+        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++)
+            name[n++] = *t->p;
         name[n] = 0;
         v = tmpl_field(t, v, name);
     }
@@ -9003,7 +10419,8 @@ static json_t *tmpl_operand(struct tmpl *t) {
     if (*t->p == '$') {
         char name[32];
         size_t n = 0;
-        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++) name[n++] = *t->p;
+        for (t->p++; (isalnum((u8)*t->p) || *t->p == '_') && n < sizeof name - 1; t->p++)
+            name[n++] = *t->p;
         name[n] = 0;
         for (unsigned i = t->vars; i-- > 0;)
             if (!strcmp(t->var[i].name, name)) return tmpl_chain(t, json_incref(t->var[i].value));
@@ -9031,14 +10448,17 @@ static int tmpl_compare(const json_t *a, const json_t *b) {
         double x = json_number_value(a), y = json_number_value(b);
         return (x > y) - (x < y);
     }
-    if (json_is_string(a) && json_is_string(b)) return strcmp(json_string_value(a), json_string_value(b));
+    if (json_is_string(a) && json_is_string(b))
+        return strcmp(json_string_value(a), json_string_value(b));
     return json_equal(a, b) ? 0 : 1;
 }
 
 static json_t *tmpl_case(const char *s, int how) {
     AUTO_FREE char *c = str_dup(s);
     for (char *p = c; *p; p++)
-        *p = (char)(how == 'u' || (how == 't' && (p == c || p[-1] == ' ')) ? toupper((u8)*p) : how == 'l' ? tolower((u8)*p) : *p);
+        *p = (char)(how == 'u' || (how == 't' && (p == c || p[-1] == ' ')) ? toupper((u8)*p)
+                    : how == 'l'                                           ? tolower((u8)*p)
+                                                                           : *p);
     return js_text(c);
 }
 
@@ -9054,7 +10474,10 @@ static json_t *tmpl_printf(json_t **a, unsigned n) {
         char spec[16] = "%";
         size_t k = 1;
         for (f++; *f && strchr("-0123456789.", *f) && k < sizeof spec - 3; f++) spec[k++] = *f;
-        if (*f == '%') { buf_addc(&b, '%'); continue; }
+        if (*f == '%') {
+            buf_addc(&b, '%');
+            continue;
+        }
         AUTO_BUF one = { 0 };
         tmpl_print(&one, at < n ? a[at] : NULL);
         spec[k] = 's';
@@ -9084,14 +10507,17 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "json")) return tmpl_json(x, false);
     if (!strcmp(f, "prettyjson")) return tmpl_json(x, true);
     if (!strcmp(f, "len"))
-        return json_integer((json_int_t)(json_is_array(x) ? json_array_size(x) : json_is_object(x) ? json_object_size(x) : json_string_length(x)));
+        return json_integer((json_int_t)(json_is_array(x)    ? json_array_size(x)
+                                         : json_is_object(x) ? json_object_size(x)
+                                                             : json_string_length(x)));
     if (!strcmp(f, "not")) return json_boolean(!tmpl_true(x));
     if (!strcmp(f, "and") || !strcmp(f, "or")) {
         for (unsigned i = 0; i < n; i++)
             if (tmpl_true(a[i]) == (*f == 'o') || i + 1 == n) return json_incref(a[i]);
     }
     if (!strcmp(f, "eq")) {
-        for (unsigned i = 1; i < n; i++) if (!tmpl_compare(x, a[i])) return json_true();
+        for (unsigned i = 1; i < n; i++)
+            if (!tmpl_compare(x, a[i])) return json_true();
         return json_false();
     }
     if (!strcmp(f, "ne")) return json_boolean(tmpl_compare(x, y) != 0);
@@ -9102,9 +10528,11 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "index")) {
         const json_t *v = x;
         for (unsigned i = 1; i < n; i++) {
-            if (json_is_array(v) && (!json_is_integer(a[i]) || json_integer_value(a[i]) < 0 || (size_t)json_integer_value(a[i]) >= json_array_size(v)))
+            if (json_is_array(v) && (!json_is_integer(a[i]) || json_integer_value(a[i]) < 0 ||
+                                     (size_t)json_integer_value(a[i]) >= json_array_size(v)))
                 return tmpl_fail(t, "error calling index: index out of range", "");
-            v = json_is_string(a[i]) ? js_get(v, json_string_value(a[i])) : json_array_get(v, (size_t)json_integer_value(a[i]));
+            v = json_is_string(a[i]) ? js_get(v, json_string_value(a[i]))
+                                     : json_array_get(v, (size_t)json_integer_value(a[i]));
         }
         return v ? json_incref((json_t *)(uintptr_t)v) : js_text("");
     }
@@ -9112,20 +10540,26 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "lower")) return tmpl_case(s ? s : "", 'l');
     if (!strcmp(f, "title")) return tmpl_case(s ? s : "", 't');
     if (!strcmp(f, "truncate")) {
-        AUTO_FREE char *c = str_dupn(s ? s : "", json_is_integer(y) && json_integer_value(y) >= 0 ? (size_t)json_integer_value(y) : 0);
+        AUTO_FREE char *c = str_dupn(s ? s : "", json_is_integer(y) && json_integer_value(y) >= 0
+                                                     ? (size_t)json_integer_value(y)
+                                                     : 0);
         return js_text(c);
     }
     if (!strcmp(f, "slice")) {
         size_t len = json_is_array(x) ? json_array_size(x) : json_string_length(x);
-        json_int_t from = n > 1 ? json_integer_value(a[1]) : 0, to = n > 2 ? json_integer_value(a[2]) : (json_int_t)len;
-        if (from < 0 || to < from || (size_t)to > len) return tmpl_fail(t, "error calling slice: index out of range", "");
+        json_int_t from = n > 1 ? json_integer_value(a[1]) : 0,
+                   to = n > 2 ? json_integer_value(a[2]) : (json_int_t)len;
+        if (from < 0 || to < from || (size_t)to > len)
+            return tmpl_fail(t, "error calling slice: index out of range", "");
         if (s) return json_stringn_nocheck(s + from, (size_t)(to - from));
         json_t *part = json_array();
-        for (json_int_t i = from; i < to; i++) json_array_append(part, json_array_get(x, (size_t)i));
+        for (json_int_t i = from; i < to; i++)
+            json_array_append(part, json_array_get(x, (size_t)i));
         return part;
     }
     if (!strcmp(f, "pad")) {
-        AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)json_integer_value(y), "", s ? s : "", (int)(n > 2 ? json_integer_value(a[2]) : 0), "");
+        AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)json_integer_value(y), "", s ? s : "",
+                                    (int)(n > 2 ? json_integer_value(a[2]) : 0), "");
         return js_text(c);
     }
     if (!strcmp(f, "join")) {
@@ -9137,7 +10571,8 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
     if (!strcmp(f, "split")) {
         AUTO_STRV l = { 0 };
         const char *sep = json_string_value(y), *p = s;
-        for (const char *q; p && sep && *sep && (q = strstr(p, sep)); p = q + strlen(sep)) strv_take(&l, str_dupn(p, (size_t)(q - p)));
+        for (const char *q; p && sep && *sep && (q = strstr(p, sep)); p = q + strlen(sep))
+            strv_take(&l, str_dupn(p, (size_t)(q - p)));
         if (p) strv_add(&l, p);
         return js_strv(&l);
     }
@@ -9169,13 +10604,13 @@ static json_t *tmpl_command(struct tmpl *t, json_t *piped) {
         name[k] = 0;
     }
     for (tmpl_space(t); !tmpl_at_end(t) && n < TMPL_ARGS - 1; tmpl_space(t)) {
-        if (isalpha((u8)*t->p)) {         /* a word as an argument: true, false, nil */
+        if (isalpha((u8)*t->p)) { /* a word as an argument: true, false, nil */
             char word[64];
             size_t k = 0;
             while (isalnum((u8)*t->p) && k < sizeof word - 1) word[k++] = *t->p++;
             word[k] = 0;
             arg[n++] = tmpl_call(t, word, NULL, 0);
-        } else if (!*name && !n && str_prefix(t->p, ".Label ") ) {   /* Docker's one method */
+        } else if (!*name && !n && str_prefix(t->p, ".Label ")) { /* Docker's one method */
             t->p += 7;
             json_t *key = tmpl_operand(t);
             AUTO_FREE char *all = str_dup(js_str_or(t->dot, "Labels", ""));
@@ -9184,7 +10619,8 @@ static json_t *tmpl_command(struct tmpl *t, json_t *piped) {
             for (char *l = strtok_r(all, ",", &save); l; l = strtok_r(NULL, ",", &save)) {
                 char *eq = strchr(l, '=');
                 if (eq) *eq++ = 0;
-                if (str_eq(l, json_string_value(key)) && eq) json_decref(arg[n]), arg[n] = js_text(eq);
+                if (str_eq(l, json_string_value(key)) && eq)
+                    json_decref(arg[n]), arg[n] = js_text(eq);
             }
             json_decref(key);
             n++;
@@ -9197,7 +10633,9 @@ static json_t *tmpl_command(struct tmpl *t, json_t *piped) {
     json_t *v;
     if (*name) v = t->skip ? json_null() : tmpl_call(t, name, arg, n);
     else if (n == 1) v = json_incref(arg[0]);
-    else v = tmpl_fail(t, n ? "can't give argument to non-function " : "missing value for command ", start);
+    else
+        v = tmpl_fail(t, n ? "can't give argument to non-function " : "missing value for command ",
+                      start);
     while (n) json_decref(arg[--n]);
     return v;
 }
@@ -9263,7 +10701,8 @@ static unsigned tmpl_assign(struct tmpl *t, char name[2][32]) {
     return 0;
 }
 
-/* Mutual recursion: a block holds blocks. Returns what ended it: 'e' end, 'l' else, 0 end of text. */
+/* Mutual recursion: a block holds blocks. Returns what ended it: 'e' end, 'l' else, 0 end of text.
+ * */
 static int tmpl_block(struct tmpl *t);
 
 /* if and with, after the keyword. */
@@ -9301,7 +10740,8 @@ static void tmpl_if(struct tmpl *t, bool with) {
     tmpl_vars_to(t, vars);
 }
 
-static int tmpl_range_one(struct tmpl *t, const char *body, unsigned n, char name[2][32], json_t *key /* consumed */, json_t *v) {
+static int tmpl_range_one(struct tmpl *t, const char *body, unsigned n, char name[2][32],
+                          json_t *key /* consumed */, json_t *v) {
     unsigned vars = t->vars;
     if (n == 2) tmpl_var(t, name[0], json_incref(key));
     if (n) tmpl_var(t, name[n - 1], json_incref(v));
@@ -9326,22 +10766,22 @@ static void tmpl_range(struct tmpl *t) {
     bool trim = t->trim, some = false;
     int end = 0;
     if (!outer && json_is_array(list))
-        json_array_foreach(list, i, v) {
+        json_array_foreach (list, i, v) {
             t->trim = trim, some = true;
             end = tmpl_range_one(t, body, n, name, json_integer((json_int_t)i), v);
         }
     else if (!outer && json_is_object(list))
-        json_object_foreach(list, key, v) {
+        json_object_foreach (list, key, v) {
             t->trim = trim, some = true;
             end = tmpl_range_one(t, body, n, name, js_text(key), v);
         }
     t->dot = dot;
-    if (!some) {                  /* the body is read over, to find its end */
+    if (!some) { /* the body is read over, to find its end */
         t->skip = true;
         end = tmpl_range_one(t, body, n, name, json_null(), json_null());
     }
     t->dot = dot;
-    if (end == 'l') {             /* {{else}}: the branch for an empty list */
+    if (end == 'l') { /* {{else}}: the branch for an empty list */
         tmpl_close(t);
         t->skip = outer || some;
         if (tmpl_block(t) != 'e') tmpl_fail(t, "unexpected EOF", "");
@@ -9352,9 +10792,11 @@ static void tmpl_range(struct tmpl *t) {
 
 static void tmpl_text(struct tmpl *t, const char *end) {
     const char *s = t->p, *to = end;
-    if (t->trim) while (s < to && isspace((u8)*s)) s++;
+    if (t->trim)
+        while (s < to && isspace((u8)*s)) s++;
     t->trim = false;
-    if (str_prefix(end, "{{- ") || str_prefix(end, "{{-\t")) while (to > s && isspace((u8)to[-1])) to--;
+    if (str_prefix(end, "{{- ") || str_prefix(end, "{{-\t"))
+        while (to > s && isspace((u8)to[-1])) to--;
     if (!t->skip && to > s) buf_add(t->out, s, (size_t)(to - s));
     t->p = end;
 }
@@ -9412,15 +10854,17 @@ static char *labels_text(const json_t *labels, const char *sep) {
     AUTO_STRV l = { 0 };
     const char *key;
     json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)labels, key, v) {
-        AUTO_FREE char *pair = str_fmt("%s=%s", key, json_string_value(v) ? json_string_value(v) : "");
+    json_object_foreach ((json_t *)(uintptr_t)labels, key, v) {
+        AUTO_FREE char *pair =
+            str_fmt("%s=%s", key, json_string_value(v) ? json_string_value(v) : "");
         strv_take(&l, str_printable(pair));
     }
     if (l.n) qsort(l.v, l.n, sizeof *l.v, name_order);
     return str_join(&l, sep);
 }
 
-/* Lines of tab-separated cells as aligned columns, three spaces between. Counts UTF-8 as one each. */
+/* Lines of tab-separated cells as aligned columns, three spaces between. Counts UTF-8 as one each.
+ * */
 static void table_print(const char *text) {
     size_t width[64] = { 0 };
     for (int pass = 0; pass < 2; pass++) {
@@ -9446,14 +10890,15 @@ static void table_print(const char *text) {
     }
 }
 
-/* Prints rows: `format` is the user's (NULL: `table`, the command's own). heads maps fields to column
- * headings. Rows are objects of strings. */
-static int rows_print(const char *format, const char *table, const json_t *heads, const json_t *rows, struct err *e) {
+/* Prints rows: `format` is the user's (NULL: `table`, the command's own). heads maps fields to
+ * column headings. Rows are objects of strings. */
+static int rows_print(const char *format, const char *table, const json_t *heads,
+                      const json_t *rows, struct err *e) {
     AUTO_BUF out = { 0 };
     AUTO_FREE char *unescaped = NULL;
     const char *f = str_empty(format) || !strcmp(format, "table") ? table : format;
     if (str_eq(format, "json")) f = "{{json .}}";
-    struct buf u = { 0 };                 /* shells pass \t and \n as two characters */
+    struct buf u = { 0 }; /* shells pass \t and \n as two characters */
     for (const char *p = f; *p; p++)
         if (*p == '\\' && (p[1] == 't' || p[1] == 'n')) buf_addc(&u, *++p == 't' ? '\t' : '\n');
         else buf_addc(&u, *p);
@@ -9466,9 +10911,10 @@ static int rows_print(const char *format, const char *table, const json_t *heads
     }
     size_t i;
     json_t *r;
-    AUTO_BUF scratch = { 0 };             /* a wrong template is wrong without rows, too */
-    if (heads && !json_array_size(rows) && tmpl_run(f, (json_t *)(uintptr_t)heads, &scratch, e)) return -1;
-    json_array_foreach(rows, i, r) {
+    AUTO_BUF scratch = { 0 }; /* a wrong template is wrong without rows, too */
+    if (heads && !json_array_size(rows) && tmpl_run(f, (json_t *)(uintptr_t)heads, &scratch, e))
+        return -1;
+    json_array_foreach (rows, i, r) {
         if (tmpl_run(f, r, &out, e)) return -1;
         buf_addc(&out, '\n');
     }
@@ -9479,37 +10925,45 @@ static int rows_print(const char *format, const char *table, const json_t *heads
 /* }==== 22 tmpl */
 
 /* {==== 23 flag: one table describes each command ====
- * Dispatch, parsing, help and completion all come from struct cmd and struct opt. Parsed values are a
- * JSON object keyed by the long name: true/false, a string, or an array of strings.
- * Uses: 1-5. Source: Docker's CLI reference; pflag's rules for short and long forms. */
-enum opt_kind { OPT_BOOL, OPT_TEXT, OPT_LIST, OPT_INT, OPT_BYTES, OPT_DURATION,
-                OPT_LATER_BOOL, OPT_LATER_TEXT };      /* known to Docker, refused here with a word */
+ * Dispatch, parsing, help and completion all come from struct cmd and struct opt. Parsed values are
+ * a JSON object keyed by the long name: true/false, a string, or an array of strings. Uses: 1-5.
+ * Source: Docker's CLI reference; pflag's rules for short and long forms. */
+enum opt_kind {
+    OPT_BOOL,
+    OPT_TEXT,
+    OPT_LIST,
+    OPT_INT,
+    OPT_BYTES,
+    OPT_DURATION,
+    OPT_LATER_BOOL,
+    OPT_LATER_TEXT
+}; /* known to Docker, refused here with a word */
 
 struct opt {
-    const char *name;             /* NULL ends a list */
-    char letter;                  /* 0: none */
+    const char *name; /* NULL ends a list */
+    char letter;      /* 0: none */
     enum opt_kind kind;
     const char *help;
 };
 
 struct cli {
-    struct store *store;          /* opened on first use by cli_store */
-    json_t *opts;                 /* owned */
-    char **args;                  /* what is left after the options */
+    struct store *store; /* opened on first use by cli_store */
+    json_t *opts;        /* owned */
+    char **args;         /* what is left after the options */
     int nargs;
     const struct cmd *cmd;
 };
 
 struct cmd {
-    const char *path;             /* "container run" */
-    const char *alias;            /* "run"; NULL: none */
-    const char *usage;            /* "[OPTIONS] IMAGE [COMMAND] [ARG...]" */
+    const char *path;  /* "container run" */
+    const char *alias; /* "run"; NULL: none */
+    const char *usage; /* "[OPTIONS] IMAGE [COMMAND] [ARG...]" */
     const char *summary;
-    int (*run)(struct cli *c, struct err *e);     /* exit status, -1: the error is printed */
+    int (*run)(struct cli *c, struct err *e); /* exit status, -1: the error is printed */
     const struct opt *opts[4];
-    int min, max;                 /* arguments; max -1: any */
-    bool words;                   /* options end at the first argument */
-    int fail;                     /* exit status of an error: 1, or 125 where the command's own is passed */
+    int min, max; /* arguments; max -1: any */
+    bool words;   /* options end at the first argument */
+    int fail;     /* exit status of an error: 1, or 125 where the command's own is passed */
 };
 
 static bool opt_takes_value(enum opt_kind k) { return k != OPT_BOOL && k != OPT_LATER_BOOL; }
@@ -9517,7 +10971,8 @@ static bool opt_takes_value(enum opt_kind k) { return k != OPT_BOOL && k != OPT_
 static const struct opt *opt_find(const struct cmd *c, const char *name, size_t n, char letter) {
     for (size_t g = 0; g < ARRAY_LEN(c->opts) && c->opts[g]; g++)
         for (const struct opt *o = c->opts[g]; o->name; o++)
-            if (letter ? o->letter == letter : strlen(o->name) == n && !strncmp(o->name, name, n)) return o;
+            if (letter ? o->letter == letter : strlen(o->name) == n && !strncmp(o->name, name, n))
+                return o;
     return NULL;
 }
 
@@ -9526,24 +10981,37 @@ static int opt_store(json_t *into, const struct opt *o, const char *value, struc
     switch (o->kind) {
     case OPT_BOOL:
     case OPT_LATER_BOOL: {
-        static const char *const YES[] = { "1", "t", "T", "true", "TRUE", "True" }, *const NO[] = { "0", "f", "F", "false", "FALSE", "False" };
+        static const char *const YES[] = { "1", "t", "T", "true", "TRUE", "True" }, *const NO[] = {
+            "0", "f", "F", "false", "FALSE", "False"
+        };
         bool yes = !value, no = false;
-        for (size_t i = 0; value && i < 6; i++) yes |= !strcmp(value, YES[i]), no |= !strcmp(value, NO[i]);
-        if (!yes && !no) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a boolean", value, o->name);
-        if (o->kind == OPT_LATER_BOOL && yes) return err_set(e, 0, "--%s is not supported yet by skiff", o->name);
+        for (size_t i = 0; value && i < 6; i++)
+            yes |= !strcmp(value, YES[i]), no |= !strcmp(value, NO[i]);
+        if (!yes && !no)
+            return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a boolean",
+                           value, o->name);
+        if (o->kind == OPT_LATER_BOOL && yes)
+            return err_set(e, 0, "--%s is not supported yet by skiff", o->name);
         js_setb(into, o->name, yes);
         return 0;
     }
     case OPT_LATER_TEXT: return err_set(e, 0, "--%s is not supported yet by skiff", o->name);
     case OPT_LIST: js_push(js_suba(into, o->name), value); return 0;
     case OPT_INT:
-        if (!str_int(value, INT32_MIN, INT64_MAX, &n)) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a number", value, o->name);
+        if (!str_int(value, INT32_MIN, INT64_MAX, &n))
+            return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: not a number",
+                           value, o->name);
         break;
     case OPT_BYTES:
-        if (strcmp(value, "-1") && str_bytes(value) < 0) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: invalid size", value, o->name);
+        if (strcmp(value, "-1") && str_bytes(value) < 0)
+            return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: invalid size",
+                           value, o->name);
         break;
     case OPT_DURATION:
-        if (time_duration(value) < 0) return err_set(e, 0, "invalid argument \"%.100s\" for \"--%s\" flag: time: invalid duration", value, o->name);
+        if (time_duration(value) < 0)
+            return err_set(e, 0,
+                           "invalid argument \"%.100s\" for \"--%s\" flag: time: invalid duration",
+                           value, o->name);
         break;
     case OPT_TEXT: break;
     }
@@ -9552,7 +11020,8 @@ static int opt_store(json_t *into, const struct opt *o, const char *value, struc
 }
 
 /* Parses argv after the command's words. ret_help: --help was given. */
-static int opt_parse(const struct cmd *c, int argc, char **argv, struct cli *ret, bool *ret_help, struct err *e) {
+static int opt_parse(const struct cmd *c, int argc, char **argv, struct cli *ret, bool *ret_help,
+                     struct err *e) {
     int n = 0;
     ret->opts = json_object();
     ret->args = mem_new(((size_t)argc + 1) * sizeof *ret->args);
@@ -9585,7 +11054,7 @@ static int opt_parse(const struct cmd *c, int argc, char **argv, struct cli *ret
             if (opt_store(ret->opts, o, v, e)) return -1;
             continue;
         }
-        for (const char *s = a + 1; *s; s++) {        /* -itv x, -p80:80, -e=x */
+        for (const char *s = a + 1; *s; s++) { /* -itv x, -p80:80, -e=x */
             const struct opt *o = opt_find(c, NULL, 0, *s);
             if (!o && *s == 'h') return *ret_help = true, 0;
             if (!o) return err_set(e, 0, "unknown shorthand flag: '%c' in %s", *s, a);
@@ -9607,9 +11076,11 @@ static int opt_parse(const struct cmd *c, int argc, char **argv, struct cli *ret
 }
 
 static void cmd_help(const struct cmd *c) {
-    static const char *const KIND[] = { "", "string", "list", "int", "bytes", "duration", "", "string" };
+    static const char *const KIND[] = { "",      "string",   "list", "int",
+                                        "bytes", "duration", "",     "string" };
     printf("Usage:  skiff %s %s\n\n%s\n", c->alias ? c->alias : c->path, c->usage, c->summary);
-    if (c->alias && strcmp(c->alias, c->path)) printf("\nAliases:\n  skiff %s, skiff %s\n", c->path, c->alias);
+    if (c->alias && strcmp(c->alias, c->path))
+        printf("\nAliases:\n  skiff %s, skiff %s\n", c->path, c->alias);
     if (!c->opts[0]) return;
     printf("\nOptions:\n");
     for (size_t g = 0; g < ARRAY_LEN(c->opts) && c->opts[g]; g++)
@@ -9623,7 +11094,9 @@ static void cmd_help(const struct cmd *c) {
 }
 
 static bool cli_flag(const struct cli *c, const char *name) { return js_bool(c->opts, name); }
-static const char *cli_text(const struct cli *c, const char *name) { return json_string_value(js_get(c->opts, name)); }
+static const char *cli_text(const struct cli *c, const char *name) {
+    return json_string_value(js_get(c->opts, name));
+}
 static bool cli_has(const struct cli *c, const char *name) { return js_get(c->opts, name) != NULL; }
 static i64 cli_int(const struct cli *c, const char *name, i64 fallback) {
     i64 v = fallback;
@@ -9631,9 +11104,13 @@ static i64 cli_int(const struct cli *c, const char *name, i64 fallback) {
     if (s) str_int(s, INT64_MIN, INT64_MAX, &v);
     return v;
 }
-static void cli_list(const struct cli *c, const char *name, struct strv *ret) { js_to_strv(js_get(c->opts, name), ret); }
+static void cli_list(const struct cli *c, const char *name, struct strv *ret) {
+    js_to_strv(js_get(c->opts, name), ret);
+}
 /* --tls-verify: 1, 0, or -1 where it was not given. */
-static int tls_verify(const struct cli *c) { return cli_has(c, "tls-verify") ? cli_flag(c, "tls-verify") : -1; }
+static int tls_verify(const struct cli *c) {
+    return cli_has(c, "tls-verify") ? cli_flag(c, "tls-verify") : -1;
+}
 /* }==== 23 flag */
 
 /* {==== 24 make: from words to a plan ====
@@ -9654,8 +11131,15 @@ static const struct idx_inode *idx_resolve(const struct idx *x, const char *path
         while (*p == '/') p++;
         size_t n = strcspn(p, "/");
         if (!n) return idx_inode(x, stack[depth]);
-        if (n == 2 && p[0] == '.' && p[1] == '.') { depth -= depth > 0; p += n; continue; }
-        if (n == 1 && *p == '.') { p += n; continue; }
+        if (n == 2 && p[0] == '.' && p[1] == '.') {
+            depth -= depth > 0;
+            p += n;
+            continue;
+        }
+        if (n == 1 && *p == '.') {
+            p += n;
+            continue;
+        }
         const struct idx_inode *dir = idx_inode(x, stack[depth]);
         const struct idx_dirent *d = dir ? idx_lookup(x, dir, p, n) : NULL;
         const struct idx_inode *i = d ? idx_inode(x, d->inode) : NULL;
@@ -9677,16 +11161,19 @@ static const struct idx_inode *idx_resolve(const struct idx *x, const char *path
 
 /* Where account files come from: an image's index or a directory. */
 struct rootfs_view {
-    const struct idx *x;          /* NULL: dir */
+    const struct idx *x; /* NULL: dir */
     int layers, dir;
 };
 
 /* A whole regular file of the root file system; absent is empty. Bounded, nothing is executed. */
-static int view_read(const struct rootfs_view *v, const char *path, struct buf *ret, struct err *e) {
+static int view_read(const struct rootfs_view *v, const char *path, struct buf *ret,
+                     struct err *e) {
     if (v->x) {
         const struct idx_inode *i = idx_resolve(v->x, path);
         if (!i || !S_ISREG(i->mode)) return 0;
-        if (i->size > ACCOUNTS_MAX_BYTES) return err_set(e, 0, "%s of the image is larger than %d bytes", path, ACCOUNTS_MAX_BYTES);
+        if (i->size > ACCOUNTS_MAX_BYTES)
+            return err_set(e, 0, "%s of the image is larger than %d bytes", path,
+                           ACCOUNTS_MAX_BYTES);
         struct packs packs;
         packs_init(&packs, v->x, v->layers);
         buf_reserve(ret, i->size);
@@ -9697,25 +11184,28 @@ static int view_read(const struct rootfs_view *v, const char *path, struct buf *
         ret->p[ret->n] = 0;
         return 0;
     }
-    AUTO_FD fd = sys_openat2(v->dir, path + (*path == '/'), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_FD fd = sys_openat2(v->dir, path + (*path == '/'), O_RDONLY | O_NONBLOCK | O_NOCTTY, 0,
+                             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return 0;
-    if (fd_slurp(fd, ACCOUNTS_MAX_BYTES, ret)) return err_set(e, errno, "read %s of the container", path);
+    if (fd_slurp(fd, ACCOUNTS_MAX_BYTES, ret))
+        return err_set(e, errno, "read %s of the container", path);
     return 0;
 }
 
 /* ---- 24.2 users ---- */
 struct user {
     u32 uid, gid;
-    u32 *groups;                  /* owned; supplementary */
+    u32 *groups; /* owned; supplementary */
     size_t ngroups;
-    char home[256];               /* "" unknown */
+    char home[256]; /* "" unknown */
 };
 
 static void user_done(struct user *u) { mem_freep(&u->groups); }
 
 static void user_group_add(struct user *u, u32 gid) {
-    for (size_t i = 0; i < u->ngroups; i++) if (u->groups[i] == gid) return;
+    for (size_t i = 0; i < u->ngroups; i++)
+        if (u->groups[i] == gid) return;
     u->groups = mem_grow(u->groups, u->ngroups + 1, sizeof *u->groups);
     u->groups[u->ngroups++] = gid;
 }
@@ -9726,7 +11216,7 @@ static bool account_next(char **save, char **text, char *f[7]) {
     *text = NULL;
     if (!l) return false;
     for (int i = 0; i < 7; i++) {
-        f[i] = l ? l : (char *)(uintptr_t)"";
+        f[i] = l ? l : (char *)(uintptr_t) "";
         if (l && (l = strchr(l, ':'))) *l++ = 0;
     }
     return true;
@@ -9735,12 +11225,15 @@ static bool account_next(char **save, char **text, char *f[7]) {
 /* Only digits are a number; Docker's range. */
 static int account_id(const char *s, i64 *ret, struct err *e) {
     if (strspn(s, "0123456789") != strlen(s)) return 0;
-    if (!str_int(s, 0, INT32_MAX, ret)) return err_set(e, 0, "uids and gids must be in range 0-2147483647: '%.40s'", s);
+    if (!str_int(s, 0, INT32_MAX, ret))
+        return err_set(e, 0, "uids and gids must be in range 0-2147483647: '%.40s'", s);
     return 1;
 }
 
-/* Resolves "user[:group]" as Docker does: names by the image's passwd and group, numbers as they are. */
-static int user_resolve(const struct rootfs_view *v, const char *spec, struct user *ret, struct err *e) {
+/* Resolves "user[:group]" as Docker does: names by the image's passwd and group, numbers as they
+ * are. */
+static int user_resolve(const struct rootfs_view *v, const char *spec, struct user *ret,
+                        struct err *e) {
     struct user u = { 0 };
     AUTO_BUF pw = { 0 }, gr = { 0 };
     AUTO_FREE char *user = str_dupn(spec, strcspn(spec, ":"));
@@ -9755,7 +11248,7 @@ static int user_resolve(const struct rootfs_view *v, const char *spec, struct us
     if (numeric < 0) return -1;
     u.uid = (u32)uid;
     bool found = false;
-    for (char *t = pw.p ? pw.p : (char *)(uintptr_t)""; account_next(&save, &t, f);) {
+    for (char *t = pw.p ? pw.p : (char *)(uintptr_t) ""; account_next(&save, &t, f);) {
         i64 id, g;
         if (!str_int(f[2], 0, INT32_MAX, &id) || !str_int(f[3], 0, INT32_MAX, &g)) continue;
         if (numeric ? id != uid : strcmp(f[0], user) != 0) continue;
@@ -9766,30 +11259,35 @@ static int user_resolve(const struct rootfs_view *v, const char *spec, struct us
         found = true;
         break;
     }
-    if (!found && !numeric) return err_set(e, 0, "unable to find user %.*s: no matching entries in passwd file", (int)strcspn(shown, ":"), shown);
+    if (!found && !numeric)
+        return err_set(e, 0, "unable to find user %.*s: no matching entries in passwd file",
+                       (int)strcspn(shown, ":"), shown);
     int gnum = group ? account_id(group, &gid, e) : 1;
     if (gnum < 0) return -1;
     if (group && gnum) u.gid = (u32)gid;
     bool gfound = !group || gnum;
     save = NULL;
-    for (char *t = gr.p ? gr.p : (char *)(uintptr_t)""; account_next(&save, &t, f);) {
+    for (char *t = gr.p ? gr.p : (char *)(uintptr_t) ""; account_next(&save, &t, f);) {
         i64 id;
         if (!str_int(f[2], 0, INT32_MAX, &id)) continue;
         if (group && !gnum && !strcmp(f[0], group)) u.gid = (u32)id, gfound = true;
         char *msave = NULL;
-        for (char *m = strtok_r(f[3], ",", &msave); m && !group && *name; m = strtok_r(NULL, ",", &msave))
+        for (char *m = strtok_r(f[3], ",", &msave); m && !group && *name;
+             m = strtok_r(NULL, ",", &msave))
             if (!strcmp(m, name)) user_group_add(&u, (u32)id);
     }
     if (!gfound) {
         user_done(&u);
-        return err_set(e, 0, "unable to find group %.60s: no matching entries in group file", group);
+        return err_set(e, 0, "unable to find group %.60s: no matching entries in group file",
+                       group);
     }
     *ret = u;
     return 0;
 }
 
 /* --group-add: names or numbers. */
-static int user_groups(const struct rootfs_view *v, const struct strv *add, struct user *u, struct err *e) {
+static int user_groups(const struct rootfs_view *v, const struct strv *add, struct user *u,
+                       struct err *e) {
     for (size_t i = 0; i < add->n; i++) {
         AUTO_FREE char *spec = str_fmt("0:%s", add->v[i]);
         struct user one;
@@ -9840,7 +11338,8 @@ static int env_file(struct strv *env, const char *path, struct err *e) {
         size_t n = strlen(l);
         if (n && l[n - 1] == '\r') l[n - 1] = 0;
         if (!*l || *l == '#') continue;
-        if (*l == '=' || strcspn(l, " \t") < strcspn(l, "=")) return err_set(e, 0, "env file %s: variable '%.100s' contains whitespaces", path, l);
+        if (*l == '=' || strcspn(l, " \t") < strcspn(l, "="))
+            return err_set(e, 0, "env file %s: variable '%.100s' contains whitespaces", path, l);
         env_option(env, l);
     }
     return 0;
@@ -9848,16 +11347,16 @@ static int env_file(struct strv *env, const char *path, struct err *e) {
 
 /* ---- 24.4 the container to be ---- */
 struct make {
-    const struct cli *cli;        /* options of run or create */
+    const struct cli *cli; /* options of run or create */
     struct store *s;
-    struct image image;           /* owned; manifest NULL: --rootfs */
-    char *image_name;             /* owned: as the user spelled it */
-    struct idx x;                 /* owned: the merged index */
-    int layers, rootdir;          /* owned descriptors */
-    struct ctr c;                 /* owned */
-    char *name;                   /* owned */
-    json_t *run;                  /* borrowed: the image's "config" */
-    json_t *sk;                   /* borrowed: /skiff of the spec */
+    struct image image;  /* owned; manifest NULL: --rootfs */
+    char *image_name;    /* owned: as the user spelled it */
+    struct idx x;        /* owned: the merged index */
+    int layers, rootdir; /* owned descriptors */
+    struct ctr c;        /* owned */
+    char *name;          /* owned */
+    json_t *run;         /* borrowed: the image's "config" */
+    json_t *sk;          /* borrowed: /skiff of the spec */
     struct user user;
     struct idmap ids;
     struct strv env, args;
@@ -9875,7 +11374,8 @@ static void make_done(struct make *m) {
     strv_done(&m->env), strv_done(&m->args);
 }
 
-static void mount_add(json_t *mounts, const char *dest, const char *type, const char *source, const char *opts, bool optional) {
+static void mount_add(json_t *mounts, const char *dest, const char *type, const char *source,
+                      const char *opts, bool optional) {
     json_t *m = json_object();
     AUTO_STRV o = { 0 };
     js_sets(m, "destination", dest);
@@ -9888,7 +11388,8 @@ static void mount_add(json_t *mounts, const char *dest, const char *type, const 
 }
 
 /* Docker's default mounts, as far as a user namespace allows. */
-static void make_default_mounts(struct make *m, json_t *spec, bool host_net, bool host_pid, bool host_ipc) {
+static void make_default_mounts(struct make *m, json_t *spec, bool host_net, bool host_pid,
+                                bool host_ipc) {
     json_t *a = js_suba(spec, "mounts");
     bool tty_group = !m->ids.uids || idmap_has(m->ids.gid, m->ids.gids, 5);
     i64 shm = str_bytes(cli_text(m->cli, "shm-size") ? cli_text(m->cli, "shm-size") : "64m");
@@ -9896,27 +11397,35 @@ static void make_default_mounts(struct make *m, json_t *spec, bool host_net, boo
     if (host_pid) mount_add(a, "/proc", "bind", "/proc", "rbind,nosuid,noexec,nodev", false);
     else mount_add(a, "/proc", "proc", "proc", "nosuid,noexec,nodev", false);
     mount_add(a, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k", false);
-    mount_add(a, "/dev/pts", "devpts", "devpts", tty_group ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"
-                                                           : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620", false);
+    mount_add(a, "/dev/pts", "devpts", "devpts",
+              tty_group ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"
+                        : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620",
+              false);
     if (host_net) mount_add(a, "/sys", "bind", "/sys", "rbind,nosuid,noexec,nodev,ro,rro", false);
     else mount_add(a, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
-    if (!host_net) mount_add(a, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
-    if (host_ipc) mount_add(a, "/dev/mqueue", "bind", "/dev/mqueue", "rbind,nosuid,noexec,nodev", true);
+    if (!host_net)
+        mount_add(a, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
+    if (host_ipc)
+        mount_add(a, "/dev/mqueue", "bind", "/dev/mqueue", "rbind,nosuid,noexec,nodev", true);
     else mount_add(a, "/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev", true);
     if (host_ipc) mount_add(a, "/dev/shm", "bind", "/dev/shm", "rbind,nosuid,noexec,nodev", false);
     else mount_add(a, "/dev/shm", "tmpfs", "shm", shm_opts, false);
 }
 
 /* ---- 24.5 volumes ---- */
-static int volume_create(const struct store *s, const char *name, const json_t *labels, bool anonymous, struct err *e) {
+static int volume_create(const struct store *s, const char *name, const json_t *labels,
+                         bool anonymous, struct err *e) {
     char now[40];
     AUTO_FREE char *dir = str_fmt("volumes/%s/_data", name), *meta = str_fmt("volumes/%s", name);
     if (!volume_name_ok(name))
-        return err_set(e, 0, "\"%.100s\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" "
-                             "are allowed. If you intended to pass a host directory, use absolute path", name);
+        return err_set(e, 0,
+                       "\"%.100s\" includes invalid characters for a local volume name, only "
+                       "\"[a-zA-Z0-9][a-zA-Z0-9_.-]\" "
+                       "are allowed. If you intended to pass a host directory, use absolute path",
+                       name);
     if (!faccessat(s->dir, dir, F_OK, 0)) return 0;
     if (dir_make(s->dir, dir, e)) return -1;
-    fchmodat(s->dir, dir, 0755, 0);       /* users of the container other than root want in, too */
+    fchmodat(s->dir, dir, 0755, 0); /* users of the container other than root want in, too */
     AUTO_FD d = dir_open(s->dir, meta, e);
     AUTO_JSON *j = json_object();
     js_sets(j, "Name", name);
@@ -9941,12 +11450,17 @@ static bool volume_used(const struct store *s, const char *name) {
         size_t m;
         json_t *j;
         if (ctr_open(s, ids.v[i], &k, &e)) continue;
-        json_array_foreach(js_path(k.config, "skiff.mounts"), m, j) if (str_eq(js_str(j, "Name"), name)) return true;
+        json_array_foreach (js_path(k.config, "skiff.mounts"), m, j)
+            if (str_eq(js_str(j, "Name"), name)) return true;
     }
     return false;
 }
 
-struct volume_fill { struct make *m; const struct idx_inode *from; const char *name; };
+struct volume_fill {
+    struct make *m;
+    const struct idx_inode *from;
+    const char *name;
+};
 
 /* A new volume starts with what the image has at its mount point. */
 static int volume_fill_run(void *arg) {
@@ -9954,7 +11468,9 @@ static int volume_fill_run(void *arg) {
     struct err e = { 0 };
     AUTO_FREE char *path = str_fmt("volumes/%s/_data", f->name);
     AUTO_FD root = dir_open(f->m->s->dir, path, &e);
-    struct unpack u = { .x = &f->m->x, .root = root, .chown = !f->m->ids.uids || !idmap_single(&f->m->ids) };
+    struct unpack u = { .x = &f->m->x,
+                        .root = root,
+                        .chown = !f->m->ids.uids || !idmap_single(&f->m->ids) };
     if (root < 0) return 1;
     packs_init(&u.packs, u.x, f->m->layers);
     u.first = mem_new(u.x->head->inodes * sizeof *u.first);
@@ -9964,11 +11480,15 @@ static int volume_fill_run(void *arg) {
     return rc ? 1 : 0;
 }
 
-static int volume_use(struct make *m, const char *name, const char *dest, bool anonymous, bool nocopy, char **ret_path, struct err *e) {
+static int volume_use(struct make *m, const char *name, const char *dest, bool anonymous,
+                      bool nocopy, char **ret_path, struct err *e) {
     AUTO_FREE char *dir = str_fmt("volumes/%s/_data", name);
     bool fresh = faccessat(m->s->dir, dir, F_OK, 0) != 0;
     if (volume_create(m->s, name, NULL, anonymous, e)) return -1;
-    if (!fresh && !volume_used(m->s, name)) {     /* an empty one is filled too, as Docker does; not under a container's eyes */
+    if (!fresh &&
+        !volume_used(
+            m->s,
+            name)) { /* an empty one is filled too, as Docker does; not under a container's eyes */
         AUTO_DIR *d = dir_stream(m->s->dir, dir);
         fresh = d && !dir_next(d);
     }
@@ -9976,24 +11496,30 @@ static int volume_use(struct make *m, const char *name, const char *dest, bool a
     if (from && S_ISDIR(from->mode)) {
         struct volume_fill f = { m, from, name };
         int rc = launch_as_owner(&m->ids, volume_fill_run, &f, e);
-        if (rc) return rc < 0 ? -1 : err_set(e, 0, "copying the image's %s into volume %s failed", dest, name);
+        if (rc)
+            return rc < 0
+                       ? -1
+                       : err_set(e, 0, "copying the image's %s into volume %s failed", dest, name);
     }
     *ret_path = str_fmt("%s/%s", m->s->path, dir);
     return 0;
 }
 
 /* Records a mount in the spec, and in Docker's words for inspect. */
-static int volume_mount(struct make *m, json_t *spec, const char *type, const char *source, const char *dest,
-                        const char *opts, const char *name, struct err *e) {
+static int volume_mount(struct make *m, json_t *spec, const char *type, const char *source,
+                        const char *dest, const char *opts, const char *name, struct err *e) {
     json_t *all = js_suba(m->sk, "mounts"), *old;
     AUTO_FREE char *clean = path_clean(dest), *at = str_fmt("/%s", clean);
     size_t i;
-    if (*dest != '/') return err_set(e, 0, "invalid mount path: '%.200s' mount path must be absolute", dest);
+    if (*dest != '/')
+        return err_set(e, 0, "invalid mount path: '%.200s' mount path must be absolute", dest);
     if (!*clean) return err_set(e, 0, "invalid specification: destination can't be '/'");
-    json_array_foreach(all, i, old)
-        if (str_eq(js_str(old, "Destination"), at)) return err_set(e, 0, "Duplicate mount point: %s", at);
+    json_array_foreach (all, i, old)
+        if (str_eq(js_str(old, "Destination"), at))
+            return err_set(e, 0, "Duplicate mount point: %s", at);
     bool ro = strstr(opts, "ro,") || str_suffix(opts, "ro");
-    mount_add(js_suba(spec, "mounts"), at, strcmp(type, "tmpfs") ? "bind" : "tmpfs", source, opts, false);
+    mount_add(js_suba(spec, "mounts"), at, strcmp(type, "tmpfs") ? "bind" : "tmpfs", source, opts,
+              false);
     json_t *j = json_object();
     js_sets(j, "Type", type);
     if (name) js_sets(j, "Name", name);
@@ -10024,25 +11550,39 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         const char *w = words.v[i];
         if (!strcmp(w, "ro") || !strcmp(w, "readonly")) ro = true;
         else if (!strcmp(w, "rw") || !*w) continue;
-        else if (!strcmp(w, "z") || !strcmp(w, "Z")) log_warn("volume option '%s': there is no SELinux labelling here; ignored", w);
+        else if (!strcmp(w, "z") || !strcmp(w, "Z"))
+            log_warn("volume option '%s': there is no SELinux labelling here; ignored", w);
         else if (!strcmp(w, "nocopy")) nocopy = true;
-        else if (!strcmp(w, "rprivate") || !strcmp(w, "private") || !strcmp(w, "rslave") || !strcmp(w, "slave") || !strcmp(w, "rshared") || !strcmp(w, "shared"))
+        else if (!strcmp(w, "rprivate") || !strcmp(w, "private") || !strcmp(w, "rslave") ||
+                 !strcmp(w, "slave") || !strcmp(w, "rshared") || !strcmp(w, "shared"))
             buf_addf(&opts, ",%s", w);
         else return err_set(e, 0, "invalid mode: '%.60s' in volume '%.200s'", w, text);
     }
     if (ro) buf_adds(&opts, ",ro,rro");
-    if (*dest != '/') return err_set(e, 0, "invalid volume specification: '%.200s': invalid mount config for type \"bind\": invalid mount path: '%.100s' mount path must be absolute", text, dest);
+    if (*dest != '/')
+        return err_set(e, 0,
+                       "invalid volume specification: '%.200s': invalid mount config for type "
+                       "\"bind\": invalid mount path: '%.100s' mount path must be absolute",
+                       text, dest);
     if (source && *source == '/') {
         struct stat st;
-        if (stat(source, &st)) {          /* Docker makes a missing bind source a directory */
-            if (errno != ENOENT || dir_make(AT_FDCWD, source, e)) return err_set(e, errno, "bind source path %s", source);
+        if (stat(source, &st)) { /* Docker makes a missing bind source a directory */
+            if (errno != ENOENT || dir_make(AT_FDCWD, source, e))
+                return err_set(e, errno, "bind source path %s", source);
             chmod(source, 0755);
         }
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
-    AUTO_FREE char *relative = source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, "..")) ? realpath(source, NULL) : NULL;
+    AUTO_FREE char *relative =
+        source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."))
+            ? realpath(source, NULL)
+            : NULL;
     if (relative) return volume_mount(m, spec, "bind", relative, dest, opts.p, NULL, e);
-    if (source && (*source == '.' || *source == '~')) return err_set(e, 0, "\"%.100s\" includes invalid characters for a local volume name. If you intended to pass a host directory, use absolute path", source);
+    if (source && (*source == '.' || *source == '~'))
+        return err_set(e, 0,
+                       "\"%.100s\" includes invalid characters for a local volume name. If you "
+                       "intended to pass a host directory, use absolute path",
+                       source);
     if (!source) {
         id_random(random);
         source = random;
@@ -10081,28 +11621,44 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
         if (v) *v++ = 0;
         if (!strcmp(k, "type") && v) type = v;
         else if ((!strcmp(k, "source") || !strcmp(k, "src")) && v) source = v;
-        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v) dest = v;
-        else if (!strcmp(k, "readonly") || !strcmp(k, "ro")) ro = !v || !strcmp(v, "true") || !strcmp(v, "1");
+        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v)
+            dest = v;
+        else if (!strcmp(k, "readonly") || !strcmp(k, "ro"))
+            ro = !v || !strcmp(v, "true") || !strcmp(v, "1");
         else if (!strcmp(k, "bind-propagation") && v) buf_addf(&opts, ",%s", v);
         else if (!strcmp(k, "volume-nocopy")) nocopy = !v || !strcmp(v, "true") || !strcmp(v, "1");
-        else if (!strcmp(k, "tmpfs-size") && v && str_bytes(v) >= 0) buf_addf(&opts, ",size=%" PRId64, str_bytes(v));
+        else if (!strcmp(k, "tmpfs-size") && v && str_bytes(v) >= 0)
+            buf_addf(&opts, ",size=%" PRId64, str_bytes(v));
         else if (!strcmp(k, "tmpfs-mode") && v) buf_addf(&opts, ",mode=%s", v);
         else if (!strcmp(k, "consistency") || !strcmp(k, "bind-recursive")) continue;
-        else return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: unexpected key '%.60s'", text, k);
+        else
+            return err_set(
+                e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: unexpected key '%.60s'",
+                text, k);
     }
-    if (!dest) return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: target is required", text);
+    if (!dest)
+        return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: target is required",
+                       text);
     if (!strcmp(type, "tmpfs")) {
-        AUTO_FREE char *o = str_fmt("nosuid,nodev,noexec%s%s", ro ? ",ro" : "", opts.p ? opts.p : "");
+        AUTO_FREE char *o =
+            str_fmt("nosuid,nodev,noexec%s%s", ro ? ",ro" : "", opts.p ? opts.p : "");
         return volume_mount(m, spec, "tmpfs", "tmpfs", dest, o, NULL, e);
     }
     AUTO_FREE char *o = str_fmt("rbind%s%s", ro ? ",ro,rro" : "", opts.p ? opts.p : "");
     if (!strcmp(type, "bind")) {
         struct stat st;
-        if (!source || *source != '/') return err_set(e, 0, "invalid mount config for type \"bind\": source must be an absolute path");
-        if (stat(source, &st)) return err_set(e, 0, "invalid mount config for type \"bind\": bind source path does not exist: %.300s", source);
+        if (!source || *source != '/')
+            return err_set(
+                e, 0, "invalid mount config for type \"bind\": source must be an absolute path");
+        if (stat(source, &st))
+            return err_set(
+                e, 0,
+                "invalid mount config for type \"bind\": bind source path does not exist: %.300s",
+                source);
         return volume_mount(m, spec, "bind", source, dest, o, NULL, e);
     }
-    if (strcmp(type, "volume")) return err_set(e, 0, "mount type '%.40s' is not one of bind, volume, tmpfs", type);
+    if (strcmp(type, "volume"))
+        return err_set(e, 0, "mount type '%.40s' is not one of bind, volume, tmpfs", type);
     if (!source) {
         id_random(random);
         source = random;
@@ -10116,7 +11672,8 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
 static int tmpfs_option(struct make *m, json_t *spec, const char *text, struct err *e) {
     AUTO_FREE char *dest = str_dupn(text, strcspn(text, ":"));
     const char *colon = strchr(text, ':');
-    AUTO_FREE char *o = str_fmt("nosuid,nodev,noexec%s%s", colon && colon[1] ? "," : "", colon ? colon + 1 : "");
+    AUTO_FREE char *o =
+        str_fmt("nosuid,nodev,noexec%s%s", colon && colon[1] ? "," : "", colon ? colon + 1 : "");
     return volume_mount(m, spec, "tmpfs", "tmpfs", dest, o, NULL, e);
 }
 
@@ -10127,28 +11684,35 @@ static int make_volumes(struct make *m, json_t *spec, struct err *e) {
     cli_list(m->cli, "volume", &v);
     cli_list(m->cli, "mount", &mo);
     cli_list(m->cli, "tmpfs", &t);
-    for (size_t i = 0; i < v.n; i++) if (volume_option(m, spec, v.v[i], e)) return -1;
-    for (size_t i = 0; i < mo.n; i++) if (mount_option(m, spec, mo.v[i], e)) return -1;
-    for (size_t i = 0; i < t.n; i++) if (tmpfs_option(m, spec, t.v[i], e)) return -1;
-    json_object_foreach(js_get(m->run, "Volumes"), key, val) {     /* the image's own */
+    for (size_t i = 0; i < v.n; i++)
+        if (volume_option(m, spec, v.v[i], e)) return -1;
+    for (size_t i = 0; i < mo.n; i++)
+        if (mount_option(m, spec, mo.v[i], e)) return -1;
+    for (size_t i = 0; i < t.n; i++)
+        if (tmpfs_option(m, spec, t.v[i], e)) return -1;
+    json_object_foreach (js_get(m->run, "Volumes"), key, val) { /* the image's own */
         AUTO_FREE char *clean = path_clean(key), *at = str_fmt("/%s", clean);
         bool taken = false;
         size_t i;
         json_t *old;
-        json_array_foreach(js_get(m->sk, "mounts"), i, old) taken |= str_eq(js_str(old, "Destination"), at);
+        json_array_foreach (js_get(m->sk, "mounts"), i, old)
+            taken |= str_eq(js_str(old, "Destination"), at);
         if (!taken && *clean && !strchr(key, ':') && volume_option(m, spec, at, e)) return -1;
     }
     return 0;
 }
 
 /* ---- 24.6 /etc files ---- */
-static int make_etc_file(struct make *m, json_t *spec, const char *name, const char *text, struct err *e) {
+static int make_etc_file(struct make *m, json_t *spec, const char *name, const char *text,
+                         struct err *e) {
     if (file_replace(m->c.dir, name, text, strlen(text), 0644, FILE_FRESH, e)) return -1;
-    AUTO_FREE char *from = str_fmt("%s/containers/%s/%s", m->s->path, m->c.id, name), *to = str_fmt("/etc/%s", name);
+    AUTO_FREE char *from = str_fmt("%s/containers/%s/%s", m->s->path, m->c.id, name),
+                   *to = str_fmt("/etc/%s", name);
     json_t *old;
     size_t i;
-    json_array_foreach(js_get(m->sk, "mounts"), i, old)
-        if (str_eq(js_str(old, "Destination"), to) || str_eq(js_str(old, "Destination"), "/etc")) return 0;
+    json_array_foreach (js_get(m->sk, "mounts"), i, old)
+        if (str_eq(js_str(old, "Destination"), to) || str_eq(js_str(old, "Destination"), "/etc"))
+            return 0;
     mount_add(js_suba(spec, "mounts"), to, "bind", from, "bind,rprivate", false);
     return 0;
 }
@@ -10160,32 +11724,46 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
     cli_list(m->cli, "dns", &dns);
     cli_list(m->cli, "dns-search", &search);
     cli_list(m->cli, "dns-option", &opt);
-    buf_adds(&hosts, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
-                     "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
+    buf_adds(
+        &hosts,
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
+        "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n");
     for (size_t i = 0; i < add.n; i++) {
         char *c = strpbrk(add.v[i], ":=");
-        if (!c || c == add.v[i] || !c[1] || strpbrk(add.v[i], "\n\t ")) return err_set(e, 0, "invalid argument \"%.100s\" for \"--add-host\" flag: bad format for add-host", add.v[i]);
+        if (!c || c == add.v[i] || !c[1] || strpbrk(add.v[i], "\n\t "))
+            return err_set(
+                e, 0,
+                "invalid argument \"%.100s\" for \"--add-host\" flag: bad format for add-host",
+                add.v[i]);
         *c = 0;
         u8 addr[16];
-        if (strcmp(c + 1, "host-gateway") && inet_pton(AF_INET, c + 1, addr) < 1 && inet_pton(AF_INET6, c + 1, addr) < 1)
-            return err_set(e, 0, "invalid argument \"%.100s:%.60s\" for \"--add-host\" flag: invalid IP address in add-host", add.v[i], c + 1);
+        if (strcmp(c + 1, "host-gateway") && inet_pton(AF_INET, c + 1, addr) < 1 &&
+            inet_pton(AF_INET6, c + 1, addr) < 1)
+            return err_set(e, 0,
+                           "invalid argument \"%.100s:%.60s\" for \"--add-host\" flag: invalid IP "
+                           "address in add-host",
+                           add.v[i], c + 1);
         buf_addf(&hosts, "%s\t%s\n", strcmp(c + 1, "host-gateway") ? c + 1 : "127.0.0.1", add.v[i]);
     }
     buf_addf(&hosts, "127.0.1.1\t%s\n", hostname);
     AUTO_FREE char *name_line = str_fmt("%s\n", hostname);
     struct err ignored;
-    if (!dns.n && !search.n && !opt.n) file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &resolv, &ignored);
+    if (!dns.n && !search.n && !opt.n)
+        file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &resolv, &ignored);
     for (size_t i = 0; i < dns.n; i++) {
         u8 addr[16];
         if (inet_pton(AF_INET, dns.v[i], addr) < 1 && inet_pton(AF_INET6, dns.v[i], addr) < 1)
-            return err_set(e, 0, "invalid argument \"%.60s\" for \"--dns\" flag: %.60s is not an ip address", dns.v[i], dns.v[i]);
+            return err_set(
+                e, 0, "invalid argument \"%.60s\" for \"--dns\" flag: %.60s is not an ip address",
+                dns.v[i], dns.v[i]);
         buf_addf(&resolv, "nameserver %s\n", dns.v[i]);
     }
-    if (!dns.n && (search.n || opt.n)) {      /* the host's servers stay */
+    if (!dns.n && (search.n || opt.n)) { /* the host's servers stay */
         AUTO_BUF host = { 0 };
         char *save = NULL;
         file_read(AT_FDCWD, "/etc/resolv.conf", 65536, &host, &ignored);
-        for (char *l = host.p ? strtok_r(host.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save))
+        for (char *l = host.p ? strtok_r(host.p, "\n", &save) : NULL; l;
+             l = strtok_r(NULL, "\n", &save))
             if (str_prefix(l, "nameserver")) buf_addf(&resolv, "%s\n", l);
     }
     if (search.n) {
@@ -10196,8 +11774,11 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
         AUTO_FREE char *j = str_join(&opt, " ");
         buf_addf(&resolv, "options %s\n", j);
     }
-    return make_etc_file(m, spec, "hosts", hosts.p, e) || make_etc_file(m, spec, "hostname", name_line, e) ||
-                   make_etc_file(m, spec, "resolv.conf", resolv.p ? resolv.p : "", e) ? -1 : 0;
+    return make_etc_file(m, spec, "hosts", hosts.p, e) ||
+                   make_etc_file(m, spec, "hostname", name_line, e) ||
+                   make_etc_file(m, spec, "resolv.conf", resolv.p ? resolv.p : "", e)
+               ? -1
+               : 0;
 }
 
 /* ---- 24.7 the root file system's rung ---- */
@@ -10205,10 +11786,12 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
 /* Does the kernel mount overlay here, over this store? Tried once a boot; remembered in cache/. */
 static int probe_overlay_child(void *arg) {
     const char *dir = arg;
-    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || chdir(dir)) return 1;
+    if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) || chdir(dir))
+        return 1;
     if (mount("probe", "m", "overlay", 0, "lowerdir=l,upperdir=u,workdir=w,userxattr")) return 1;
     /* a real modification: some file systems mount and then refuse to copy up */
-    if (mkdir("m/new", 0700) || chmod("m/f", 0640) || rename("m/f", "m/new/f") || unlink("m/new/f")) return 1;
+    if (mkdir("m/new", 0700) || chmod("m/f", 0640) || rename("m/f", "m/new/f") || unlink("m/new/f"))
+        return 1;
     return 0;
 }
 
@@ -10217,9 +11800,10 @@ static bool probe_overlay(const struct store *s, const struct idmap *ids) {
     struct statfs fs;
     struct err e;
     if (host_disabled("overlay") || fstatfs(s->dir, &fs)) return false;
-    if ((u32)fs.f_type == 0x47504653) return false;      /* GPFS: probing can hang the node */
+    if ((u32)fs.f_type == 0x47504653) return false; /* GPFS: probing can hang the node */
     file_line(AT_FDCWD, "/proc/sys/kernel/random/boot_id", boot, sizeof boot);
-    snprintf(key, sizeof key, "cache/overlay-%.40s-%" PRIx64 "-%u", boot, (u64)fs.f_type, ids->uids);
+    snprintf(key, sizeof key, "cache/overlay-%.40s-%" PRIx64 "-%u", boot, (u64)fs.f_type,
+             ids->uids);
     file_line(s->dir, key, answer, sizeof answer);
     if (!strcmp(answer, "yes") || !strcmp(answer, "no")) return *answer == 'y';
     id_random(id);
@@ -10234,7 +11818,8 @@ static bool probe_overlay(const struct store *s, const struct idmap *ids) {
     file_replace(l, "f", "x", 1, 0600, 0, &e);
     struct idmap none = { 0 };
     pid_t pid = fork();
-    if (!pid) _exit(launch_as_owner(geteuid() ? ids : &none, probe_overlay_child, full, &e) == 0 ? 0 : 1);
+    if (!pid)
+        _exit(launch_as_owner(geteuid() ? ids : &none, probe_overlay_child, full, &e) == 0 ? 0 : 1);
     int status = 1;
     if (pid > 0) waitpid(pid, &status, 0);
     bool ok = WIFEXITED(status) && !WEXITSTATUS(status);
@@ -10244,7 +11829,7 @@ static bool probe_overlay(const struct store *s, const struct idmap *ids) {
     return ok;
 }
 
-static const char *g_storage_driver;      /* --storage-driver; NULL: the ladder */
+static const char *g_storage_driver; /* --storage-driver; NULL: the ladder */
 
 /* Chooses the rung: overlay-fuse, overlay, copy. */
 static const char *choose_driver(const struct store *s, const struct idmap *ids, struct err *e) {
@@ -10254,36 +11839,50 @@ static const char *choose_driver(const struct store *s, const struct idmap *ids,
     if (!strcmp(force, "overlay-fuse") && overlay && fuse) return "overlay-fuse";
     if (!strcmp(force, "overlay") && overlay) return "overlay";
     if (!strcmp(force, "copy") || !strcmp(force, "vfs")) return "copy";
-    if (strcmp(force, "overlay-fuse") && strcmp(force, "overlay")) err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", force);
-    else err_set(e, 0, "storage driver %s does not work here: %s", force,
-                 !overlay ? "the kernel refuses overlay in a user namespace over the store's file system" : "/dev/fuse cannot be opened");
+    if (strcmp(force, "overlay-fuse") && strcmp(force, "overlay"))
+        err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", force);
+    else
+        err_set(e, 0, "storage driver %s does not work here: %s", force,
+                !overlay
+                    ? "the kernel refuses overlay in a user namespace over the store's file system"
+                    : "/dev/fuse cannot be opened");
     return NULL;
 }
 
-struct copy_want { struct make *m; };
+struct copy_want {
+    struct make *m;
+};
 static int make_copy_run(void *arg) {
     struct make *m = ((struct copy_want *)arg)->m;
     struct err e = { 0 };
     AUTO_FD root = dir_open(m->c.dir, "rootfs", &e);
-    if (root >= 0 && !idx_unpack(&m->x, m->layers, root, !m->ids.uids || !idmap_single(&m->ids), &e)) return 0;
+    if (root >= 0 &&
+        !idx_unpack(&m->x, m->layers, root, !m->ids.uids || !idmap_single(&m->ids), &e))
+        return 0;
     fprintf(stderr, "skiff: %s\n", e.msg);
     return 1;
 }
 
 /* Makes the directories of the container's tree for its rung. */
 static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
-    static const struct { const char *name; mode_t mode; bool overlay, fuse, layers; } DIRS[] = {
-        { "rootfs", 0755, false, false, false }, { "upper", 0755, true, false, false }, { "work", 0700, true, false, false },
-        { "lower", 0700, true, true, false },    { "l", 0700, true, false, true },
+    static const struct {
+        const char *name;
+        mode_t mode;
+        bool overlay, fuse, layers;
+    } DIRS[] = {
+        { "rootfs", 0755, false, false, false }, { "upper", 0755, true, false, false },
+        { "work", 0700, true, false, false },    { "lower", 0700, true, true, false },
+        { "l", 0700, true, false, true },
     };
     json_t *r = js_sub(m->sk, "rootfs");
     bool fuse = !strcmp(m->driver, "overlay-fuse"), layers = !strcmp(m->driver, "overlay");
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
-        if (((!DIRS[i].overlay || fuse || layers) && (!DIRS[i].fuse || fuse) && (!DIRS[i].layers || layers)) &&
+        if (((!DIRS[i].overlay || fuse || layers) && (!DIRS[i].fuse || fuse) &&
+             (!DIRS[i].layers || layers)) &&
             mkdirat(m->c.dir, DIRS[i].name, DIRS[i].mode))
             return err_set(e, errno, "make the container's directory %s", DIRS[i].name);
     js_sets(r, "driver", m->driver);
-    if (!m->image.manifest) {             /* --rootfs DIR, as it is */
+    if (!m->image.manifest) { /* --rootfs DIR, as it is */
         js_sets(js_sub(spec, "root"), "path", cli_text(m->cli, "rootfs"));
         return 0;
     }
@@ -10292,13 +11891,16 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
     js_sets(r, "chain", chain);
     if (!strcmp(m->driver, "overlay")) {
         size_t n = m->image.diff_ids.n;
-        bool merged = n > 200 || !n;      /* overlay's limits: 500 lowers, one page of options */
+        bool merged = n > 200 || !n; /* overlay's limits: 500 lowers, one page of options */
         for (size_t i = 0, lowers = 0; i < (merged ? 1 : n); i++) {
             char tree[128], link[32];
-            bool again = false;           /* overlay takes no directory twice; the upper of two equal layers is enough */
-            for (size_t k = i + 1; !merged && k < n; k++) again |= !strcmp(m->image.diff_ids.v[i], m->image.diff_ids.v[k]);
+            /* overlay takes no directory twice; the upper of two equal layers is enough */
+            bool again = false;
+            for (size_t k = i + 1; !merged && k < n; k++)
+                again |= !strcmp(m->image.diff_ids.v[i], m->image.diff_ids.v[k]);
             if (again) continue;
-            const char *kind = merged ? "merged" : "layers", *hex = merged ? chain : digest_hex(m->image.diff_ids.v[i]);
+            const char *kind = merged ? "merged" : "layers",
+                       *hex = merged ? chain : digest_hex(m->image.diff_ids.v[i]);
             if (image_tree(m->s, kind, hex, &m->ids, tree, e)) return -1;
             AUTO_FREE char *to = str_fmt("../../../%s", tree);
             snprintf(link, sizeof link, "l/%zu", lowers++);
@@ -10332,10 +11934,13 @@ static int make_caps(struct make *m, json_t *proc, u64 *ret, struct err *e) {
         }
         if (all) caps = pass ? CAP_ALL : 0;
     }
-    for (size_t i = 0; i < drop.n; i++) if (strcasecmp(drop.v[i], "ALL")) caps &= ~CAP_BIT(cap_number(drop.v[i]));
-    for (size_t i = 0; i < add.n; i++) if (strcasecmp(add.v[i], "ALL")) caps |= CAP_BIT(cap_number(add.v[i]));
+    for (size_t i = 0; i < drop.n; i++)
+        if (strcasecmp(drop.v[i], "ALL")) caps &= ~CAP_BIT(cap_number(drop.v[i]));
+    for (size_t i = 0; i < add.n; i++)
+        if (strcasecmp(add.v[i], "ALL")) caps |= CAP_BIT(cap_number(add.v[i]));
     i64 n = 0;
-    if (!file_line(AT_FDCWD, "/proc/sys/kernel/cap_last_cap", line, sizeof line) && str_int(line, 0, 63, &n))
+    if (!file_line(AT_FDCWD, "/proc/sys/kernel/cap_last_cap", line, sizeof line) &&
+        str_int(line, 0, 63, &n))
         last = n == 63 ? ~0ull : (1ull << (n + 1)) - 1;
     if (last) caps &= last;
     json_t *c = js_sub(proc, "capabilities");
@@ -10356,10 +11961,16 @@ static int make_rlimits(struct make *m, json_t *proc, struct err *e) {
         if (eq) *eq++ = 0;
         char *colon = eq ? strchr(eq, ':') : NULL;
         if (colon) *colon++ = 0;
-        if (!eq || rlimit_number(l.v[i]) < 0) return err_set(e, 0, "invalid ulimit argument: %.60s", l.v[i]);
-        if (!str_int(eq, -1, INT64_MAX, &soft) || (colon && !str_int(colon, -1, INT64_MAX, &hard))) return err_set(e, 0, "invalid ulimit value: %.60s", eq);
+        if (!eq || rlimit_number(l.v[i]) < 0)
+            return err_set(e, 0, "invalid ulimit argument: %.60s", l.v[i]);
+        if (!str_int(eq, -1, INT64_MAX, &soft) || (colon && !str_int(colon, -1, INT64_MAX, &hard)))
+            return err_set(e, 0, "invalid ulimit value: %.60s", eq);
         if (!colon) hard = soft;
-        if (hard >= 0 && (soft > hard || soft < 0)) return err_set(e, 0, "ulimit soft limit must be less than or equal to hard limit: %" PRId64 " > %" PRId64, soft, hard);
+        if (hard >= 0 && (soft > hard || soft < 0))
+            return err_set(e, 0,
+                           "ulimit soft limit must be less than or equal to hard limit: %" PRId64
+                           " > %" PRId64,
+                           soft, hard);
         json_t *j = json_object();
         AUTO_FREE char *type = str_fmt("RLIMIT_%s", l.v[i]);
         for (char *s = type; *s; s++) *s = (char)toupper((u8)*s);
@@ -10379,28 +11990,44 @@ static int make_security(struct make *m, json_t *spec, struct err *e) {
     for (size_t i = 0; i < l.n; i++) {
         const char *o = l.v[i], *v = strpbrk(o, "=:");
         if (v) v++;
-        if (str_prefix(o, "no-new-privileges")) js_setb(js_get(spec, "process"), "noNewPrivileges", !v || str_eq(v, "true"));
-        else if (str_prefix(o, "seccomp") && str_eq(v, "unconfined")) js_sets(m->sk, "seccomp", "unconfined");
+        if (str_prefix(o, "no-new-privileges"))
+            js_setb(js_get(spec, "process"), "noNewPrivileges", !v || str_eq(v, "true"));
+        else if (str_prefix(o, "seccomp") && str_eq(v, "unconfined"))
+            js_sets(m->sk, "seccomp", "unconfined");
         else if (str_prefix(o, "seccomp") && v) {
             json_t *p = js_load(AT_FDCWD, v, e);
             if (!p) return err_wrap(e, "opening seccomp profile (%s) failed", v);
             js_set(js_sub(spec, "linux"), "seccomp", p);
             js_sets(m->sk, "seccomp", "profile");
-        } else if (str_prefix(o, "label")) log_warn("--security-opt %s: there is no SELinux labelling here; ignored", o);
+        } else if (str_prefix(o, "label"))
+            log_warn("--security-opt %s: there is no SELinux labelling here; ignored", o);
         else if (str_prefix(o, "apparmor") && str_eq(v, "unconfined")) continue;
-        else if (str_prefix(o, "systempaths") && str_eq(v, "unconfined")) json_object_del(js_get(spec, "linux"), "maskedPaths"), json_object_del(js_get(spec, "linux"), "readonlyPaths");
+        else if (str_prefix(o, "systempaths") && str_eq(v, "unconfined"))
+            json_object_del(js_get(spec, "linux"), "maskedPaths"),
+                json_object_del(js_get(spec, "linux"), "readonlyPaths");
         else return err_set(e, 0, "invalid --security-opt: \"%.100s\"", o);
     }
     return 0;
 }
 
 static void make_paths(json_t *lin) {
-    static const char *const MASKED[] = { "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-        "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-        "/sys/devices/virtual/powercap", "/sys/firmware" };
-    static const char *const READONLY[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" };
+    static const char *const MASKED[] = { "/proc/acpi",
+                                          "/proc/asound",
+                                          "/proc/interrupts",
+                                          "/proc/kcore",
+                                          "/proc/keys",
+                                          "/proc/latency_stats",
+                                          "/proc/sched_debug",
+                                          "/proc/scsi",
+                                          "/proc/timer_list",
+                                          "/proc/timer_stats",
+                                          "/sys/devices/virtual/powercap",
+                                          "/sys/firmware" };
+    static const char *const READONLY[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
+                                            "/proc/sysrq-trigger" };
     for (size_t i = 0; i < ARRAY_LEN(MASKED); i++) js_push(js_suba(lin, "maskedPaths"), MASKED[i]);
-    for (size_t i = 0; i < ARRAY_LEN(READONLY); i++) js_push(js_suba(lin, "readonlyPaths"), READONLY[i]);
+    for (size_t i = 0; i < ARRAY_LEN(READONLY); i++)
+        js_push(js_suba(lin, "readonlyPaths"), READONLY[i]);
 }
 
 static void make_idmap(json_t *lin, const struct idmap *ids) {
@@ -10418,7 +12045,8 @@ static void make_idmap(json_t *lin, const struct idmap *ids) {
 /* A namespace's mode: private or host; anything else is an error that says so. */
 static int make_ns_mode(const struct cli *c, const char *flag, bool *ret_host, struct err *e) {
     const char *v = cli_text(c, flag);
-    if (str_empty(v) || !strcmp(v, "private") || !strcmp(v, "shareable")) return *ret_host = false, 0;
+    if (str_empty(v) || !strcmp(v, "private") || !strcmp(v, "shareable"))
+        return *ret_host = false, 0;
     if (!strcmp(v, "host")) return *ret_host = true, 0;
     return err_set(e, 0, "--%s=%.60s is not supported yet by skiff: use private or host", flag, v);
 }
@@ -10427,18 +12055,29 @@ static int make_namespaces(struct make *m, json_t *spec, struct err *e) {
     json_t *lin = js_sub(spec, "linux"), *ns = js_suba(lin, "namespaces");
     const char *net = cli_text(m->cli, "network");
     bool pid, ipc, uts, cgroup;
-    if (make_ns_mode(m->cli, "pid", &pid, e) || make_ns_mode(m->cli, "ipc", &ipc, e) || make_ns_mode(m->cli, "uts", &uts, e) ||
-        make_ns_mode(m->cli, "cgroupns", &cgroup, e))
+    if (make_ns_mode(m->cli, "pid", &pid, e) || make_ns_mode(m->cli, "ipc", &ipc, e) ||
+        make_ns_mode(m->cli, "uts", &uts, e) || make_ns_mode(m->cli, "cgroupns", &cgroup, e))
         return -1;
     if (str_empty(net) || !strcmp(net, "default")) net = "host";
     if (strcmp(net, "host") && strcmp(net, "none"))
-        return err_set(e, 0, "--network=%.60s is not supported yet by skiff: use host (the default without root) or none", net);
+        return err_set(e, 0,
+                       "--network=%.60s is not supported yet by skiff: use host (the default "
+                       "without root) or none",
+                       net);
     AUTO_STRV ports = { 0 };
     cli_list(m->cli, "publish", &ports);
     if (ports.n) log_warn("Published ports are discarded when using %s network mode", net);
-    const struct { const char *type; bool on; } NS[] = {
-        { "user", m->ids.uids > 0 }, { "mount", true }, { "pid", !pid }, { "ipc", !ipc }, { "uts", !uts },
-        { "network", strcmp(net, "host") != 0 }, { "cgroup", !cgroup },
+    const struct {
+        const char *type;
+        bool on;
+    } NS[] = {
+        { "user", m->ids.uids > 0 },
+        { "mount", true },
+        { "pid", !pid },
+        { "ipc", !ipc },
+        { "uts", !uts },
+        { "network", strcmp(net, "host") != 0 },
+        { "cgroup", !cgroup },
     };
     for (size_t i = 0; i < ARRAY_LEN(NS); i++)
         if (NS[i].on) {
@@ -10450,11 +12089,13 @@ static int make_namespaces(struct make *m, json_t *spec, struct err *e) {
     make_idmap(lin, &m->ids);
     make_default_mounts(m, spec, !strcmp(net, "host"), pid, ipc);
     if (!m->privileged) make_paths(lin);
-    if (uts && cli_has(m->cli, "hostname")) return err_set(e, 0, "conflicting options: hostname and the UTS mode");
+    if (uts && cli_has(m->cli, "hostname"))
+        return err_set(e, 0, "conflicting options: hostname and the UTS mode");
     if (!uts) {
         AUTO_FREE char *short_id = str_dupn(m->c.id, 12);
         const char *h = cli_text(m->cli, "hostname");
-        if (h && (strlen(h) > 64 || strpbrk(h, " \n\t/"))) return err_set(e, 0, "invalid hostname: %.80s", h);
+        if (h && (strlen(h) > 64 || strpbrk(h, " \n\t/")))
+            return err_set(e, 0, "invalid hostname: %.80s", h);
         js_sets(spec, "hostname", h ? h : short_id);
         js_sets(spec, "domainname", cli_text(m->cli, "domainname"));
     }
@@ -10469,7 +12110,8 @@ static int make_args(struct make *m, char *const *argv, struct err *e) {
     size_t fixed = m->args.n;
     for (; *argv; argv++) strv_add(&m->args, *argv);
     if (m->args.n == fixed && !ep) js_to_strv(js_get(m->run, "Cmd"), &m->args);
-    if (!m->args.n || (m->args.n == 1 && !*m->args.v[0])) return err_set(e, 0, "no command specified");
+    if (!m->args.n || (m->args.n == 1 && !*m->args.v[0]))
+        return err_set(e, 0, "no command specified");
     return 0;
 }
 
@@ -10482,12 +12124,15 @@ static int make_env(struct make *m, const char *hostname, struct err *e) {
     strv_take(&m->env, str_fmt("HOSTNAME=%s", hostname));
     if (m->tty) strv_add(&m->env, "TERM=xterm");
     for (size_t i = 0; i < img.n; i++) env_set(&m->env, img.v[i]);
-    for (size_t i = 0; i < files.n; i++) if (env_file(&m->env, files.v[i], e)) return -1;
+    for (size_t i = 0; i < files.n; i++)
+        if (env_file(&m->env, files.v[i], e)) return -1;
     for (size_t i = 0; i < vars.n; i++) {
-        if (!*vars.v[i] || *vars.v[i] == '=') return err_set(e, 0, "invalid environment variable: %.60s", vars.v[i]);
+        if (!*vars.v[i] || *vars.v[i] == '=')
+            return err_set(e, 0, "invalid environment variable: %.60s", vars.v[i]);
         env_option(&m->env, vars.v[i]);
     }
-    if (!env_get(&m->env, "HOME")) strv_take(&m->env, str_fmt("HOME=%s", *m->user.home ? m->user.home : "/"));
+    if (!env_get(&m->env, "HOME"))
+        strv_take(&m->env, str_fmt("HOME=%s", *m->user.home ? m->user.home : "/"));
     return 0;
 }
 
@@ -10497,16 +12142,21 @@ static int make_process(struct make *m, json_t *spec, u64 *ret_caps, struct err 
     const char *cwd = cli_text(m->cli, "workdir");
     if (str_empty(cwd)) cwd = js_str_or(m->run, "WorkingDir", "/");
     if (str_empty(cwd)) cwd = "/";
-    if (*cwd != '/') return err_set(e, 0, "the working directory '%.200s' is invalid, it needs to be an absolute path", cwd);
+    if (*cwd != '/')
+        return err_set(e, 0,
+                       "the working directory '%.200s' is invalid, it needs to be an absolute path",
+                       cwd);
     AUTO_FREE char *clean = path_clean(cwd), *abs = str_fmt("/%s", clean);
     js_setb(proc, "terminal", m->tty);
     js_seti(u, "uid", m->user.uid);
     js_seti(u, "gid", m->user.gid);
-    for (size_t i = 0; i < m->user.ngroups; i++) json_array_append_new(js_suba(u, "additionalGids"), json_integer(m->user.groups[i]));
+    for (size_t i = 0; i < m->user.ngroups; i++)
+        json_array_append_new(js_suba(u, "additionalGids"), json_integer(m->user.groups[i]));
     js_set(proc, "args", js_strv(&m->args));
     js_set(proc, "env", js_strv(&m->env));
     js_sets(proc, "cwd", abs);
-    if (cli_has(m->cli, "oom-score-adj")) js_seti(proc, "oomScoreAdj", cli_int(m->cli, "oom-score-adj", 0));
+    if (cli_has(m->cli, "oom-score-adj"))
+        js_seti(proc, "oomScoreAdj", cli_int(m->cli, "oom-score-adj", 0));
     struct winsize ws;
     if (m->tty && !ioctl(0, TIOCGWINSZ, &ws)) {
         js_seti(js_sub(proc, "consoleSize"), "height", ws.ws_row);
@@ -10520,24 +12170,34 @@ static int make_resources(struct make *m, json_t *spec, struct err *e) {
     json_t *res = json_object();
     i64 n;
     if (cli_has(c, "memory")) {
-        if ((n = str_bytes(cli_text(c, "memory"))) < 6 << 20 && n) return json_decref(res), err_set(e, 0, "Minimum memory limit allowed is 6MB");
+        if ((n = str_bytes(cli_text(c, "memory"))) < 6 << 20 && n)
+            return json_decref(res), err_set(e, 0, "Minimum memory limit allowed is 6MB");
         if (n) js_seti(js_sub(res, "memory"), "limit", n);
     }
-    if (cli_has(c, "memory-swap")) js_seti(js_sub(res, "memory"), "swap", strcmp(cli_text(c, "memory-swap"), "-1") ? str_bytes(cli_text(c, "memory-swap")) : -1);
-    if (cli_has(c, "memory-reservation")) js_seti(js_sub(res, "memory"), "reservation", str_bytes(cli_text(c, "memory-reservation")));
+    if (cli_has(c, "memory-swap"))
+        js_seti(js_sub(res, "memory"), "swap",
+                strcmp(cli_text(c, "memory-swap"), "-1") ? str_bytes(cli_text(c, "memory-swap"))
+                                                         : -1);
+    if (cli_has(c, "memory-reservation"))
+        js_seti(js_sub(res, "memory"), "reservation", str_bytes(cli_text(c, "memory-reservation")));
     if (cli_has(c, "cpus")) {
         char *end;
         double v = strtod(cli_text(c, "cpus"), &end);
-        if (*end || v <= 0 || v > 4096) return json_decref(res), err_set(e, 0, "invalid argument \"%.40s\" for \"--cpus\" flag", cli_text(c, "cpus"));
+        if (*end || v <= 0 || v > 4096)
+            return json_decref(res), err_set(e, 0, "invalid argument \"%.40s\" for \"--cpus\" flag",
+                                             cli_text(c, "cpus"));
         js_seti(js_sub(res, "cpu"), "quota", (i64)(v * 100000));
         js_seti(js_sub(res, "cpu"), "period", 100000);
     }
-    if (cli_has(c, "cpu-shares")) js_seti(js_sub(res, "cpu"), "shares", cli_int(c, "cpu-shares", 0));
+    if (cli_has(c, "cpu-shares"))
+        js_seti(js_sub(res, "cpu"), "shares", cli_int(c, "cpu-shares", 0));
     if (cli_has(c, "cpu-quota")) js_seti(js_sub(res, "cpu"), "quota", cli_int(c, "cpu-quota", 0));
-    if (cli_has(c, "cpu-period")) js_seti(js_sub(res, "cpu"), "period", cli_int(c, "cpu-period", 100000));
+    if (cli_has(c, "cpu-period"))
+        js_seti(js_sub(res, "cpu"), "period", cli_int(c, "cpu-period", 100000));
     if (cli_has(c, "cpuset-cpus")) js_sets(js_sub(res, "cpu"), "cpus", cli_text(c, "cpuset-cpus"));
     if (cli_has(c, "cpuset-mems")) js_sets(js_sub(res, "cpu"), "mems", cli_text(c, "cpuset-mems"));
-    if (cli_has(c, "pids-limit")) js_seti(js_sub(res, "pids"), "limit", cli_int(c, "pids-limit", 0));
+    if (cli_has(c, "pids-limit"))
+        js_seti(js_sub(res, "pids"), "limit", cli_int(c, "pids-limit", 0));
     if (json_object_size(res)) js_set(js_sub(spec, "linux"), "resources", res);
     else json_decref(res);
     return 0;
@@ -10548,12 +12208,18 @@ static int make_sysctls(struct make *m, json_t *spec, struct err *e) {
     cli_list(m->cli, "sysctl", &l);
     for (size_t i = 0; i < l.n; i++) {
         char *eq = strchr(l.v[i], '=');
-        if (!eq || eq == l.v[i]) return err_set(e, 0, "sysctl '%.60s' is not allowed: expected key=value", l.v[i]);
+        if (!eq || eq == l.v[i])
+            return err_set(e, 0, "sysctl '%.60s' is not allowed: expected key=value", l.v[i]);
         *eq++ = 0;
-        bool net = str_prefix(l.v[i], "net."), ipc = str_prefix(l.v[i], "kernel.msg") || str_prefix(l.v[i], "kernel.sem") ||
+        bool net = str_prefix(l.v[i], "net."),
+             ipc = str_prefix(l.v[i], "kernel.msg") || str_prefix(l.v[i], "kernel.sem") ||
                    str_prefix(l.v[i], "kernel.shm") || str_prefix(l.v[i], "fs.mqueue.");
-        if ((!net && !ipc) || strstr(l.v[i], "..") || strchr(l.v[i], '/')) return err_set(e, 0, "sysctl '%.60s' is not allowed: it is not of a namespace", l.v[i]);
-        if (net && str_eq(js_str(m->sk, "network"), "host")) return err_set(e, 0, "sysctl '%.60s' is not allowed with the host's network: add --network none", l.v[i]);
+        if ((!net && !ipc) || strstr(l.v[i], "..") || strchr(l.v[i], '/'))
+            return err_set(e, 0, "sysctl '%.60s' is not allowed: it is not of a namespace", l.v[i]);
+        if (net && str_eq(js_str(m->sk, "network"), "host"))
+            return err_set(
+                e, 0, "sysctl '%.60s' is not allowed with the host's network: add --network none",
+                l.v[i]);
         js_sets(js_sub(js_sub(spec, "linux"), "sysctl"), l.v[i], eq);
     }
     return 0;
@@ -10567,7 +12233,10 @@ static int make_devices(struct make *m, json_t *spec, struct err *e) {
         struct stat st;
         strv_split(&p, l.v[i], ':');
         if (stat(p.v[0], &st) || !(S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)))
-            return err_set(e, 0, "error gathering device information while adding custom device \"%.100s\": not a device node", p.v[0]);
+            return err_set(e, 0,
+                           "error gathering device information while adding custom device "
+                           "\"%.100s\": not a device node",
+                           p.v[0]);
         json_t *j = json_object();
         js_sets(j, "hostPath", p.v[0]);
         js_sets(j, "path", p.n > 1 && *p.v[1] == '/' ? p.v[1] : p.v[0]);
@@ -10585,22 +12254,29 @@ static int make_health(struct make *m, struct err *e) {
     const json_t *img = js_get(m->run, "Healthcheck");
     AUTO_STRV test = { 0 }, run = { 0 };
     js_to_strv(js_get(img, "Test"), &test);
-    if (cli_int(c, "health-retries", 0) < 0) return err_set(e, 0, "--health-retries cannot be negative");
+    if (cli_int(c, "health-retries", 0) < 0)
+        return err_set(e, 0, "--health-retries cannot be negative");
     if (cli_has(c, "health-cmd")) {
         strv_done(&test);
         strv_add(&test, "CMD-SHELL");
         strv_add(&test, cli_text(c, "health-cmd"));
     }
-    if (cli_flag(c, "no-healthcheck") && cli_has(c, "health-cmd")) return err_set(e, 0, "--no-healthcheck conflicts with --health-* options");
+    if (cli_flag(c, "no-healthcheck") && cli_has(c, "health-cmd"))
+        return err_set(e, 0, "--no-healthcheck conflicts with --health-* options");
     if (cli_flag(c, "no-healthcheck") || !test.n || !strcmp(test.v[0], "NONE")) return 0;
     if (!strcmp(test.v[0], "CMD-SHELL") && test.n == 2) {
         strv_add(&run, "/bin/sh");
         strv_add(&run, "-c");
         strv_add(&run, test.v[1]);
-    } else if (!strcmp(test.v[0], "CMD")) for (size_t i = 1; i < test.n; i++) strv_add(&run, test.v[i]);
+    } else if (!strcmp(test.v[0], "CMD"))
+        for (size_t i = 1; i < test.n; i++) strv_add(&run, test.v[i]);
     else return err_set(e, 0, "Unknown healthcheck type '%.40s' in the image", test.v[0]);
-    static const struct { const char *flag, *image, *key; i64 dflt; } T[] = {
-        { "health-interval", "Interval", "intervalNs", 30000000000 }, { "health-timeout", "Timeout", "timeoutNs", 30000000000 },
+    static const struct {
+        const char *flag, *image, *key;
+        i64 dflt;
+    } T[] = {
+        { "health-interval", "Interval", "intervalNs", 30000000000 },
+        { "health-timeout", "Timeout", "timeoutNs", 30000000000 },
         { "health-start-period", "StartPeriod", "startPeriodNs", 0 },
     };
     json_t *h = js_sub(m->sk, "health");
@@ -10609,7 +12285,8 @@ static int make_health(struct make *m, struct err *e) {
     for (size_t i = 0; i < ARRAY_LEN(T); i++) {
         i64 v = js_int(img, T[i].image, 0);
         if (cli_has(c, T[i].flag)) v = time_duration(cli_text(c, T[i].flag));
-        if (v && v < 1000000) return err_set(e, 0, "%s in Healthcheck cannot be less than 1ms", T[i].image);
+        if (v && v < 1000000)
+            return err_set(e, 0, "%s in Healthcheck cannot be less than 1ms", T[i].image);
         js_seti(h, T[i].key, v > 0 ? v : T[i].dflt);
     }
     i64 r = cli_int(c, "health-retries", js_int(img, "Retries", 3));
@@ -10623,8 +12300,11 @@ static int make_log(struct make *m, struct err *e) {
     const char *driver = cli_text(m->cli, "log-driver");
     json_t *l = js_sub(m->sk, "log");
     cli_list(m->cli, "log-opt", &o);
-    if (!str_empty(driver) && strcmp(driver, "json-file") && strcmp(driver, "none") && strcmp(driver, "local"))
-        return err_set(e, 0, "--log-driver=%.40s is not supported yet by skiff: use json-file or none", driver);
+    if (!str_empty(driver) && strcmp(driver, "json-file") && strcmp(driver, "none") &&
+        strcmp(driver, "local"))
+        return err_set(e, 0,
+                       "--log-driver=%.40s is not supported yet by skiff: use json-file or none",
+                       driver);
     js_sets(l, "driver", str_empty(driver) ? "json-file" : driver);
     js_seti(l, "maxFile", 1);
     for (size_t i = 0; i < o.n; i++) {
@@ -10633,9 +12313,16 @@ static int make_log(struct make *m, struct err *e) {
         if (eq) *eq++ = 0;
         js_sets(js_sub(l, "options"), o.v[i], eq ? eq : "");
         if (eq && !strcmp(o.v[i], "max-size") && (n = str_bytes(eq)) > 0) js_seti(l, "maxSize", n);
-        else if (eq && !strcmp(o.v[i], "max-file") && str_int(eq, 1, 1000, &n)) js_seti(l, "maxFile", n);
-        else if (eq && (!strcmp(o.v[i], "labels") || !strcmp(o.v[i], "env") || !strcmp(o.v[i], "tag") || !strcmp(o.v[i], "mode") || !strcmp(o.v[i], "compress"))) continue;
-        else return err_set(e, 0, "unknown or invalid log opt '%.60s%s%.60s' for json-file log driver", o.v[i], eq ? "=" : "", eq ? eq : "");
+        else if (eq && !strcmp(o.v[i], "max-file") && str_int(eq, 1, 1000, &n))
+            js_seti(l, "maxFile", n);
+        else if (eq &&
+                 (!strcmp(o.v[i], "labels") || !strcmp(o.v[i], "env") || !strcmp(o.v[i], "tag") ||
+                  !strcmp(o.v[i], "mode") || !strcmp(o.v[i], "compress")))
+            continue;
+        else
+            return err_set(e, 0,
+                           "unknown or invalid log opt '%.60s%s%.60s' for json-file log driver",
+                           o.v[i], eq ? "=" : "", eq ? eq : "");
     }
     return 0;
 }
@@ -10646,23 +12333,35 @@ static int make_restart(struct make *m, struct err *e) {
     AUTO_FREE char *name = str_dupn(r ? r : "no", strcspn(r ? r : "no", ":"));
     const char *colon = r ? strchr(r, ':') : NULL;
     i64 max = 0;
-    if (strcmp(name, "no") && strcmp(name, "always") && strcmp(name, "unless-stopped") && strcmp(name, "on-failure") && *name)
-        return err_set(e, 0, "invalid restart policy: unknown policy '%.40s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", name);
+    if (strcmp(name, "no") && strcmp(name, "always") && strcmp(name, "unless-stopped") &&
+        strcmp(name, "on-failure") && *name)
+        return err_set(e, 0,
+                       "invalid restart policy: unknown policy '%.40s'; use one of 'no', 'always', "
+                       "'on-failure', or 'unless-stopped'",
+                       name);
     if (colon && (strcmp(name, "on-failure") || !str_int(colon + 1, 0, INT32_MAX, &max)))
-        return err_set(e, 0, "invalid restart policy format: maximum retry count must be an integer, and only for on-failure");
-    if (cli_flag(m->cli, "rm") && strcmp(name, "no") && *name) return err_set(e, 0, "conflicting options: cannot specify both --restart and --rm");
+        return err_set(e, 0,
+                       "invalid restart policy format: maximum retry count must be an integer, and "
+                       "only for on-failure");
+    if (cli_flag(m->cli, "rm") && strcmp(name, "no") && *name)
+        return err_set(e, 0, "conflicting options: cannot specify both --restart and --rm");
     js_sets(j, "name", *name ? name : "no");
     js_seti(j, "max", max);
     return 0;
 }
 
 static int signal_number(const char *s) {
-    static const struct { const char *name; int n; } SIG[] = {
-        { "HUP", 1 }, { "INT", 2 }, { "QUIT", 3 }, { "ILL", 4 }, { "TRAP", 5 }, { "ABRT", 6 }, { "BUS", 7 }, { "FPE", 8 },
-        { "KILL", 9 }, { "USR1", 10 }, { "SEGV", 11 }, { "USR2", 12 }, { "PIPE", 13 }, { "ALRM", 14 }, { "TERM", 15 },
-        { "STKFLT", 16 }, { "CHLD", 17 }, { "CONT", 18 }, { "STOP", 19 }, { "TSTP", 20 }, { "TTIN", 21 }, { "TTOU", 22 },
-        { "URG", 23 }, { "XCPU", 24 }, { "XFSZ", 25 }, { "VTALRM", 26 }, { "PROF", 27 }, { "WINCH", 28 }, { "IO", 29 },
-        { "PWR", 30 }, { "SYS", 31 }, { "RTMIN", 34 }, { "RTMAX", 64 },
+    static const struct {
+        const char *name;
+        int n;
+    } SIG[] = {
+        { "HUP", 1 },     { "INT", 2 },    { "QUIT", 3 },   { "ILL", 4 },   { "TRAP", 5 },
+        { "ABRT", 6 },    { "BUS", 7 },    { "FPE", 8 },    { "KILL", 9 },  { "USR1", 10 },
+        { "SEGV", 11 },   { "USR2", 12 },  { "PIPE", 13 },  { "ALRM", 14 }, { "TERM", 15 },
+        { "STKFLT", 16 }, { "CHLD", 17 },  { "CONT", 18 },  { "STOP", 19 }, { "TSTP", 20 },
+        { "TTIN", 21 },   { "TTOU", 22 },  { "URG", 23 },   { "XCPU", 24 }, { "XFSZ", 25 },
+        { "VTALRM", 26 }, { "PROF", 27 },  { "WINCH", 28 }, { "IO", 29 },   { "PWR", 30 },
+        { "SYS", 31 },    { "RTMIN", 34 }, { "RTMAX", 64 },
     };
     i64 n;
     if (str_int(s, 1, 64, &n)) return (int)n;
@@ -10684,7 +12383,8 @@ static int make_labels(struct make *m, struct err *e) {
         AUTO_BUF b = { 0 };
         char *save = NULL;
         if (file_read(AT_FDCWD, files.v[i], 1 << 20, &b, e)) return -1;
-        for (char *s = b.p ? strtok_r(b.p, "\n", &save) : NULL; s; s = strtok_r(NULL, "\n", &save)) if (*s && *s != '#') strv_add(&l, s);
+        for (char *s = b.p ? strtok_r(b.p, "\n", &save) : NULL; s; s = strtok_r(NULL, "\n", &save))
+            if (*s && *s != '#') strv_add(&l, s);
     }
     cli_list(m->cli, "label", &l);
     for (size_t i = 0; i < l.n; i++) {
@@ -10714,9 +12414,13 @@ static int make_record(struct make *m, struct err *e) {
     cli_list(c, "cap-add", &add), cli_list(c, "cap-drop", &drop);
     if (add.n) js_set(sk, "capAdd", js_strv(&add));
     if (drop.n) js_set(sk, "capDrop", js_strv(&drop));
-    js_sets(sk, "userSpec", cli_text(c, "user") ? cli_text(c, "user") : js_str_or(m->run, "User", ""));
-    js_set(sk, "entrypoint", cli_text(c, "entrypoint") ? json_pack("[s]", cli_text(c, "entrypoint")) : json_deep_copy(js_get(m->run, "Entrypoint")));
-    if (js_get(m->run, "ExposedPorts")) json_object_set(sk, "exposedPorts", js_get(m->run, "ExposedPorts"));
+    js_sets(sk, "userSpec",
+            cli_text(c, "user") ? cli_text(c, "user") : js_str_or(m->run, "User", ""));
+    js_set(sk, "entrypoint",
+           cli_text(c, "entrypoint") ? json_pack("[s]", cli_text(c, "entrypoint"))
+                                     : json_deep_copy(js_get(m->run, "Entrypoint")));
+    if (js_get(m->run, "ExposedPorts"))
+        json_object_set(sk, "exposedPorts", js_get(m->run, "ExposedPorts"));
     if (js_get(m->run, "Volumes")) json_object_set(sk, "imageVolumes", js_get(m->run, "Volumes"));
     return make_labels(m, e) || make_health(m, e) || make_log(m, e) || make_restart(m, e) ? -1 : 0;
 }
@@ -10734,7 +12438,8 @@ static int make_open_image(struct make *m, struct err *e) {
         m->run = js_get(m->image.config, "config");
     } else {
         m->rootdir = open(cli_text(m->cli, "rootfs"), O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (m->rootdir < 0) return err_set(e, errno, "root file system %s", cli_text(m->cli, "rootfs"));
+        if (m->rootdir < 0)
+            return err_set(e, errno, "root file system %s", cli_text(m->cli, "rootfs"));
         v.dir = m->rootdir;
     }
     const char *user = cli_text(m->cli, "user"), *mode = cli_text(m->cli, "userns");
@@ -10742,7 +12447,8 @@ static int make_open_image(struct make *m, struct err *e) {
     AUTO_STRV add = { 0 };
     cli_list(m->cli, "group-add", &add);
     if (user_resolve(&v, user, &m->user, e) || user_groups(&v, &add, &m->user, e)) return -1;
-    if (str_eq(mode, "keep-id") && !cli_text(m->cli, "user")) m->user.uid = geteuid(), m->user.gid = getegid();
+    if (str_eq(mode, "keep-id") && !cli_text(m->cli, "user"))
+        m->user.uid = geteuid(), m->user.gid = getegid();
     if (idmap_choose(m->s->dir, mode ? mode : "", m->user.uid, m->user.gid, &m->ids, e)) return -1;
     if (!m->image.manifest) return m->driver = "dir", 0;
     return (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
@@ -10769,11 +12475,15 @@ static int make_spec(struct make *m, char *const *argv, struct err *e) {
     bool fake = m->ids.uids && idmap_single(&m->ids) && !m->user.uid && !m->privileged;
     js_setb(m->sk, "fakeRoot", fake);
     if (fake) js_push(js_get(js_get(spec, "process"), "env"), "APT_CONFIG=/dev/.apt.conf");
-    return make_security(m, spec, e) || make_resources(m, spec, e) || make_sysctls(m, spec, e) || make_devices(m, spec, e) ||
-                   make_record(m, e) || make_rootfs(m, spec, e) || make_volumes(m, spec, e) || make_etc(m, spec, hostname, e) ? -1 : 0;
+    return make_security(m, spec, e) || make_resources(m, spec, e) || make_sysctls(m, spec, e) ||
+                   make_devices(m, spec, e) || make_record(m, e) || make_rootfs(m, spec, e) ||
+                   make_volumes(m, spec, e) || make_etc(m, spec, hostname, e)
+               ? -1
+               : 0;
 }
 
-/* Creates the container on disk. On failure nothing of it is left. m->image and image_name are set. */
+/* Creates the container on disk. On failure nothing of it is left. m->image and image_name are set.
+ * */
 static int make_container(struct make *m, const char *name, char *const *argv, struct err *e) {
     AUTO_FD gc = lock_take(m->s->dir, "locks/gc", LOCK_SH);
     char now[40];
@@ -10782,8 +12492,11 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     /* made aside: under its name a container is whole */
     AUTO_FREE char *dir = str_fmt("tmp/ctr-%s", m->c.id), *home = str_fmt("containers/%s", m->c.id);
     if (name && !ctr_name_ok(name))
-        return err_set(e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name);
-    if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0) return err_set(e, errno, "make %s", dir);
+        return err_set(
+            e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
+            name);
+    if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0)
+        return err_set(e, errno, "make %s", dir);
     int rc = -1;
     for (int i = 0; rc && i < (name ? 1 : 20); i++) {
         free(m->name);
@@ -10806,8 +12519,12 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
         js_sets(st, "error", "");
         js_sets(st, "startedAt", "0001-01-01T00:00:00Z");
         js_sets(st, "finishedAt", "0001-01-01T00:00:00Z");
-        rc = js_save(m->c.dir, "state.json", st, FILE_FRESH, e) || js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e) ? -1 : 0;
-        if (!rc && renameat(m->s->dir, dir, m->s->dir, home)) rc = err_set(e, errno, "rename %s", dir);
+        rc = js_save(m->c.dir, "state.json", st, FILE_FRESH, e) ||
+                     js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e)
+                 ? -1
+                 : 0;
+        if (!rc && renameat(m->s->dir, dir, m->s->dir, home))
+            rc = err_set(e, errno, "rename %s", dir);
     }
     if (!rc) {
         ctr_event(&m->c, "create", NULL);
@@ -10815,7 +12532,8 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     }
     struct err ignored;
     struct ctr_removal x = { &m->c, dir, true };
-    if (m->ids.uids && !idmap_single(&m->ids)) launch_as_owner(&m->ids, ctr_remove_files, &x, &ignored);
+    if (m->ids.uids && !idmap_single(&m->ids))
+        launch_as_owner(&m->ids, ctr_remove_files, &x, &ignored);
     ctr_remove_files(&x);
     AUTO_FREE char *link = str_fmt("names/%s", m->name ? m->name : "");
     if (claimed) unlinkat(m->s->dir, link, 0);
@@ -10824,16 +12542,16 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
 /* }==== 24 make */
 
 /* {==== 25 build: Dockerfiles ====
- * A Dockerfile becomes a list of instructions; each either changes the image's configuration or makes a
- * layer. RUN is a container of part 24 whose upper directory is committed; COPY and ADD place files in
- * the same kind of container without a process. The cache is a chain of keys: parent key, instruction
- * with its expanded arguments, digest of what it reads.
- * Uses: 1-24. Source: Docker's Dockerfile reference, BuildKit's shell lexer. */
+ * A Dockerfile becomes a list of instructions; each either changes the image's configuration or
+ * makes a layer. RUN is a container of part 24 whose upper directory is committed; COPY and ADD
+ * place files in the same kind of container without a process. The cache is a chain of keys: parent
+ * key, instruction with its expanded arguments, digest of what it reads. Uses: 1-24. Source:
+ * Docker's Dockerfile reference, BuildKit's shell lexer. */
 
 /* ---- 25.1 words and variables ---- */
 struct df_vars {
-    const struct strv *env;       /* NAME=VALUE: looked at first */
-    const struct strv *args;      /* then these; NULL: none */
+    const struct strv *env;  /* NAME=VALUE: looked at first */
+    const struct strv *args; /* then these; NULL: none */
 };
 
 static const char *df_var(const struct df_vars *v, const char *name) {
@@ -10878,15 +12596,18 @@ static char *df_replace(const char *value, const char *pat, const char *rep, boo
 enum { DF_NEST = 16 };
 
 /* Mutual recursion: a default inside ${…} is a word itself. */
-static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e);
+static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v,
+                   struct buf *out, int depth, struct err *e);
 
-static int df_dollar(const char **p, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e) {
+static int df_dollar(const char **p, char esc, const struct df_vars *v, struct buf *out, int depth,
+                     struct err *e) {
     const char *s = *p + 1;
     char name[256];
     size_t n = 0;
     bool brace = *s == '{';
     s += brace;
-    if (isalpha((u8)*s) || *s == '_') while ((isalnum((u8)*s) || *s == '_') && n < sizeof name - 1) name[n++] = *s++;
+    if (isalpha((u8)*s) || *s == '_')
+        while ((isalnum((u8)*s) || *s == '_') && n < sizeof name - 1) name[n++] = *s++;
     else if (isdigit((u8)*s)) name[n++] = *s++;
     name[n] = 0;
     if (!n) {
@@ -10908,7 +12629,8 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     s += twice;
     AUTO_BUF word = { 0 }, rep = { 0 };
     buf_add(&word, "", 0), buf_add(&rep, "", 0);
-    if (!op || !strchr("-+?#%/", op) || depth > DF_NEST) return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
+    if (!op || !strchr("-+?#%/", op) || depth > DF_NEST)
+        return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
     if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
     if (op == '/' && *s == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
     if (*s != '}') return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
@@ -10919,25 +12641,33 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
         if (!set) return err_set(e, 0, "%s: %s", name, *word.p ? word.p : "not set");
         buf_adds(out, value);
     } else {
-        AUTO_FREE char *r = op == '/' ? df_replace(value ? value : "", word.p, rep.p, twice) : df_trim(value ? value : "", word.p, op == '%', twice);
+        AUTO_FREE char *r = op == '/' ? df_replace(value ? value : "", word.p, rep.p, twice)
+                                      : df_trim(value ? value : "", word.p, op == '%', twice);
         buf_adds(out, r);
     }
     *p = s + 1;
     return 0;
 }
 
-/* One word: quotes taken off, escapes and variables done, up to a character of `stop` or the end. */
-static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v, struct buf *out, int depth, struct err *e) {
+/* One word: quotes taken off, escapes and variables done, up to a character of `stop` or the end.
+ * */
+static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v,
+                   struct buf *out, int depth, struct err *e) {
     const char *s = *p;
     while (*s && !strchr(stop, *s)) {
         if (*s == '\'') {
             const char *end = strchr(s + 1, '\'');
-            if (!end) return err_set(e, 0, "unexpected end of statement while looking for matching single-quote");
+            if (!end)
+                return err_set(
+                    e, 0, "unexpected end of statement while looking for matching single-quote");
             buf_add(out, s + 1, (size_t)(end - s - 1));
             s = end + 1;
         } else if (*s == '"') {
             for (s++; *s != '"';) {
-                if (!*s) return err_set(e, 0, "unexpected end of statement while looking for matching double-quote");
+                if (!*s)
+                    return err_set(
+                        e, 0,
+                        "unexpected end of statement while looking for matching double-quote");
                 if (*s == esc && s[1] && strchr("\"$\\`", s[1])) buf_addc(out, s[1]), s += 2;
                 else if (*s == '$' && v) {
                     if (df_dollar(&s, esc, v, out, depth, e)) return -1;
@@ -10956,7 +12686,8 @@ static int df_word(const char **p, const char *stop, char esc, const struct df_v
 }
 
 /* All words of a line. v NULL: variables stay. */
-static int df_words(const char *text, char esc, const struct df_vars *v, struct strv *ret, struct err *e) {
+static int df_words(const char *text, char esc, const struct df_vars *v, struct strv *ret,
+                    struct err *e) {
     for (const char *s = text;;) {
         s += strspn(s, " \t\n");
         if (!*s) return 0;
@@ -10984,7 +12715,7 @@ static json_t *df_json(const char *text) {
     json_t *j = json_loads(text, JSON_ALLOW_NUL, NULL), *v;
     size_t i;
     bool strings = json_is_array(j);
-    json_array_foreach(j, i, v) strings &= json_is_string(v);
+    json_array_foreach (j, i, v) strings &= json_is_string(v);
     if (!strings) js_decref(&j);
     return j;
 }
@@ -11001,7 +12732,8 @@ static json_t *df_command(const json_t *run, const char *text) {
 }
 
 /* NAME=VALUE pairs of ENV and LABEL; the old "NAME rest of line" too. */
-static int df_pairs(const char *what, const char *text, char esc, const struct df_vars *v, struct strv *ret, struct err *e) {
+static int df_pairs(const char *what, const char *text, char esc, const struct df_vars *v,
+                    struct strv *ret, struct err *e) {
     AUTO_STRV w = { 0 };
     size_t n = strcspn(text, " \t=");
     if (text[n] != '=') {
@@ -11014,7 +12746,10 @@ static int df_pairs(const char *what, const char *text, char esc, const struct d
     }
     if (df_words(text, esc, v, &w, e)) return -1;
     for (size_t i = 0; i < w.n; i++) {
-        if (!strchr(w.v[i], '=')) return err_set(e, 0, "Syntax error - can't find = in \"%.100s\". Must be of the form: name=value", w.v[i]);
+        if (!strchr(w.v[i], '='))
+            return err_set(
+                e, 0, "Syntax error - can't find = in \"%.100s\". Must be of the form: name=value",
+                w.v[i]);
         if (*w.v[i] == '=') return err_set(e, 0, "%s names can not be blank", what);
         strv_add(ret, w.v[i]);
     }
@@ -11022,8 +12757,12 @@ static int df_pairs(const char *what, const char *text, char esc, const struct d
 }
 
 static int df_healthcheck(json_t *run, const char *text, struct err *e) {
-    static const struct { const char *flag, *key; } T[] = { { "--interval=", "Interval" }, { "--timeout=", "Timeout" },
-        { "--start-period=", "StartPeriod" }, { "--start-interval=", "StartInterval" } };
+    static const struct {
+        const char *flag, *key;
+    } T[] = { { "--interval=", "Interval" },
+              { "--timeout=", "Timeout" },
+              { "--start-period=", "StartPeriod" },
+              { "--start-interval=", "StartInterval" } };
     json_t *h = json_object();
     js_set(run, "Healthcheck", h);
     while (str_prefix(text, "--")) {
@@ -11038,7 +12777,8 @@ static int df_healthcheck(json_t *run, const char *text, struct err *e) {
                 js_seti(h, T[i].key, ns);
                 known = true;
             }
-        if (str_prefix(flag, "--retries=") && str_int(flag + 10, 0, 1000000, &r)) js_seti(h, "Retries", r), known = true;
+        if (str_prefix(flag, "--retries=") && str_int(flag + 10, 0, 1000000, &r))
+            js_seti(h, "Retries", r), known = true;
         if (!known) return err_set(e, 0, "HEALTHCHECK: unknown flag: %s", flag);
         text += n + strspn(text + n, " \t");
     }
@@ -11053,7 +12793,8 @@ static int df_healthcheck(json_t *run, const char *text, struct err *e) {
     return 0;
 }
 
-static int df_expose(json_t *run, const char *text, char esc, const struct df_vars *v, struct err *e) {
+static int df_expose(json_t *run, const char *text, char esc, const struct df_vars *v,
+                     struct err *e) {
     AUTO_STRV w = { 0 };
     if (df_words(text, esc, v, &w, e)) return -1;
     for (size_t i = 0; i < w.n; i++) {
@@ -11063,7 +12804,8 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
         if (slash) *slash = 0;
         if (dash) *dash = 0;
         i64 from, to;
-        if (!str_int(w.v[i], 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to))) return err_set(e, 0, "invalid containerPort: %.40s", w.v[i]);
+        if (!str_int(w.v[i], 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to)))
+            return err_set(e, 0, "invalid containerPort: %.40s", w.v[i]);
         if (!dash) to = from;
         for (; from <= to; from++) {
             AUTO_FREE char *port = str_fmt("%" PRId64 "/%s", from, proto);
@@ -11074,11 +12816,13 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
 }
 
 /* Applies one instruction to an image configuration. Returns 1 when it is not one of these. */
-static int df_configure(json_t *config, const char *name, const char *text, char esc, const struct df_vars *v, struct err *e) {
+static int df_configure(json_t *config, const char *name, const char *text, char esc,
+                        const struct df_vars *v, struct err *e) {
     json_t *run = js_sub(config, "config");
     AUTO_STRV list = { 0 };
     AUTO_FREE char *one = NULL;
-    if (!*text && strcasecmp(name, "CMD") && strcasecmp(name, "ENTRYPOINT")) return err_set(e, 0, "%s requires at least one argument", name);
+    if (!*text && strcasecmp(name, "CMD") && strcasecmp(name, "ENTRYPOINT"))
+        return err_set(e, 0, "%s requires at least one argument", name);
     if (!strcasecmp(name, "ENV")) {
         AUTO_STRV env = { 0 };
         js_to_strv(js_get(run, "Env"), &env);
@@ -11102,7 +12846,8 @@ static int df_configure(json_t *config, const char *name, const char *text, char
         js_sets(run, "User", one);
     } else if (!strcasecmp(name, "WORKDIR")) {
         if (df_text(text, esc, v, &one, e)) return -1;
-        AUTO_FREE char *joined = *one == '/' ? str_dup(one) : str_fmt("%s/%s", js_str_or(run, "WorkingDir", ""), one);
+        AUTO_FREE char *joined =
+            *one == '/' ? str_dup(one) : str_fmt("%s/%s", js_str_or(run, "WorkingDir", ""), one);
         AUTO_FREE char *clean = path_clean(joined), *abs = str_fmt("/%s", clean);
         js_sets(run, "WorkingDir", abs);
     } else if (!strcasecmp(name, "VOLUME")) {
@@ -11120,12 +12865,15 @@ static int df_configure(json_t *config, const char *name, const char *text, char
     } else if (!strcasecmp(name, "HEALTHCHECK")) return df_healthcheck(run, text, e);
     else if (!strcasecmp(name, "SHELL")) {
         json_t *j = df_json(text);
-        if (!j || !json_array_size(j)) return json_decref(j), err_set(e, 0, "SHELL requires the arguments to be in JSON form");
+        if (!j || !json_array_size(j))
+            return json_decref(j), err_set(e, 0, "SHELL requires the arguments to be in JSON form");
         js_set(run, "Shell", j);
     } else if (!strcasecmp(name, "MAINTAINER")) js_sets(config, "author", text);
     else if (!strcasecmp(name, "ONBUILD")) {
-        if (!strncasecmp(text, "ONBUILD", 7) || !strncasecmp(text, "FROM", 4) || !strncasecmp(text, "MAINTAINER", 10))
-            return err_set(e, 0, "%.*s isn't allowed as an ONBUILD trigger", (int)strcspn(text, " "), text);
+        if (!strncasecmp(text, "ONBUILD", 7) || !strncasecmp(text, "FROM", 4) ||
+            !strncasecmp(text, "MAINTAINER", 10))
+            return err_set(e, 0, "%.*s isn't allowed as an ONBUILD trigger",
+                           (int)strcspn(text, " "), text);
         js_push(js_suba(run, "OnBuild"), text);
     } else return 1;
     return 0;
@@ -11155,37 +12903,43 @@ struct committing {
     struct ctr *k;
     int fd;
     i64 clamp;
-    struct idx *lower;            /* owned: the layers below, newest first */
+    struct idx *lower; /* owned: the layers below, newest first */
     size_t lowers;
     const json_t *owners;
     bool one_id;
 };
 
-/* What the launcher put into the upper for its mounts: no change of the container's own. Paths without
- * the leading slash. */
+/* What the launcher put into the upper for its mounts: no change of the container's own. Paths
+ * without the leading slash. */
 static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
     size_t i;
     json_t *m;
-    json_array_foreach(js_get(k->config, "mounts"), i, m) strv_add(ret, js_str_or(m, "destination", "/") + 1);
+    json_array_foreach (js_get(k->config, "mounts"), i, m)
+        strv_add(ret, js_str_or(m, "destination", "/") + 1);
 }
 
-/* Takes a mount point that was made for a mount out of the upper again, and the directories above it
- * that are there for nothing else. */
+/* Takes a mount point that was made for a mount out of the upper again, and the directories above
+ * it that are there for nothing else. */
 static void commit_unstub(const struct tarring *t, int upper, const char *path) {
     struct stat st;
     AUTO_FREE char *p = str_dup(path);
-    if (!fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) && (S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && !st.st_size)))
+    if (!fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) &&
+        (S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && !st.st_size)))
         unlinkat(upper, p, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
     for (char *slash; (slash = strrchr(p, '/'));) {
         *slash = 0;
         const struct idx_inode *low = tar_lower(t, p);
-        if (fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) || (low && (low->mode != st.st_mode || (!t->one_id && (low->uid != st.st_uid || low->gid != st.st_gid))))) return;
+        if (fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) ||
+            (low && (low->mode != st.st_mode ||
+                     (!t->one_id && (low->uid != st.st_uid || low->gid != st.st_gid)))))
+            return;
         if (unlinkat(upper, p, AT_REMOVEDIR)) return;
     }
 }
 
 /* The same of a whole copy: what differs from the image below. */
-static int commit_copy(struct tarring *t, const struct idx *x, int dir, const struct idx_inode *was, const char *path, int depth, struct err *e) {
+static int commit_copy(struct tarring *t, const struct idx *x, int dir, const struct idx_inode *was,
+                       const char *path, int depth, struct err *e) {
     AUTO_STRV names = { 0 };
     AUTO_DIR *s = dir_stream(dir, ".");
     struct dirent *de;
@@ -11200,7 +12954,8 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
         const struct idx_inode *oi = o ? idx_inode(x, o->inode) : NULL;
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || strv_has(t->skip, full)) continue;
         bool both = oi && S_ISDIR(oi->mode) && S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode && (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
+        bool same = oi && oi->mode == st.st_mode &&
+                    (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
         if (!both && !same && tar_add(t, dir, names.v[i], full, depth, e)) return -1;
         if (!both) continue;
         if (!same && tar_dir(t, full, &st, e)) return -1;
@@ -11221,26 +12976,38 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
 static int commit_run(void *arg) {
     struct committing *x = arg;
     struct err e = { 0 };
-    struct tarring t = { .overlay = true, .clamp = x->clamp, .lower = x->lower, .lowers = x->lowers, .owners = x->owners, .one_id = x->one_id };
+    struct tarring t = { .overlay = true,
+                         .clamp = x->clamp,
+                         .lower = x->lower,
+                         .lowers = x->lowers,
+                         .owners = x->owners,
+                         .one_id = x->one_id };
     AUTO_STRV skip = { 0 };
     ctr_mount_points(x->k, &skip);
     t.skip = &skip;
     bool copy = str_eq(js_str(x->k->config, "skiff.rootfs.driver"), "copy");
-    AUTO_FD upper = openat(x->k->dir, copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(x->k->config, "skiff.rootfs.chain", ""));
+    AUTO_FD upper =
+        openat(x->k->dir, copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FREE char *path =
+        str_fmt("merged/%s.idx", js_str_or(x->k->config, "skiff.rootfs.chain", ""));
     AUTO_IDX merged = { 0 };
     t.overlay = !copy;
-    if (upper < 0 || (copy && idx_open(x->k->s->dir, path, false, &merged, &e)) || tar_begin(&t, x->fd, &e)) return visit_fail(&e);
-    for (size_t i = 0; i < skip.n && !copy && !ctr_alive(x->k); i++) commit_unstub(&t, upper, skip.v[i]);
-    int rc = copy ? commit_copy(&t, &merged, upper, &merged.inodes[0], "", 0, &e) : tar_add(&t, upper, ".", "", 0, &e);
+    if (upper < 0 || (copy && idx_open(x->k->s->dir, path, false, &merged, &e)) ||
+        tar_begin(&t, x->fd, &e))
+        return visit_fail(&e);
+    for (size_t i = 0; i < skip.n && !copy && !ctr_alive(x->k); i++)
+        commit_unstub(&t, upper, skip.v[i]);
+    int rc = copy ? commit_copy(&t, &merged, upper, &merged.inodes[0], "", 0, &e)
+                  : tar_add(&t, upper, ".", "", 0, &e);
     if (tar_end(&t, &e) || rc) return visit_fail(&e);
     return 0;
 }
 
-/* The container's changes as a stored layer. With one id the files' owners are not those of the image:
- * diff_ids (the layers below) and owners (may be NULL) tell them. */
-static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, const struct strv *diff_ids, json_t **ret_desc,
-                            char *ret_diff, struct err *e) {
+/* The container's changes as a stored layer. With one id the files' owners are not those of the
+ * image: diff_ids (the layers below) and owners (may be NULL) tell them. */
+static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners,
+                            const struct strv *diff_ids, json_t **ret_desc, char *ret_diff,
+                            struct err *e) {
     int p[2];
     struct plan plan = { 0 };
     if (plan_parse(k->config, &plan, e)) return -1;
@@ -11266,7 +13033,9 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, cons
     }
     close(p[1]);
     struct src_fd f = { { src_fd_read }, p[0] };
-    int rc = pid < 0 ? err_set(e, errno, "fork") : layer_add(k->s, &f.src, NULL, ret_desc, ret_diff, e), status = 0;
+    int rc = pid < 0 ? err_set(e, errno, "fork")
+                     : layer_add(k->s, &f.src, NULL, ret_desc, ret_diff, e),
+        status = 0;
     close(p[0]);
     if (pid > 0) waitpid(pid, &status, 0);
     plan_done(&plan);
@@ -11280,7 +13049,8 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners, cons
 }
 
 /* Appends a layer and a history entry to an image's configuration. */
-static void config_add_layer(json_t *config, const char *diff, const char *created_by, const char *comment, const char *created) {
+static void config_add_layer(json_t *config, const char *diff, const char *created_by,
+                             const char *comment, const char *created) {
     if (diff) {
         js_sets(js_sub(config, "rootfs"), "type", "layers");
         js_push(js_suba(js_sub(config, "rootfs"), "diff_ids"), diff);
@@ -11295,30 +13065,33 @@ static void config_add_layer(json_t *config, const char *diff, const char *creat
 }
 
 /* ---- 25.4 parsing a Dockerfile ---- */
-struct df_heredoc { char *name, *text; bool expand; };      /* owned */
+struct df_heredoc {
+    char *name, *text;
+    bool expand;
+}; /* owned */
 
 struct df_inst {
-    char *name;                   /* upper case; owned */
-    struct strv flags;            /* "--from=x" */
-    char *text;                   /* what follows, continuation lines joined; owned */
-    int line;                     /* where it starts, from 1 */
+    char *name;        /* upper case; owned */
+    struct strv flags; /* "--from=x" */
+    char *text;        /* what follows, continuation lines joined; owned */
+    int line;          /* where it starts, from 1 */
     struct df_heredoc doc[8];
     unsigned docs;
 };
 
 struct df_stage {
-    char *name;                   /* lower case; NULL: none */
-    char *base;                   /* FROM's argument, not yet expanded; owned */
-    char *platform;               /* owned; NULL: none */
-    struct df_inst *inst;         /* owned */
+    char *name;           /* lower case; NULL: none */
+    char *base;           /* FROM's argument, not yet expanded; owned */
+    char *platform;       /* owned; NULL: none */
+    struct df_inst *inst; /* owned */
     size_t n;
     int line;
 };
 
 struct dockerfile {
-    struct df_inst *global;       /* ARGs before the first FROM; owned */
+    struct df_inst *global; /* ARGs before the first FROM; owned */
     size_t nglobal;
-    struct df_stage *stage;       /* owned */
+    struct df_stage *stage; /* owned */
     size_t n;
     char escape;
 };
@@ -11334,7 +13107,8 @@ static void df_inst_done(struct df_inst *i) {
 static void dockerfile_done(struct dockerfile *d) {
     for (size_t s = 0; s < d->n; s++) {
         for (size_t i = 0; i < d->stage[s].n; i++) df_inst_done(&d->stage[s].inst[i]);
-        free(d->stage[s].inst), free(d->stage[s].name), free(d->stage[s].base), free(d->stage[s].platform);
+        free(d->stage[s].inst), free(d->stage[s].name), free(d->stage[s].base),
+            free(d->stage[s].platform);
     }
     for (size_t i = 0; i < d->nglobal; i++) df_inst_done(&d->global[i]);
     free(d->stage), free(d->global);
@@ -11344,20 +13118,23 @@ static void dockerfile_done(struct dockerfile *d) {
 /* Parser directives: "# escape=`" and the like, before anything else. */
 static const char *df_directives(const char *s, struct dockerfile *d, int *line) {
     d->escape = '\\';
-    if (str_prefix(s, "\xef\xbb\xbf")) s += 3;     /* a byte order mark */
+    if (str_prefix(s, "\xef\xbb\xbf")) s += 3; /* a byte order mark */
     for (;;) {
         const char *p = s + strspn(s, " \t"), *end = strchrnul(p, '\n');
         char key[16], value[64];
         if (*p != '#' || sscanf(p + 1, " %15[a-zA-Z] = %63[^ \t\r\n]", key, value) != 2) return s;
-        if (strcasecmp(key, "escape") && strcasecmp(key, "syntax") && strcasecmp(key, "check")) return s;
-        if (!strcasecmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1]) d->escape = *value;
+        if (strcasecmp(key, "escape") && strcasecmp(key, "syntax") && strcasecmp(key, "check"))
+            return s;
+        if (!strcasecmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1])
+            d->escape = *value;
         if (!*end) return end;
         s = end + 1;
         ++*line;
     }
 }
 
-/* The next logical line: comments and blank lines go, continuations are joined. False at the end. */
+/* The next logical line: comments and blank lines go, continuations are joined. False at the end.
+ * */
 static bool df_line(const char **p, int *line, char esc, struct buf *out, int *ret_first) {
     bool open = false;
     out->n = 0;
@@ -11382,19 +13159,20 @@ static bool df_line(const char **p, int *line, char esc, struct buf *out, int *r
 
 /* Heredocs named on the line: their bodies follow it. */
 static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err *e) {
-    for (const char *s = i->text; (s = strstr(s, "<<")); ) {
+    for (const char *s = i->text; (s = strstr(s, "<<"));) {
         const char *w = s + 2;
         bool strip = *w == '-';
         w += strip;
         char q = *w == '"' || *w == '\'' ? *w++ : 0;
         size_t n = 0;
         while (isalnum((u8)w[n]) || w[n] == '_' || w[n] == '.' || w[n] == '-') n++;
-        const char *before = s;               /* it must be a word of its own, after a descriptor's number */
+        const char *before = s; /* it must be a word of its own, after a descriptor's number */
         while (before > i->text && isdigit((u8)before[-1])) before--;
         bool word = before == i->text || before[-1] == ' ' || before[-1] == '\t';
         s += 2;
         if (!n || !word || (q && w[n] != q)) continue;
-        if (i->docs == ARRAY_LEN(i->doc)) return err_set(e, 0, "line %d: more than %zu heredocs", i->line, ARRAY_LEN(i->doc));
+        if (i->docs == ARRAY_LEN(i->doc))
+            return err_set(e, 0, "line %d: more than %zu heredocs", i->line, ARRAY_LEN(i->doc));
         struct df_heredoc *h = &i->doc[i->docs++];
         *h = (struct df_heredoc){ .name = str_dupn(w, n), .expand = !q };
         AUTO_BUF body = { 0 };
@@ -11405,7 +13183,8 @@ static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err 
             *p = *end ? end + 1 : end;
             ++*line;
             size_t len = (size_t)(end - l);
-            if (strip) while (len && *l == '\t') l++, len--;
+            if (strip)
+                while (len && *l == '\t') l++, len--;
             found = len == strlen(h->name) && !strncmp(l, h->name, len);
             if (!found) buf_add(&body, l, len), buf_addc(&body, '\n');
         }
@@ -11415,12 +13194,15 @@ static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err 
     return 0;
 }
 
-static int df_inst_parse(const char *l, int first, const char **p, int *line, struct df_inst *i, struct err *e) {
-    static const char KNOWN[] = "ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL MAINTAINER ONBUILD RUN SHELL STOPSIGNAL USER VOLUME WORKDIR";
+static int df_inst_parse(const char *l, int first, const char **p, int *line, struct df_inst *i,
+                         struct err *e) {
+    static const char KNOWN[] = "ADD ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK LABEL "
+                                "MAINTAINER ONBUILD RUN SHELL STOPSIGNAL USER VOLUME WORKDIR";
     size_t n = strcspn(l, " \t");
     *i = (struct df_inst){ .name = str_dupn(l, n), .line = first };
     for (char *s = i->name; *s; s++) *s = (char)toupper((u8)*s);
-    if (!word_in(KNOWN, i->name, n)) return err_set(e, 0, "line %d: unknown instruction: %.40s", first, i->name);
+    if (!word_in(KNOWN, i->name, n))
+        return err_set(e, 0, "line %d: unknown instruction: %.40s", first, i->name);
     l += n + strspn(l + n, " \t");
     bool takes_flags = word_in("ADD COPY FROM RUN", i->name, n);
     while (takes_flags && str_prefix(l, "--")) {
@@ -11430,7 +13212,8 @@ static int df_inst_parse(const char *l, int first, const char **p, int *line, st
     }
     i->text = str_dup(l);
     for (size_t k = strlen(i->text); k && strchr(" \t\r", i->text[k - 1]); k--) i->text[k - 1] = 0;
-    if (!*i->text && !word_in("CMD ENTRYPOINT", i->name, n)) return err_set(e, 0, "line %d: %s requires at least one argument", first, i->name);
+    if (!*i->text && !word_in("CMD ENTRYPOINT", i->name, n))
+        return err_set(e, 0, "line %d: %s requires at least one argument", first, i->name);
     return word_in("RUN COPY ADD", i->name, n) ? df_heredocs(p, line, i, e) : 0;
 }
 
@@ -11438,17 +13221,27 @@ static int df_inst_parse(const char *l, int first, const char **p, int *line, st
 static int df_from(struct df_stage *s, const struct df_inst *i, struct err *e) {
     AUTO_STRV w = { 0 }, parts = { 0 };
     strv_split(&parts, i->text, ' ');
-    for (size_t k = 0; k < parts.n; k++) if (*parts.v[k]) strv_add(&w, parts.v[k]);
-    if (w.n != 1 && !(w.n == 3 && !strcasecmp(w.v[1], "AS"))) return err_set(e, 0, "line %d: FROM requires either one or three arguments: FROM image [AS name]", i->line);
+    for (size_t k = 0; k < parts.n; k++)
+        if (*parts.v[k]) strv_add(&w, parts.v[k]);
+    if (w.n != 1 && !(w.n == 3 && !strcasecmp(w.v[1], "AS")))
+        return err_set(e, 0,
+                       "line %d: FROM requires either one or three arguments: FROM image [AS name]",
+                       i->line);
     s->base = str_dup(w.v[0]);
     s->line = i->line;
     if (w.n == 3) {
         s->name = str_dup(w.v[2]);
         for (char *c = s->name; *c; c++) *c = (char)tolower((u8)*c);
-        if (!isalpha((u8)*s->name) || strspn(s->name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != strlen(s->name)) return err_set(e, 0, "line %d: invalid name for build stage: \"%.60s\", name can't start with a number or contain symbols", i->line, s->name);
+        if (!isalpha((u8)*s->name) ||
+            strspn(s->name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != strlen(s->name))
+            return err_set(e, 0,
+                           "line %d: invalid name for build stage: \"%.60s\", name can't start "
+                           "with a number or contain symbols",
+                           i->line, s->name);
     }
     for (size_t k = 0; k < i->flags.n; k++) {
-        if (!str_prefix(i->flags.v[k], "--platform=")) return err_set(e, 0, "line %d: unknown flag: %s", i->line, i->flags.v[k]);
+        if (!str_prefix(i->flags.v[k], "--platform="))
+            return err_set(e, 0, "line %d: unknown flag: %s", i->line, i->flags.v[k]);
         s->platform = str_dup(i->flags.v[k] + 11);
     }
     return 0;
@@ -11471,7 +13264,10 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
         }
         struct df_inst **list = d.n ? &d.stage[d.n - 1].inst : &d.global;
         size_t *n = d.n ? &d.stage[d.n - 1].n : &d.nglobal;
-        if (!rc && !d.n && strcmp(i.name, "ARG")) rc = err_set(e, 0, "line %d: no build stage in current context: expected FROM before %s", first, i.name);
+        if (!rc && !d.n && strcmp(i.name, "ARG"))
+            rc =
+                err_set(e, 0, "line %d: no build stage in current context: expected FROM before %s",
+                        first, i.name);
         if (!rc && *n == DF_MAX_INST) rc = err_set(e, 0, "line %d: too many instructions", first);
         if (rc) {
             df_inst_done(&i);
@@ -11484,7 +13280,8 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
     if (rc && first) {
         const char *s = text;
         for (int k = 1; k < first && (s = strchr(s, '\n')); k++) s++;
-        AUTO_FREE char *shown = str_dupn(s ? s : "", strcspn(s ? s : "", "\r\n")), *safe = str_printable(shown);
+        AUTO_FREE char *shown = str_dupn(s ? s : "", strcspn(s ? s : "", "\r\n")),
+                       *safe = str_printable(shown);
         size_t n = strlen(e->msg);
         snprintf(e->msg + n, sizeof e->msg - n, "\n  %d | %.200s", first, safe);
     }
@@ -11505,9 +13302,10 @@ static bool ignore_match(const char *pat, const char *path) {
     }
     if (!strcmp(pat, "**")) return true;
     const char *ps = strchr(pat, '/'), *ss = strchr(path, '/');
-    AUTO_FREE char *p = str_dupn(pat, ps ? (size_t)(ps - pat) : strlen(pat)), *s = str_dupn(path, ss ? (size_t)(ss - path) : strlen(path));
+    AUTO_FREE char *p = str_dupn(pat, ps ? (size_t)(ps - pat) : strlen(pat)),
+                   *s = str_dupn(path, ss ? (size_t)(ss - path) : strlen(path));
     if (fnmatch(p, s, FNM_PERIOD * 0)) return false;
-    if (!ps) return true;         /* a matched directory takes all below it along */
+    if (!ps) return true; /* a matched directory takes all below it along */
     return ss && ignore_match(ps + 1, ss + 1);
 }
 
@@ -11539,9 +13337,10 @@ static void ignore_load(int dir, const char *name, struct strv *ret) {
 
 /* ---- 25.6 sources of COPY ---- */
 
-/* The files that a COPY reads: below a directory (the context) or in an index (a stage, an image). */
+/* The files that a COPY reads: below a directory (the context) or in an index (a stage, an image).
+ * */
 struct copy_src {
-    int dir;                      /* the context; -1: idx */
+    int dir; /* the context; -1: idx */
     const struct idx *x;
     struct packs *packs;
     const struct strv *ignore;
@@ -11552,8 +13351,10 @@ static bool copy_skips(const struct copy_src *c, const char *path) {
     return (c->ignore && ignored(c->ignore, path)) || ignored(&c->exclude, path);
 }
 
-/* Digests a file or tree of the context: names, modes, contents; not times, not owners (they become 0). */
-static int digest_dir(const struct copy_src *c, int dir, const char *name, const char *path, const char *as, struct sha *h, int depth, struct err *e) {
+/* Digests a file or tree of the context: names, modes, contents; not times, not owners (they become
+ * 0). */
+static int digest_dir(const struct copy_src *c, int dir, const char *name, const char *path,
+                      const char *as, struct sha *h, int depth, struct err *e) {
     struct stat st;
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s", path);
     bool skip = *path && copy_skips(c, path);
@@ -11580,7 +13381,8 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
         while ((de = dir_next(d))) strv_add(&names, de->d_name);
         if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
         for (size_t i = 0; i < names.n; i++) {
-            AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]), *sas = str_fmt("%s/%s", as, names.v[i]);
+            AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]),
+                           *sas = str_fmt("%s/%s", as, names.v[i]);
             if (digest_dir(c, dirfd(d), names.v[i], sub, sas, h, depth + 1, e)) return -1;
         }
     }
@@ -11588,8 +13390,10 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
 }
 
 /* The same for a tree in an index: chunk digests stand for the contents. */
-static void digest_idx(const struct idx *x, const struct idx_inode *i, const char *as, struct sha *h, int depth) {
-    AUTO_FREE char *head = str_fmt("%s\n%o %u %u %" PRIu64 "\n", as, i->mode, i->uid, i->gid, S_ISDIR(i->mode) ? 0 : i->size);
+static void digest_idx(const struct idx *x, const struct idx_inode *i, const char *as,
+                       struct sha *h, int depth) {
+    AUTO_FREE char *head = str_fmt("%s\n%o %u %u %" PRIu64 "\n", as, i->mode, i->uid, i->gid,
+                                   S_ISDIR(i->mode) ? 0 : i->size);
     u32 n;
     sha_add(h, head, strlen(head));
     const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
@@ -11607,7 +13411,8 @@ static void digest_idx(const struct idx *x, const struct idx_inode *i, const cha
 }
 
 /* Writes an index's tree into an archive. */
-static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct idx_inode *i, const char *as, int depth, struct err *e) {
+static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct idx_inode *i,
+                       const char *as, int depth, struct err *e) {
     const struct idx *x = c->x;
     struct archive_entry *en = archive_entry_new();
     AUTO_FREE char *link = NULL;
@@ -11629,13 +13434,16 @@ static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct
         AUTO_FREE char *key = str_dupn(s, nlen);
         archive_entry_xattr_add_entry(en, key, value, vlen);
     }
-    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a)) : 0;
+    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN
+                 ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a))
+                 : 0;
     archive_entry_free(en);
     AUTO_FREE char *buf = S_ISREG(i->mode) ? mem_new(SRC_BUFFER) : NULL;
     for (u64 off = 0; !rc && buf && off < i->size;) {
         ssize_t k = packs_read(c->packs, i, buf, SRC_BUFFER, off);
         if (k <= 0) rc = err_set(e, EIO, "read %s", as);
-        else if (archive_write_data(t->a, buf, (size_t)k) < 0) rc = err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
+        else if (archive_write_data(t->a, buf, (size_t)k) < 0)
+            rc = err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
         off += k > 0 ? (u64)k : 0;
     }
     const struct idx_dirent *d = idx_dir(x, i, &n);
@@ -11650,9 +13458,11 @@ static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct
 }
 
 /* The context's tree, without what .dockerignore and --exclude leave out. */
-static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir, const char *name, const char *path, const char *as, int depth, struct err *e) {
+static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir, const char *name,
+                           const char *path, const char *as, int depth, struct err *e) {
     struct stat st;
-    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s vanished while it was copied", path);
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW))
+        return err_set(e, errno, "%s vanished while it was copied", path);
     bool skip = (*path && copy_skips(c, path)) || (*as && ignored(&c->exclude, as));
     if (skip && !S_ISDIR(st.st_mode)) return 0;
     if (!S_ISDIR(st.st_mode)) return tar_add(t, dir, name, as, depth, e);
@@ -11664,7 +13474,8 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
     while ((de = dir_next(d))) strv_add(&names, de->d_name);
     if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     for (size_t i = 0; i < names.n; i++) {
-        AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]), *sas = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
+        AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]),
+                       *sas = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
         if (tar_add_context(t, c, dirfd(d), names.v[i], sub, sas, depth + 1, e)) return -1;
     }
     return 0;
@@ -11673,30 +13484,30 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
 /* ---- 25.7 the builder ---- */
 struct bstage {
     const struct df_stage *df;
-    bool built, building, open;   /* finished; on the way; m is a container */
-    bool has_cmd;                 /* CMD stood in this stage */
-    char created[40];             /* when its newest layer was made */
-    json_t *config, *layers;      /* owned: the image so far */
-    char key[DIGEST_LEN + 1];     /* of the cache's chain */
-    struct strv args;             /* ARG values in scope */
-    struct make m;                /* the container whose uppers become layers */
-    unsigned steps;               /* uppers moved aside: s0, s1, … */
-    struct idx x;                 /* merged, for COPY --from; map NULL: not yet */
+    bool built, building, open; /* finished; on the way; m is a container */
+    bool has_cmd;               /* CMD stood in this stage */
+    char created[40];           /* when its newest layer was made */
+    json_t *config, *layers;    /* owned: the image so far */
+    char key[DIGEST_LEN + 1];   /* of the cache's chain */
+    struct strv args;           /* ARG values in scope */
+    struct make m;              /* the container whose uppers become layers */
+    unsigned steps;             /* uppers moved aside: s0, s1, … */
+    struct idx x;               /* merged, for COPY --from; map NULL: not yet */
 };
 
 struct build {
     const struct cli *cli;
     struct store *s;
     struct dockerfile df;
-    struct bstage *stage;         /* owned; as many as df.n, then images named by COPY --from */
+    struct bstage *stage; /* owned; as many as df.n, then images named by COPY --from */
     size_t nstages;
-    int ctx;                      /* the context, owned; -1: none */
+    int ctx; /* the context, owned; -1: none */
     struct strv ignore;
-    struct strv global;           /* NAME=VALUE of global ARGs and of the platform */
-    i64 epoch;                    /* SOURCE_DATE_EPOCH; -1: none */
+    struct strv global; /* NAME=VALUE of global ARGs and of the platform */
+    i64 epoch;          /* SOURCE_DATE_EPOCH; -1: none */
     bool quiet, no_cache;
     unsigned step;
-    FILE *out;                    /* borrowed: progress */
+    FILE *out; /* borrowed: progress */
 };
 
 /* What one step says, in the words of BuildKit's plain progress. */
@@ -11724,10 +13535,12 @@ static void build_key(struct bstage *st, const char *what, const char *input) {
 static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     struct err e;
     AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
-    /* once a step had to be run its successors run above it, whatever another build has stored meanwhile */
+    /* once a step had to be run its successors run above it, whatever another build has stored
+     * meanwhile */
     json_t *r = b->no_cache || st->open ? NULL : js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
-    if (r && digest_hex(diff) && layer_have(b->s, diff) && blob_have(b->s, js_str(r, "layer.digest"))) {
+    if (r && digest_hex(diff) && layer_have(b->s, diff) &&
+        blob_have(b->s, js_str(r, "layer.digest"))) {
         *ret = r;
         return 0;
     }
@@ -11735,11 +13548,13 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     return -1;
 }
 
-static void build_remember(struct build *b, struct bstage *st, const json_t *desc, const char *diff) {
+static void build_remember(struct build *b, struct bstage *st, const json_t *desc,
+                           const char *diff) {
     struct err e;
     AUTO_FREE char *name = str_fmt("build-%s", st->key + 7);
     build_time(b, st->created);
-    AUTO_JSON *r = json_pack("{s:O,s:s,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff, "created", st->created);
+    AUTO_JSON *r = json_pack("{s:O,s:s,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff,
+                             "created", st->created);
     AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
     if (cache >= 0) js_save(cache, name, r, 0, &e);
 }
@@ -11747,13 +13562,23 @@ static void build_remember(struct build *b, struct bstage *st, const json_t *des
 /* The stage's container: made when the first step is not in the cache. */
 static int build_open(struct build *b, struct bstage *st, struct err *e) {
     if (st->open) return 0;
-    char *argv[] = { (char *)(uintptr_t)"/bin/true", NULL };
-    st->m = (struct make){ .cli = b->cli, .s = b->s, .layers = -1, .rootdir = -1, .c = { .dir = -1 }, .image_name = str_dup("<build>") };
+    char *argv[] = { (char *)(uintptr_t) "/bin/true", NULL };
+    st->m = (struct make){ .cli = b->cli,
+                           .s = b->s,
+                           .layers = -1,
+                           .rootdir = -1,
+                           .c = { .dir = -1 },
+                           .image_name = str_dup("<build>") };
     st->m.image.manifest = json_object();
     st->m.image.config = json_pack("{s:{}}", "config");
-    if (image_diff_ids(st->config, &st->m.image.diff_ids, e) || make_container(&st->m, NULL, argv, e)) return -1;
+    if (image_diff_ids(st->config, &st->m.image.diff_ids, e) ||
+        make_container(&st->m, NULL, argv, e))
+        return -1;
     if (!str_prefix(st->m.driver, "overlay"))
-        return err_set(e, 0, "build needs overlay, which this host does not allow in a user namespace here (storage driver %s)", st->m.driver);
+        return err_set(e, 0,
+                       "build needs overlay, which this host does not allow in a user namespace "
+                       "here (storage driver %s)",
+                       st->m.driver);
     return st->open = true, 0;
 }
 
@@ -11770,12 +13595,14 @@ static void build_close(struct bstage *st) {
 static int build_seal(struct build *b, struct bstage *st, const json_t *owners, struct err *e) {
     char diff[DIGEST_LEN + 1], aside[16];
     json_t *desc = NULL;
-    if (ctr_commit_layer(&st->m.c, b->epoch, owners, &st->m.image.diff_ids, &desc, diff, e)) return -1;
+    if (ctr_commit_layer(&st->m.c, b->epoch, owners, &st->m.image.diff_ids, &desc, diff, e))
+        return -1;
     snprintf(aside, sizeof aside, "s%u", st->steps);
     char work[16];
     snprintf(work, sizeof work, "w%u", st->steps);
-    if (renameat(st->m.c.dir, "upper", st->m.c.dir, aside) || renameat(st->m.c.dir, "work", st->m.c.dir, work) ||
-        mkdirat(st->m.c.dir, "upper", 0755) || mkdirat(st->m.c.dir, "work", 0700)) {
+    if (renameat(st->m.c.dir, "upper", st->m.c.dir, aside) ||
+        renameat(st->m.c.dir, "work", st->m.c.dir, work) || mkdirat(st->m.c.dir, "upper", 0755) ||
+        mkdirat(st->m.c.dir, "work", 0700)) {
         json_decref(desc);
         return err_set(e, errno, "set the step's changes aside");
     }
@@ -11806,7 +13633,10 @@ static void build_take(struct bstage *st, const json_t *record) {
 }
 
 /* ---- 25.8 identity of a step ---- */
-struct who { const char *spec; int out; };
+struct who {
+    const char *spec;
+    int out;
+};
 
 static int who_run(int root, void *arg) {
     struct who *w = arg;
@@ -11821,12 +13651,16 @@ static int who_run(int root, void *arg) {
 }
 
 /* Looks a user up in the stage's own account files, which earlier steps may have changed. */
-static int build_who(struct build *b, struct bstage *st, const char *spec, struct user *ret, struct err *e) {
+static int build_who(struct build *b, struct bstage *st, const char *spec, struct user *ret,
+                     struct err *e) {
     *ret = (struct user){ .home = "/root" };
     i64 n;
-    if (str_empty(spec) || !strcmp(spec, "root") || !strcmp(spec, "0") || !strcmp(spec, "0:0") || !strcmp(spec, "root:root")) return 0;
+    if (str_empty(spec) || !strcmp(spec, "root") || !strcmp(spec, "0") || !strcmp(spec, "0:0") ||
+        !strcmp(spec, "root:root"))
+        return 0;
     char *colon = strchr(spec, ':');
-    if (colon && strspn(spec, "0123456789:") == strlen(spec) && str_int(colon + 1, 0, INT32_MAX, &n)) {
+    if (colon && strspn(spec, "0123456789:") == strlen(spec) &&
+        str_int(colon + 1, 0, INT32_MAX, &n)) {
         ret->gid = (u32)n;
         AUTO_FREE char *u = str_dupn(spec, (size_t)(colon - spec));
         if (!str_int(u, 0, INT32_MAX, &n)) return err_set(e, 0, "invalid user '%s'", spec);
@@ -11852,7 +13686,8 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 /* ---- 25.9 RUN ---- */
 
 /* --mount=…: a mount of the step's plan. tmp: a directory of the container's for what it needs. */
-static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text, json_t *env, struct err *e) {
+static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text,
+                     json_t *env, struct err *e) {
     AUTO_STRV kv = { 0 };
     const char *type = "bind", *target = NULL, *source = "", *from = NULL, *id = NULL;
     const char *as_env = NULL, *size = NULL;
@@ -11863,7 +13698,8 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
         char *v = strchr(kv.v[i], '='), *k = kv.v[i];
         if (v) *v++ = 0;
         if (!strcmp(k, "type") && v) type = v;
-        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v) target = v;
+        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v)
+            target = v;
         else if ((!strcmp(k, "source") || !strcmp(k, "src")) && v) source = v;
         else if (!strcmp(k, "from") && v) from = v;
         else if (!strcmp(k, "id") && v) id = v;
@@ -11877,15 +13713,21 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
         else return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
     }
     json_t *mounts = js_suba(spec, "mounts");
-    AUTO_FREE char *at = target && *target != '/' ? str_fmt("%s/%s", js_str_or(spec, "process.cwd", "/"), target) : target ? str_dup(target) : NULL;
+    AUTO_FREE char *at = target && *target != '/'
+                             ? str_fmt("%s/%s", js_str_or(spec, "process.cwd", "/"), target)
+                         : target ? str_dup(target)
+                                  : NULL;
     if (!strcmp(type, "tmpfs") && at) {
-        AUTO_FREE char *o = size && str_bytes(size) >= 0 ? str_fmt("nosuid,nodev,size=%" PRId64, str_bytes(size)) : str_dup("nosuid,nodev");
+        AUTO_FREE char *o = size && str_bytes(size) >= 0
+                                ? str_fmt("nosuid,nodev,size=%" PRId64, str_bytes(size))
+                                : str_dup("nosuid,nodev");
         return mount_add(mounts, at, "tmpfs", "tmpfs", o, false), 0;
     }
     if (!strcmp(type, "cache") && at) {
         char digest[DIGEST_LEN + 1];
         digest_of(id ? id : at, strlen(id ? id : at), digest);
-        AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7), *full = str_fmt("%s/%s", b->s->path, dir);
+        AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7),
+                       *full = str_fmt("%s/%s", b->s->path, dir);
         if (dir_make(b->s->dir, dir, e)) return -1;
         AUTO_FD d = dir_open(b->s->dir, dir, e);
         if (d >= 0) fchmod(d, mode >= 0 ? (mode_t)mode : 0755);
@@ -11894,7 +13736,9 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
     if (!strcmp(type, "secret")) {
         AUTO_STRV secrets = { 0 };
         cli_list(b->cli, "secret", &secrets);
-        const char *want = id ? id : target ? (strrchr(target, '/') ? strrchr(target, '/') + 1 : target) : "";
+        const char *want = id       ? id
+                           : target ? (strrchr(target, '/') ? strrchr(target, '/') + 1 : target)
+                                    : "";
         AUTO_FREE char *dest = at ? str_dup(at) : str_fmt("/run/secrets/%s", want);
         for (size_t i = 0; i < secrets.n; i++) {
             AUTO_STRV s = { 0 };
@@ -11910,29 +13754,44 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
             AUTO_BUF text_of = { 0 };
             if (!src && !envname && getenv(sid)) envname = sid;
             if (envname && getenv(envname)) buf_adds(&text_of, getenv(envname));
-            else if (file_read(AT_FDCWD, src ? src : sid, 512 << 10, &text_of, e)) return err_wrap(e, "secret %s", want);
-            if (as_env) {                 /* in the environment, and a file only where one was asked for */
+            else if (file_read(AT_FDCWD, src ? src : sid, 512 << 10, &text_of, e))
+                return err_wrap(e, "secret %s", want);
+            if (as_env) { /* in the environment, and a file only where one was asked for */
                 AUTO_FREE char *pair = str_fmt("%s=%s", as_env, text_of.p ? text_of.p : "");
                 js_push(env, pair);
                 if (!target) return 0;
             }
-            AUTO_FREE char *name = str_fmt("secret-%zu", i), *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
-            if (file_replace(st->m.c.dir, name, text_of.p ? text_of.p : "", text_of.n, mode >= 0 ? (mode_t)mode : 0400, 0, e)) return -1;
+            AUTO_FREE char *name = str_fmt("secret-%zu", i),
+                           *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
+            if (file_replace(st->m.c.dir, name, text_of.p ? text_of.p : "", text_of.n,
+                             mode >= 0 ? (mode_t)mode : 0400, 0, e))
+                return -1;
             return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
         }
         return required ? err_set(e, 0, "secret %s: not found", want) : 0;
     }
     if (!strcmp(type, "ssh")) {
         const char *sock = getenv("SSH_AUTH_SOCK");
-        if (!sock) return required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set") : 0;
+        if (!sock)
+            return required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set") : 0;
         js_push(env, "SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0");
-        return mount_add(mounts, at ? at : "/run/buildkit/ssh_agent.0", "bind", sock, "bind", false), 0;
+        return mount_add(mounts, at ? at : "/run/buildkit/ssh_agent.0", "bind", sock, "bind",
+                         false),
+               0;
     }
-    if (strcmp(type, "bind") || !at) return err_set(e, 0, "RUN --mount: type '%.20s' with target '%.100s' is not understood", type, target ? target : "");
-    if (rw) return err_set(e, 0, "RUN --mount=type=bind,rw is not supported yet by skiff: the context is mounted read-only");
-    if (from) return err_set(e, 0, "RUN --mount=type=bind,from=… is not supported yet by skiff: use COPY --from");
+    if (strcmp(type, "bind") || !at)
+        return err_set(e, 0, "RUN --mount: type '%.20s' with target '%.100s' is not understood",
+                       type, target ? target : "");
+    if (rw)
+        return err_set(e, 0,
+                       "RUN --mount=type=bind,rw is not supported yet by skiff: the context is "
+                       "mounted read-only");
+    if (from)
+        return err_set(
+            e, 0, "RUN --mount=type=bind,from=… is not supported yet by skiff: use COPY --from");
     AUTO_FREE char *clean = path_clean(source);
-    AUTO_FD src = b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
+    AUTO_FD src =
+        b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
     char link[40], path[PATH_MAX];
     if (src < 0) return err_set(e, errno, "RUN --mount: source %s of the context", source);
     snprintf(link, sizeof link, "/proc/self/fd/%d", src);
@@ -11947,9 +13806,15 @@ static void run_output(struct build *b, int fd, i64 began) {
     AUTO_BUF line = { 0 };
     char buf[16384];
     for (ssize_t k; (k = read(fd, buf, sizeof buf)) != 0;) {
-        if (k < 0) { if (errno == EINTR) continue; break; }
+        if (k < 0) {
+            if (errno == EINTR) continue;
+            break;
+        }
         for (ssize_t i = 0; i < k; i++) {
-            if (buf[i] != '\n' && line.n < 4096) { if (buf[i] != '\r') buf_addc(&line, buf[i]); continue; }
+            if (buf[i] != '\n' && line.n < 4096) {
+                if (buf[i] != '\r') buf_addc(&line, buf[i]);
+                continue;
+            }
             double t = (double)(time_mono_ms() - began) / 1000;
             build_say(b, "%.3f %s", t, line.p ? line.p : "");
             line.n = 0;
@@ -11961,7 +13826,9 @@ static void run_output(struct build *b, int fd, i64 began) {
 
 /* The environment of a step: the image's, then arguments that it does not set. */
 static void build_env(struct build *b, struct bstage *st, const struct user *u, struct strv *env) {
-    static const char *const PROXY[] = { "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy" };
+    static const char *const PROXY[] = { "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy",
+                                         "FTP_PROXY",  "ftp_proxy",  "NO_PROXY",    "no_proxy",
+                                         "ALL_PROXY",  "all_proxy" };
     AUTO_STRV img = { 0 }, given = { 0 };
     js_to_strv(js_path(st->config, "config.Env"), &img);
     cli_list(b->cli, "build-arg", &given);
@@ -12004,7 +13871,8 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
 }
 
 /* The step's spec: the stage container's plan with the step's process and identity. */
-static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args, struct err *e) {
+static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args,
+                        struct err *e) {
     struct user u;
     AUTO_STRV env = { 0 };
     const char *spec_user = js_str_or(st->config, "config.User", "");
@@ -12021,8 +13889,11 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
         js_set(js_sub(proc, "capabilities"), "effective", json_array());
         js_set(js_sub(proc, "capabilities"), "permitted", json_array());
     }
-    if (single && u.uid) {                /* the one id is this user now; root's pretence is not needed */
-        struct idmap one = { .uid = { { u.uid, geteuid(), 1 } }, .uids = 1, .gid = { { u.gid, getegid(), 1 } }, .gids = 1 };
+    if (single && u.uid) { /* the one id is this user now; root's pretence is not needed */
+        struct idmap one = { .uid = { { u.uid, geteuid(), 1 } },
+                             .uids = 1,
+                             .gid = { { u.gid, getegid(), 1 } },
+                             .gids = 1 };
         json_object_del(js_get(spec, "linux"), "uidMappings");
         json_object_del(js_get(spec, "linux"), "gidMappings");
         make_idmap(js_get(spec, "linux"), &one);
@@ -12035,16 +13906,24 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
         int rc = 0;
         AUTO_FREE char *mount = NULL;
         struct df_vars vars = { &env, &st->args };
-        if (str_prefix(f, "--mount=")) rc = df_text(f + 8, b->df.escape, &vars, &mount, e) || run_mount(b, st, spec, mount, env_json, e) ? -1 : 0;
+        if (str_prefix(f, "--mount="))
+            rc = df_text(f + 8, b->df.escape, &vars, &mount, e) ||
+                         run_mount(b, st, spec, mount, env_json, e)
+                     ? -1
+                     : 0;
         else if (!strcmp(f, "--network=none")) {
-            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none")) json_array_append_new(js_path(spec, "linux.namespaces"), json_pack("{ss}", "type", "network"));
-        } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") && strcmp(f, "--security=sandbox")) rc = err_set(e, 0, "unknown flag: %s", f);
+            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none"))
+                json_array_append_new(js_path(spec, "linux.namespaces"),
+                                      json_pack("{ss}", "type", "network"));
+        } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") &&
+                   strcmp(f, "--security=sandbox"))
+            rc = err_set(e, 0, "unknown flag: %s", f);
         if (rc) return json_decref(spec), NULL;
     }
     return spec;
 }
 
-#define RUN_SCRIPT "/dev/.script"         /* where a heredoc with an interpreter of its own is mounted */
+#define RUN_SCRIPT "/dev/.script" /* where a heredoc with an interpreter of its own is mounted */
 
 static int build_run(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
     AUTO_JSON *args = NULL, *record = NULL;
@@ -12055,16 +13934,19 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     if (in->docs == 1 && str_prefix(in->text, "<<") && !strpbrk(in->text, " \t")) {
         /* nothing but a heredoc: a script with its own interpreter, or one for the shell */
         script = str_prefix(in->doc[0].text, "#!");
-        args = script ? json_pack("[s]", RUN_SCRIPT) : df_command(js_get(st->config, "config"), in->doc[0].text);
+        args = script ? json_pack("[s]", RUN_SCRIPT)
+                      : df_command(js_get(st->config, "config"), in->doc[0].text);
         buf_adds(&key, in->doc[0].text);
     } else if (in->docs) {
         AUTO_BUF whole = { 0 };
         buf_addf(&whole, "%s\n", in->text);
-        for (unsigned i = 0; i < in->docs; i++) buf_addf(&whole, "%s%s\n", in->doc[i].text, in->doc[i].name);
+        for (unsigned i = 0; i < in->docs; i++)
+            buf_addf(&whole, "%s%s\n", in->doc[i].text, in->doc[i].name);
         args = df_command(js_get(st->config, "config"), whole.p);
     } else args = df_command(js_get(st->config, "config"), in->text);
     build_env(b, st, &nobody, &env);
-    AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"), *flags = str_join(&in->flags, " ");
+    AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"),
+                   *flags = str_join(&in->flags, " ");
     buf_addf(&key, "RUN %s %s\n%s", flags, argtext, envtext);
     build_key(st, key.p, NULL);
     AUTO_STRV shown = { 0 };
@@ -12081,7 +13963,9 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     if (!spec) return -1;
     if (script) {
         AUTO_FREE char *full = str_fmt("%s/containers/%s/script", b->s->path, st->m.c.id);
-        if (file_replace(st->m.c.dir, "script", in->doc[0].text, strlen(in->doc[0].text), 0755, 0, e)) return -1;
+        if (file_replace(st->m.c.dir, "script", in->doc[0].text, strlen(in->doc[0].text), 0755, 0,
+                         e))
+            return -1;
         mount_add(js_suba(spec, "mounts"), RUN_SCRIPT, "bind", full, "bind,ro", false);
     }
     /* the step sees the lowers of all steps before it */
@@ -12092,8 +13976,10 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
         if (unlinkat(st->m.c.dir, name, 0)) break;
     }
     if (rc < 0) return -1;
-    if (rc) return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d", by_args, rc);
-    json_t *saved = st->m.c.config;       /* the step's own mount points are no changes either */
+    if (rc)
+        return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d",
+                       by_args, rc);
+    json_t *saved = st->m.c.config; /* the step's own mount points are no changes either */
     st->m.c.config = spec;
     rc = build_seal(b, st, NULL, e);
     js_seti(js_path(saved, "skiff.rootfs"), "steps", st->steps);
@@ -12109,21 +13995,24 @@ struct copying {
     struct build *b;
     struct bstage *st;
     struct copy_src src;
-    struct strv from;             /* expanded sources */
+    struct strv from; /* expanded sources */
     const char *dest;
-    i64 uid, gid, mode;           /* -1: as they are */
+    i64 uid, gid, mode; /* -1: as they are */
     bool add, parents;
     const struct df_inst *in;
-    int pipe, other;              /* the child's end, and ours, which it closes */
-    bool dir_contents;            /* one directory: its contents go to dest */
-    int placed;                   /* descriptor for the list of placed paths; -1 */
-    bool download, unpack, chown; /* from a URL, which stays whole; an archive is being taken apart; --chown was given */
-    char *checksum, *tmp;         /* owned: --checksum; the directory below tmp/ of a download */
+    int pipe, other;      /* the child's end, and ours, which it closes */
+    bool dir_contents;    /* one directory: its contents go to dest */
+    int placed;           /* descriptor for the list of placed paths; -1 */
+    bool download;        /* from a URL, which stays whole */
+    bool unpack;          /* an archive is being taken apart */
+    bool chown;           /* --chown was given */
+    char *checksum, *tmp; /* owned: --checksum; the directory below tmp/ of a download */
     struct packs packs;
 };
 
 /* Expands the patterns of a COPY against the source; every pattern must match something. */
-static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, const char *pat, struct strv *ret, int depth) {
+static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, const char *pat,
+                         struct strv *ret, int depth) {
     const char *slash = strchr(pat, '/');
     AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
     if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, ret, depth) : 0;
@@ -12132,15 +14021,18 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
     else {
         AUTO_DIR *d = dir_stream(dir, ".");
         struct dirent *de;
-        while (d && (de = dir_next(d))) if (!fnmatch(head, de->d_name, 0)) strv_add(&names, de->d_name);
+        while (d && (de = dir_next(d)))
+            if (!fnmatch(head, de->d_name, 0)) strv_add(&names, de->d_name);
         if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     }
     for (size_t i = 0; i < names.n; i++) {
         AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]);
         struct stat st;
-        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || (copy_skips(c, sub) && !S_ISDIR(st.st_mode))) continue;
+        if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) ||
+            (copy_skips(c, sub) && !S_ISDIR(st.st_mode)))
+            continue;
         if (!slash || !slash[1]) {
-            bool some = false;            /* an ignored directory may hold what is taken back by "!" */
+            bool some = false; /* an ignored directory may hold what is taken back by "!" */
             for (size_t k = 0; c->ignore && k < c->ignore->n; k++) some |= *c->ignore->v[k] == '!';
             if (!copy_skips(c, sub) || (some && S_ISDIR(st.st_mode))) strv_add(ret, sub);
             continue;
@@ -12159,7 +14051,7 @@ static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
         else copy_glob_dir(&k->src, k->src.dir, "", clean, &k->from, 0);
     } else if (!strpbrk(clean, "*?[")) {
         if (idx_resolve(k->src.x, clean)) strv_add(&k->from, clean);
-    } else {                              /* a pattern in the last component */
+    } else { /* a pattern in the last component */
         char *slash = strrchr(clean, '/');
         AUTO_FREE char *parent = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
         const struct idx_inode *dir = idx_resolve(k->src.x, parent);
@@ -12168,7 +14060,8 @@ static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
         for (u32 i = 0; i < n; i++) {
             const char *s = idx_name(k->src.x, d[i].name, d[i].name_len);
             AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
-            if (!fnmatch(slash ? slash + 1 : clean, name, 0)) strv_take(&k->from, str_fmt("%s%s%s", parent, *parent ? "/" : "", name));
+            if (!fnmatch(slash ? slash + 1 : clean, name, 0))
+                strv_take(&k->from, str_fmt("%s%s%s", parent, *parent ? "/" : "", name));
         }
     }
     return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
@@ -12185,7 +14078,8 @@ static char *copy_target(const struct copy_src *c, const char *p, struct err *e)
         snprintf(link, sizeof link, "/proc/self/fd/%d", c->dir);
         m = readlink(link, top, sizeof top - 1);
     }
-    if (n <= 0 || m <= 0 || n < m) return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
+    if (n <= 0 || m <= 0 || n < m)
+        return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
     path[n] = 0;
     return path_clean(path + m);
 }
@@ -12198,18 +14092,22 @@ static int copy_digest(struct copying *k, char *out, struct err *e) {
         const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
         if (k->src.dir >= 0) {
             AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
-            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
+                                      RESOLVE_BENEATH);
             if (dir < 0) return err_set(e, errno, "%s of the context", p);
             struct stat st;
-            if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode)) {
-                AUTO_FREE char *rel = copy_target(&k->src, p, e);     /* its target is what is copied */
-                if (!rel || digest_dir(&k->src, k->src.dir, *rel ? rel : ".", rel, base, &h, 0, e)) return -1;
+            if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) &&
+                S_ISLNK(st.st_mode)) {
+                AUTO_FREE char *rel = copy_target(&k->src, p, e); /* its target is what is copied */
+                if (!rel || digest_dir(&k->src, k->src.dir, *rel ? rel : ".", rel, base, &h, 0, e))
+                    return -1;
                 continue;
             }
             if (digest_dir(&k->src, dir, *base ? base : ".", p, base, &h, 0, e)) return -1;
         } else digest_idx(k->src.x, idx_resolve(k->src.x, p), base, &h, 0);
     }
-    for (unsigned i = 0; i < k->in->docs; i++) sha_add(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
+    for (unsigned i = 0; i < k->in->docs; i++)
+        sha_add(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
     sha_end(&h, raw);
     hex_of(raw, 32, out);
     return 0;
@@ -12226,7 +14124,9 @@ static bool add_is_archive(struct copying *k, const char *p) {
     u8 head[512];
     size_t got = 0;
     struct err e;
-    for (ssize_t n; got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;) got += (size_t)n;
+    for (ssize_t n;
+         got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;)
+        got += (size_t)n;
     src_inflate_done(&inf);
     return got == sizeof head && !memcmp(head + 257, "ustar", 5);
 }
@@ -12235,31 +14135,40 @@ static bool add_is_archive(struct copying *k, const char *p) {
 static int copy_place(int root, void *arg) {
     struct copying *k = arg;
     struct err e = { 0 };
-    fd_closep(&k->other);         /* or the stream would never end */
-    bool own = k->uid >= 0 && !(k->unpack && !k->chown);      /* an archive brings its owners along */
-    struct placing pl = { .root = root, .uid = own ? k->uid : -1, .gid = own ? k->gid : -1, .chmod = k->unpack ? -1 : k->mode,
-                          .keep_owner = !own, .placed = k->placed };
+    fd_closep(&k->other);                                /* or the stream would never end */
+    bool own = k->uid >= 0 && !(k->unpack && !k->chown); /* an archive brings its owners along */
+    struct placing pl = { .root = root,
+                          .uid = own ? k->uid : -1,
+                          .gid = own ? k->gid : -1,
+                          .chmod = k->unpack ? -1 : k->mode,
+                          .keep_owner = !own,
+                          .placed = k->placed };
     AUTO_FREE char *into = NULL, *rename = NULL;
     AUTO_FREE char *dest = path_clean(k->dest);
-    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents || !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
+    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents ||
+                  !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
     if (to_dir) {
         if (place_dirs(&pl, dest, &e)) return visit_fail(&e);
         pl.into = into = str_dup(dest);
     } else {
         char *slash = strrchr(dest, '/');
         AUTO_FREE char *parent = str_dupn(dest, slash ? (size_t)(slash - dest) : 0);
-        if (place_dirs(&pl, parent, &e) || place_layout(root, k->dest, true, &pl, &into, &rename, &e)) return visit_fail(&e);
+        if (place_dirs(&pl, parent, &e) ||
+            place_layout(root, k->dest, true, &pl, &into, &rename, &e))
+            return visit_fail(&e);
     }
     return place_archive(&pl, k->pipe, &e) ? visit_fail(&e) : 0;
 }
 
 /* A heredoc's text with its variables, as the shell would do it. Caller owns *ret. */
-static int doc_text(struct build *b, const struct df_heredoc *h, const struct df_vars *v, char **ret, struct err *e) {
+static int doc_text(struct build *b, const struct df_heredoc *h, const struct df_vars *v,
+                    char **ret, struct err *e) {
     struct buf out = { 0 };
     int rc = 0;
     buf_add(&out, "", 0);
     for (const char *s = h->text; *s && !rc;) {
-        if (h->expand && *s == b->df.escape && (s[1] == '$' || s[1] == b->df.escape)) buf_addc(&out, s[1]), s += 2;
+        if (h->expand && *s == b->df.escape && (s[1] == '$' || s[1] == b->df.escape))
+            buf_addc(&out, s[1]), s += 2;
         else if (h->expand && *s == '$') rc = df_dollar(&s, b->df.escape, v, &out, 0, e);
         else buf_addc(&out, *s++);
     }
@@ -12275,18 +14184,33 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
         const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
         AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
         if (k->src.dir >= 0) {
-            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
+                                      RESOLVE_BENEATH);
             struct stat st;
-            if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW)) rc = err_set(e, errno, "%s of the context", p);
-            else if (S_ISLNK(st.st_mode)) {       /* a named link is followed, inside the context */
+            if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
+                rc = err_set(e, errno, "%s of the context", p);
+            else if (S_ISLNK(st.st_mode)) { /* a named link is followed, inside the context */
                 AUTO_FREE char *rel = copy_target(&k->src, p, e);
                 if (!rel) rc = -1;
-                else if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0)) rc = err_set(e, errno, "%s", p);
-                else rc = tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel, S_ISDIR(st.st_mode) ? "" : base, 0, e);
-            } else rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p, k->parents ? p : S_ISDIR(st.st_mode) ? "" : base, 0, e);
+                else if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0))
+                    rc = err_set(e, errno, "%s", p);
+                else
+                    rc = tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel,
+                                         S_ISDIR(st.st_mode) ? "" : base, 0, e);
+            } else
+                rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p,
+                                     k->parents            ? p
+                                     : S_ISDIR(st.st_mode) ? ""
+                                                           : base,
+                                     0, e);
         } else {
             const struct idx_inode *in = idx_resolve(k->src.x, p);
-            rc = !in ? err_set(e, 0, "\"/%s\": not found", p) : tar_add_idx(&t, &k->src, in, k->parents ? p : S_ISDIR(in->mode) ? "" : base, 0, e);
+            rc = !in ? err_set(e, 0, "\"/%s\": not found", p)
+                     : tar_add_idx(&t, &k->src, in,
+                                   k->parents          ? p
+                                   : S_ISDIR(in->mode) ? ""
+                                                       : base,
+                                   0, e);
         }
     }
     AUTO_STRV env = { 0 };
@@ -12302,7 +14226,8 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
     return rc;
 }
 
-/* The paths that a COPY placed, with their owner: what one id cannot keep in the files themselves. */
+/* The paths that a COPY placed, with their owner: what one id cannot keep in the files themselves.
+ * */
 static json_t *copy_owners(int fd) {
     AUTO_BUF b = { 0 };
     json_t *o = json_object();
@@ -12356,7 +14281,8 @@ static int stage_index(struct build *b, struct bstage *st, struct err *e) {
     return idx_open(b->s->dir, path, false, &st->x, e);
 }
 
-static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_from, char **ret_chown, struct err *e) {
+static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_from, char **ret_chown,
+                      struct err *e) {
     for (size_t i = 0; i < k->in->flags.n; i++) {
         const char *f = k->in->flags.v[i];
         AUTO_FREE char *val = NULL;
@@ -12367,11 +14293,18 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         else if (str_prefix(f, "--chmod=")) {
             char *end;
             k->mode = strtol(val, &end, 8);
-            if (*end || !*val || k->mode < 0 || k->mode > 07777) return err_set(e, 0, "invalid chmod parameter: '%.20s'. it should be octal string and between 0 and 07777", val);
+            if (*end || !*val || k->mode < 0 || k->mode > 07777)
+                return err_set(e, 0,
+                               "invalid chmod parameter: '%.20s'. it should be octal string and "
+                               "between 0 and 07777",
+                               val);
         } else if (str_prefix(f, "--exclude=")) strv_add(&k->src.exclude, val);
-        else if (str_prefix(f, "--checksum=") && k->add) free(k->checksum), k->checksum = str_dup(val);
+        else if (str_prefix(f, "--checksum=") && k->add)
+            free(k->checksum), k->checksum = str_dup(val);
         else if (!strcmp(f, "--parents") || !strcmp(f, "--parents=true")) k->parents = true;
-        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir") || str_prefix(f, "--unpack")) continue;
+        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir") ||
+                 str_prefix(f, "--unpack"))
+            continue;
         else return err_set(e, 0, "unknown flag: %s", f);
     }
     return 0;
@@ -12395,8 +14328,10 @@ static int copy_run(struct copying *k, const char *chown, struct err *e) {
     AUTO_FD placed = single ? openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600) : -1;
     k->placed = placed;
     AUTO_STRV plain = { 0 }, archives = { 0 };
-    for (size_t i = 0; i < k->from.n; i++) strv_add(add_is_archive(k, k->from.v[i]) ? &archives : &plain, k->from.v[i]);
-    for (size_t i = 0; i < archives.n; i++) if (copy_once(k, archives.v[i], e)) return -1;
+    for (size_t i = 0; i < k->from.n; i++)
+        strv_add(add_is_archive(k, k->from.v[i]) ? &archives : &plain, k->from.v[i]);
+    for (size_t i = 0; i < archives.n; i++)
+        if (copy_once(k, archives.v[i], e)) return -1;
     struct strv all = k->from;
     k->from = plain;
     int rc = plain.n || k->in->docs ? copy_once(k, NULL, e) : 0;
@@ -12415,10 +14350,12 @@ static int add_url(struct copying *k, const char *url, const char *checksum, str
     if (!h) return -1;
     if (h->status != 200) return err_set(e, 0, "ADD %s: HTTP %ld", url, h->status);
     if (http_slurp(h, 1u << 30, &body, e)) return -1;
-    if (checksum && strcmp(digest_of(body.p, body.n, digest), checksum)) return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, checksum);
+    if (checksum && strcmp(digest_of(body.p, body.n, digest), checksum))
+        return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, checksum);
     const char *base = strrchr(url, '/') ? strrchr(url, '/') + 1 : url;
     AUTO_FREE char *name = str_dupn(base, strcspn(base, "?#"));
-    if (!*name || *name == '.') return err_set(e, 0, "ADD %s: cannot determine filename from url", url);
+    if (!*name || *name == '.')
+        return err_set(e, 0, "ADD %s: cannot determine filename from url", url);
     AUTO_FD dir = dir_open(k->b->s->dir, "tmp", e);
     char id[HEX_LEN + 1];
     id_random(id);
@@ -12439,45 +14376,66 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     AUTO_STRV env = { 0 }, words = { 0 };
     AUTO_FREE char *from = NULL, *chown = NULL, *dest = NULL;
     AUTO_JSON *record = NULL, *json = df_json(in->text);
-    struct copying k = { .b = b, .st = st, .src = { .dir = b->ctx, .ignore = &b->ignore }, .mode = -1, .add = !strcmp(in->name, "ADD"), .in = in, .placed = -1 };
+    struct copying k = { .b = b,
+                         .st = st,
+                         .src = { .dir = b->ctx, .ignore = &b->ignore },
+                         .mode = -1,
+                         .add = !strcmp(in->name, "ADD"),
+                         .in = in,
+                         .placed = -1 };
     js_to_strv(js_path(st->config, "config.Env"), &env);
     struct df_vars v = { &env, &st->args };
     int rc = copy_flags(&k, &v, &from, &chown, e);
     if (!rc && json) js_to_strv(json, &words);
     else if (!rc) rc = df_words(in->text, b->df.escape, &v, &words, e);
     if (!rc && words.n < 2) rc = err_set(e, 0, "%s requires at least two arguments", in->name);
-    if (!rc && words.n > 2 && !str_suffix(words.v[words.n - 1], "/")) rc = err_set(e, 0, "when using %s with more than one source file, the destination must be a directory and end with a /", in->name);
+    if (!rc && words.n > 2 && !str_suffix(words.v[words.n - 1], "/"))
+        rc = err_set(e, 0,
+                     "when using %s with more than one source file, the destination must be a "
+                     "directory and end with a /",
+                     in->name);
     struct bstage *src = NULL;
     if (!rc && from) {
         rc = build_from(b, from, &src, e) || stage_index(b, src, e) ? -1 : 0;
-        k.src = (struct copy_src){ .dir = -1, .x = rc ? NULL : &src->x, .packs = &k.packs, .exclude = k.src.exclude };
+        k.src = (struct copy_src){
+            .dir = -1, .x = rc ? NULL : &src->x, .packs = &k.packs, .exclude = k.src.exclude
+        };
     }
     int layers = rc ? -1 : dir_open(b->s->dir, "layers", e);
     if (!rc && from) packs_init(&k.packs, &src->x, layers);
     bool own_dir = false;
     for (size_t i = 0; !rc && i + 1 < words.n; i++) {
         if (str_prefix(words.v[i], "<<")) continue;
-        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://"))) rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
-        else if (!from && b->ctx < 0) rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
+        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://")))
+            rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
+        else if (!from && b->ctx < 0)
+            rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
         else rc = copy_sources(&k, words.v[i], e);
     }
     char digest[HEX_LEN + 1] = "";
     if (!rc) rc = copy_digest(&k, digest, e);
     if (!rc) {
         const char *to = words.v[words.n - 1];
-        dest = *to == '/' ? str_dup(to) : str_fmt("%s/%s", js_str_or(st->config, "config.WorkingDir", "/"), to);
+        dest = *to == '/' ? str_dup(to)
+                          : str_fmt("%s/%s", js_str_or(st->config, "config.WorkingDir", "/"), to);
         k.dest = dest;
         struct stat s;
-        const struct idx_inode *i = from && k.from.n == 1 ? idx_resolve(k.src.x, k.from.v[0]) : NULL;
-        k.dir_contents = from ? i && S_ISDIR(i->mode) : k.from.n == 1 && !fstatat(k.src.dir, *k.from.v[0] ? k.from.v[0] : ".", &s, 0) && S_ISDIR(s.st_mode);
-        AUTO_FREE char *flags = str_join(&in->flags, " "), *names = str_join(&words, " "), *what = str_fmt("%s %s %s %s", in->name, flags, names, dest);
+        const struct idx_inode *i =
+            from && k.from.n == 1 ? idx_resolve(k.src.x, k.from.v[0]) : NULL;
+        k.dir_contents = from ? i && S_ISDIR(i->mode)
+                              : k.from.n == 1 &&
+                                    !fstatat(k.src.dir, *k.from.v[0] ? k.from.v[0] : ".", &s, 0) &&
+                                    S_ISDIR(s.st_mode);
+        AUTO_FREE char *flags = str_join(&in->flags, " "), *names = str_join(&words, " "),
+                       *what = str_fmt("%s %s %s %s", in->name, flags, names, dest);
         AUTO_FREE char *by = str_fmt("%s %s # skiff", in->name, names);
         build_key(st, what, digest);
         i64 began = time_mono_ms();
         if (!build_cached(b, st, &record)) {
             build_say(b, "CACHED");
             build_take(st, record);
-        } else if (!(rc = copy_run(&k, chown, e))) build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+        } else if (!(rc = copy_run(&k, chown, e)))
+            build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
         if (!rc) build_history(b, st, by, false);
     }
     if (from && k.packs.fd) packs_done(&k.packs);
@@ -12492,7 +14450,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
 /* ---- 25.11 stages ---- */
 
 /* ARG NAME[=default] …: a build argument wins, then the default, then a global of that name. */
-static int build_arg(struct build *b, const struct df_inst *in, const struct strv *env, struct strv *into, struct err *e) {
+static int build_arg(struct build *b, const struct df_inst *in, const struct strv *env,
+                     struct strv *into, struct err *e) {
     AUTO_STRV words = { 0 }, given = { 0 };
     struct df_vars v = { env, into };
     if (df_words(in->text, b->df.escape, &v, &words, e)) return -1;
@@ -12501,7 +14460,8 @@ static int build_arg(struct build *b, const struct df_inst *in, const struct str
     for (size_t i = 0; i < words.n; i++) {
         AUTO_FREE char *name = str_dupn(words.v[i], strcspn(words.v[i], "="));
         const char *dflt = strchr(words.v[i], '='), *value = env_get(&given, name);
-        for (size_t g = 0; !value && g < given.n; g++) if (!strcmp(given.v[g], name)) value = getenv(name);
+        for (size_t g = 0; !value && g < given.n; g++)
+            if (!strcmp(given.v[g], name)) value = getenv(name);
         if (!value && dflt) value = dflt + 1;
         if (!value && into != &b->global) value = env_get(&b->global, name);
         if (!value) continue;
@@ -12512,15 +14472,22 @@ static int build_arg(struct build *b, const struct df_inst *in, const struct str
 }
 
 /* WORKDIR makes its directories, owned by the USER of the moment. */
-struct workdir { const char *path; u32 uid, gid; int placed; };
+struct workdir {
+    const char *path;
+    u32 uid, gid;
+    int placed;
+};
 static int workdir_run(int root, void *arg) {
     struct workdir *w = arg;
     struct err e = { 0 };
-    struct placing pl = { .root = root, .uid = w->uid ? (i64)w->uid : -1, .gid = w->gid, .placed = w->placed };
+    struct placing pl = {
+        .root = root, .uid = w->uid ? (i64)w->uid : -1, .gid = w->gid, .placed = w->placed
+    };
     return place_dirs(&pl, w->path, &e) ? visit_fail(&e) : 0;
 }
 
-static int build_workdir(struct build *b, struct bstage *st, const struct df_inst *in, const struct df_vars *v, struct err *e) {
+static int build_workdir(struct build *b, struct bstage *st, const struct df_inst *in,
+                         const struct df_vars *v, struct err *e) {
     AUTO_JSON *record = NULL;
     if (df_configure(st->config, in->name, in->text, b->df.escape, v, e)) return -1;
     const char *path = js_str_or(st->config, "config.WorkingDir", "/");
@@ -12535,7 +14502,9 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
         build_take(st, record);
     } else {
         struct user u;
-        if (build_open(b, st, e) || build_who(b, st, js_str_or(st->config, "config.User", ""), &u, e)) return -1;
+        if (build_open(b, st, e) ||
+            build_who(b, st, js_str_or(st->config, "config.User", ""), &u, e))
+            return -1;
         AUTO_FD placed = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
         struct workdir w = { path, u.uid, u.gid, placed };
         int rc = ctr_visit(&st->m.c, workdir_run, &w, NULL, e);
@@ -12562,8 +14531,10 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
         if (df_configure(st->config, in->name, in->text, b->df.escape, &v, e)) return -1;
         st->has_cmd |= !strcmp(in->name, "CMD");
         /* a new entry point does not go with the base image's command */
-        if (!strcmp(in->name, "ENTRYPOINT") && !st->has_cmd) json_object_del(js_get(st->config, "config"), "Cmd");
-        AUTO_FREE char *config = js_dump(js_get(st->config, "config"), JSON_COMPACT | JSON_SORT_KEYS);
+        if (!strcmp(in->name, "ENTRYPOINT") && !st->has_cmd)
+            json_object_del(js_get(st->config, "config"), "Cmd");
+        AUTO_FREE char *config =
+            js_dump(js_get(st->config, "config"), JSON_COMPACT | JSON_SORT_KEYS);
         build_key(st, by, config);
     }
     build_history(b, st, by, true);
@@ -12574,11 +14545,13 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
 static int build_blame(struct build *b, const struct df_inst *in, struct err *e) {
     AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
     const char *file = cli_text(b->cli, "file");
-    return err_wrap(e, "%s:%d: %s %s%s%.120s", file && strcmp(file, "-") ? file : "Dockerfile", in->line, in->name, flags, *flags ? " " : "", shown);
+    return err_wrap(e, "%s:%d: %s %s%s%.120s", file && strcmp(file, "-") ? file : "Dockerfile",
+                    in->line, in->name, flags, *flags ? " " : "", shown);
 }
 
 /* The image below a stage: scratch, an earlier stage, or one of the store or a registry. */
-static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform, struct err *e) {
+static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform,
+                      struct err *e) {
     char now[40];
     struct platform p;
     const char *want = platform ? platform : cli_text(b->cli, "platform");
@@ -12595,8 +14568,10 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     }
     if (platform_parse(want, &p, e)) return -1;
     if (!strcmp(base, "scratch")) {
-        st->config = json_pack("{ss,ss,ss,s:{s:[s]},s:{s:s,s:[]},s:[]}", "architecture", p.arch, "os", p.os, "created", build_time(b, now), "config",
-                               "Env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "rootfs", "type", "layers", "diff_ids", "history");
+        st->config = json_pack("{ss,ss,ss,s:{s:[s]},s:{s:s,s:[]},s:[]}", "architecture", p.arch,
+                               "os", p.os, "created", build_time(b, now), "config", "Env",
+                               "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                               "rootfs", "type", "layers", "diff_ids", "history");
         st->layers = json_array();
         snprintf(st->key, sizeof st->key, "scratch %s", p.arch);
         return 0;
@@ -12604,8 +14579,9 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     AUTO_IMAGE m = { 0 };
     struct ref r;
     bool have = !cli_flag(b->cli, "pull") && !image_find(b->s, base, &m, NULL, e);
-    if (have && !str_empty(want) && strcmp(host_arch_word(js_str_or(m.config, "architecture", p.arch)), p.arch)) {
-        image_done(&m);                   /* here for another machine */
+    if (have && !str_empty(want) &&
+        strcmp(host_arch_word(js_str_or(m.config, "architecture", p.arch)), p.arch)) {
+        image_done(&m); /* here for another machine */
         have = false;
     }
     if (!have) {
@@ -12617,7 +14593,8 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     st->config = json_deep_copy(m.config);
     st->layers = json_deep_copy(js_get(m.manifest, "layers"));
     snprintf(st->key, sizeof st->key, "sha256:%s", m.id);
-    if (b->epoch < 0) snprintf(st->created, sizeof st->created, "%s", js_str_or(m.config, "created", ""));
+    if (b->epoch < 0)
+        snprintf(st->created, sizeof st->created, "%s", js_str_or(m.config, "created", ""));
     return 0;
 }
 
@@ -12641,12 +14618,22 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     struct df_vars v = { &b->global, NULL };
     if (st->built) return 0;
     const struct df_stage *df = st->df;
-    if (st->building) return err_set(e, 0, "circular dependency detected on stage: %s", df->name ? df->name : "0");
+    if (st->building)
+        return err_set(e, 0, "circular dependency detected on stage: %s",
+                       df->name ? df->name : "0");
     st->building = true;
-    if (df_text(df->base, b->df.escape, &v, &base, e) || (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e))) return -1;
-    if (!*base) return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line, df->base);
+    if (df_text(df->base, b->df.escape, &v, &base, e) ||
+        (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e)))
+        return -1;
+    if (!*base)
+        return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line,
+                       df->base);
     b->step++;
-    build_say(b, "[%s 1/%zu] FROM %s", df->name ? df->name : b->df.n > 1 ? "stage" : "", df->n + 1, base);
+    build_say(b, "[%s 1/%zu] FROM %s",
+              df->name      ? df->name
+              : b->df.n > 1 ? "stage"
+                            : "",
+              df->n + 1, base);
     if (build_base(b, st, base, platform, e)) return -1;
     js_sub(st->config, "config");
     if (build_triggers(b, st, e)) return -1;
@@ -12654,7 +14641,8 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
         const struct df_inst *in = &df->inst[i];
         AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
         b->step++;
-        build_say(b, "[%s%s%zu/%zu] %s %s%s%.200s", df->name ? df->name : "", df->name ? " " : "", i + 2, df->n + 1, in->name, flags, *flags ? " " : "", shown);
+        build_say(b, "[%s%s%zu/%zu] %s %s%s%.200s", df->name ? df->name : "", df->name ? " " : "",
+                  i + 2, df->n + 1, in->name, flags, *flags ? " " : "", shown);
         if (build_inst(b, st, in, e)) return build_blame(b, in, e);
     }
     return st->built = true, 0;
@@ -12664,7 +14652,8 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
 static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e) {
     i64 n;
     for (size_t i = 0; i < b->df.n; i++)
-        if ((b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, name)) || (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
+        if ((b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, name)) ||
+            (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
             *ret = &b->stage[i];
             return build_stage(b, *ret, e);
         }
@@ -12681,21 +14670,28 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
     size_t at = b->df.n - 1;
     i64 n;
     if (platform_parse(cli_text(b->cli, "platform"), &p, e)) return -1;
-    strv_take(&b->global, str_fmt("TARGETPLATFORM=%s/%s%s%s", p.os, p.arch, *p.variant ? "/" : "", p.variant));
+    strv_take(&b->global,
+              str_fmt("TARGETPLATFORM=%s/%s%s%s", p.os, p.arch, *p.variant ? "/" : "", p.variant));
     strv_take(&b->global, str_fmt("TARGETOS=%s", p.os));
     strv_take(&b->global, str_fmt("TARGETARCH=%s", p.arch));
     strv_take(&b->global, str_fmt("TARGETVARIANT=%s", p.variant));
     strv_take(&b->global, str_fmt("BUILDPLATFORM=linux/%s", host_arch()));
     strv_add(&b->global, "BUILDOS=linux");
     strv_take(&b->global, str_fmt("BUILDARCH=%s", host_arch()));
-    for (size_t i = 0; i < b->df.nglobal; i++) if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
+    for (size_t i = 0; i < b->df.nglobal; i++)
+        if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
     b->stage = mem_new((b->df.n + 64) * sizeof *b->stage);
     b->nstages = b->df.n;
-    for (size_t i = 0; i < b->df.n + 64; i++) b->stage[i] = (struct bstage){ .df = i < b->df.n ? &b->df.stage[i] : NULL, .m = { .layers = -1, .rootdir = -1, .c = { .dir = -1 } } };
+    for (size_t i = 0; i < b->df.n + 64; i++)
+        b->stage[i] = (struct bstage){ .df = i < b->df.n ? &b->df.stage[i] : NULL,
+                                       .m = { .layers = -1, .rootdir = -1, .c = { .dir = -1 } } };
     if (target) {
         for (at = 0; at < b->df.n; at++)
-            if (!strcasecmp(b->df.stage[at].name ? b->df.stage[at].name : "", target) || (str_int(target, 0, 1000, &n) && (size_t)n == at)) break;
-        if (at == b->df.n) return err_set(e, 0, "target stage \"%.60s\" could not be found", target);
+            if (!strcasecmp(b->df.stage[at].name ? b->df.stage[at].name : "", target) ||
+                (str_int(target, 0, 1000, &n) && (size_t)n == at))
+                break;
+        if (at == b->df.n)
+            return err_set(e, 0, "target stage \"%.60s\" could not be found", target);
     }
     *ret = &b->stage[at];
     return build_stage(b, *ret, e);
@@ -12711,8 +14707,8 @@ static void build_done(struct build *b) {
 /* }==== 25 build */
 
 /* {==== 26 cmd: the commands ====
- * Faces: they make plans, ask the parts above, print what Docker prints. Exit statuses are Docker's.
- * Uses: 1-25. */
+ * Faces: they make plans, ask the parts above, print what Docker prints. Exit statuses are
+ * Docker's. Uses: 1-25. */
 
 /* ---- 26.1 common ---- */
 static struct store *cli_store(struct cli *c, struct err *e) {
@@ -12724,16 +14720,18 @@ static struct store *cli_store(struct cli *c, struct err *e) {
 /* Prints an error the way docker does. */
 static void cli_error(const struct cli *c, const struct err *e) {
     fputs("skiff: ", stderr);
-    for (const char *s = e->msg; ; s++) {         /* line by line: a message may show a line of a file */
+    for (const char *s = e->msg;; s++) { /* line by line: a message may show a line of a file */
         AUTO_FREE char *line = str_dupn(s, strcspn(s, "\n")), *shown = str_printable(line);
         fprintf(stderr, "%s\n", shown);
         if (!*(s += strlen(line))) break;
     }
-    if (c->cmd && str_prefix(e->msg, "unknown ") && strstr(e->msg, "flag")) fprintf(stderr, "See 'skiff %s --help'.\n", c->cmd->alias ? c->cmd->alias : c->cmd->path);
+    if (c->cmd && str_prefix(e->msg, "unknown ") && strstr(e->msg, "flag"))
+        fprintf(stderr, "See 'skiff %s --help'.\n", c->cmd->alias ? c->cmd->alias : c->cmd->path);
 }
 
 /* Runs fn for every argument, going on after errors; prints what it handled. */
-static int cli_each(struct cli *c, int (*fn)(struct cli *c, const char *arg, struct err *e), bool print, struct err *e) {
+static int cli_each(struct cli *c, int (*fn)(struct cli *c, const char *arg, struct err *e),
+                    bool print, struct err *e) {
     int failed = 0;
     for (int i = 0; i < c->nargs; i++) {
         e->msg[0] = 0;
@@ -12780,7 +14778,9 @@ static int detach_keys(const char *text, char *out, size_t n) {
     strv_split(&k, text, ',');
     for (size_t i = 0; i < k.n && len < n; i++) {
         const char *s = k.v[i];
-        if (str_prefix(s, "ctrl-") && strlen(s) == 6 && (isalpha((u8)s[5]) || strchr("@[\\]^_", s[5]))) out[len++] = (char)(toupper((u8)s[5]) & 0x1f);
+        if (str_prefix(s, "ctrl-") && strlen(s) == 6 &&
+            (isalpha((u8)s[5]) || strchr("@[\\]^_", s[5])))
+            out[len++] = (char)(toupper((u8)s[5]) & 0x1f);
         else if (strlen(s) == 1) out[len++] = *s;
         else return -1;
     }
@@ -12789,11 +14789,11 @@ static int detach_keys(const char *text, char *out, size_t n) {
 
 struct keys {
     char want[16];
-    int n, matched;               /* how many of them have been seen */
+    int n, matched; /* how many of them have been seen */
 };
 
-/* Copies typed bytes, holding back what may become the detach keys; true when they are complete. out has
- * room for n + 16 bytes. */
+/* Copies typed bytes, holding back what may become the detach keys; true when they are complete.
+ * out has room for n + 16 bytes. */
 static bool keys_filter(struct keys *k, const char *in, size_t n, char *out, size_t *ret_n) {
     size_t to = 0;
     bool all = false;
@@ -12802,7 +14802,7 @@ static bool keys_filter(struct keys *k, const char *in, size_t n, char *out, siz
             all = ++k->matched == k->n;
             continue;
         }
-        memcpy(out + to, k->want, (size_t)k->matched);      /* what looked like the keys was not */
+        memcpy(out + to, k->want, (size_t)k->matched); /* what looked like the keys was not */
         to += (size_t)k->matched;
         k->matched = k->n && in[i] == k->want[0];
         if (!k->matched) out[to++] = in[i];
@@ -12813,11 +14813,11 @@ static bool keys_filter(struct keys *k, const char *in, size_t n, char *out, siz
 }
 
 struct attach {
-    int sock;                     /* to the supervisor */
-    bool tty, input, output, proxy, ours;     /* ours: the container was started by this command */
-    bool mute_out, mute_err;      /* --attach names the other one only */
-    bool ended;                   /* our stdin is at its end, and that is not told yet */
-    struct buf held;              /* one message of stdin that the supervisor does not take yet */
+    int sock;                             /* to the supervisor */
+    bool tty, input, output, proxy, ours; /* ours: the container was started by this command */
+    bool mute_out, mute_err;              /* --attach names the other one only */
+    bool ended;                           /* our stdin is at its end, and that is not told yet */
+    struct buf held; /* one message of stdin that the supervisor does not take yet */
     struct keys keys;
 };
 
@@ -12843,24 +14843,29 @@ static bool attach_input(struct attach *a) {
     struct keys none = { .n = 0 };
     bool leave = keys_filter(a->tty ? &a->keys : &none, in, (size_t)n, msg + 1, &out);
     /* never wait here: the supervisor may be waiting for us to read */
-    if (out && send(a->sock, msg, out + 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN) buf_add(&a->held, msg, out + 1);
+    if (out && send(a->sock, msg, out + 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN)
+        buf_add(&a->held, msg, out + 1);
     return leave;
 }
 
 /* What is left to be told to the supervisor, as far as it takes it. */
 static void attach_flush(struct attach *a) {
     if (a->held.n) {
-        if (send(a->sock, a->held.p, a->held.n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN) return;
+        if (send(a->sock, a->held.p, a->held.n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN)
+            return;
         buf_done(&a->held);
     }
-    if (a->ended && (send(a->sock, "c", 1, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 || errno != EAGAIN)) a->ended = false;
+    if (a->ended && (send(a->sock, "c", 1, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0 || errno != EAGAIN))
+        a->ended = false;
 }
 
 enum { ATTACH_LOST = -1, ATTACH_DETACHED = -2 };
 
-/* Signals that the client passes on, and how it hears of them; without `all` only the window's size. */
+/* Signals that the client passes on, and how it hears of them; without `all` only the window's
+ * size. */
 static int attach_signals(sigset_t *set, bool all) {
-    static const int WANT[] = { SIGWINCH, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM };
+    static const int WANT[] = { SIGWINCH, SIGINT,  SIGTERM, SIGHUP,
+                                SIGQUIT,  SIGUSR1, SIGUSR2, SIGALRM };
     sigemptyset(set);
     for (size_t i = 0; i < (all ? ARRAY_LEN(WANT) : 1); i++) sigaddset(set, WANT[i]);
     sigprocmask(SIG_BLOCK, set, NULL);
@@ -12874,7 +14879,8 @@ static void attach_signal(const struct attach *a, char how, int sig) {
     (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
 }
 
-/* Stands between the terminal and the supervisor until the container ends; its exit code, or ATTACH_*. */
+/* Stands between the terminal and the supervisor until the container ends; its exit code, or
+ * ATTACH_*. */
 static int attach_loop(struct attach *a) {
     struct terminal term = { .raw = false };
     sigset_t set;
@@ -12885,26 +14891,35 @@ static int attach_loop(struct attach *a) {
     if (a->tty) attach_resize(a);
     for (bool on = true; on;) {
         short want = a->held.n || a->ended ? POLLIN | POLLOUT : POLLIN;
-        struct pollfd p[] = { { a->sock, want, 0 }, { sig, POLLIN, 0 }, { a->input && !a->held.n ? 0 : -1, POLLIN, 0 } };
+        struct pollfd p[] = { { a->sock, want, 0 },
+                              { sig, POLLIN, 0 },
+                              { a->input && !a->held.n ? 0 : -1, POLLIN, 0 } };
         if (poll(p, 3, -1) < 0) continue;
         if (p[0].revents & POLLOUT) attach_flush(a);
         if (p[1].revents) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si) {
-                if (si.ssi_signo == SIGWINCH) { if (a->tty) attach_resize(a); continue; }
-                if (si.ssi_signo == SIGHUP && a->tty) rc = ATTACH_DETACHED, on = false;     /* the terminal is gone */
+                if (si.ssi_signo == SIGWINCH) {
+                    if (a->tty) attach_resize(a);
+                    continue;
+                }
+                if (si.ssi_signo == SIGHUP && a->tty)
+                    rc = ATTACH_DETACHED, on = false; /* the terminal is gone */
                 else attach_signal(a, 'K', (int)si.ssi_signo);
             }
         }
         if (p[0].revents & ~POLLOUT) {
             char msg[SUPER_CHUNK + 64];
             ssize_t n = recv(a->sock, msg, sizeof msg, 0);
-            if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;     /* its last word is still there */
+            if (n < 0 && (errno == EINTR || errno == ECONNRESET))
+                continue; /* its last word is still there */
             if (n <= 0) break;
             if (msg[0] == 'O' || msg[0] == 'E') {
                 bool mute = msg[0] == 'O' ? a->mute_out : a->mute_err;
-                if (a->output && !mute && fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
-                    /* what would have ended a plain program ends the container that we are in front of */
+                if (a->output && !mute &&
+                    fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
+                    /* what would have ended a plain program ends the container that we are in front
+                     * of */
                     if (a->ours && a->proxy) attach_signal(a, 'S', SIGKILL);
                     a->output = false;
                     if (!a->ours) rc = 128 + SIGPIPE, on = false;
@@ -12926,22 +14941,33 @@ static int attach_loop(struct attach *a) {
 }
 
 /* Attaches this process to a running container. */
-static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input, bool told, struct err *e) {
+static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input, bool told,
+                      struct err *e) {
     AUTO_STRV only = { 0 };
     cli_list(c, "attach", &only);
-    for (size_t i = 0; i < only.n; i++) for (char *s = only.v[i]; *s; s++) *s = (char)tolower((u8)*s);
-    struct attach a = { .mute_out = only.n && !strv_has(&only, "stdout"), .mute_err = only.n && !strv_has(&only, "stderr"), .sock = sock, .tty = js_bool(ctr->config, "process.terminal"), .input = input, .output = true,
-                        .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy"), .ours = told };
+    for (size_t i = 0; i < only.n; i++)
+        for (char *s = only.v[i]; *s; s++) *s = (char)tolower((u8)*s);
+    struct attach a = { .mute_out = only.n && !strv_has(&only, "stdout"),
+                        .mute_err = only.n && !strv_has(&only, "stderr"),
+                        .sock = sock,
+                        .tty = js_bool(ctr->config, "process.terminal"),
+                        .input = input,
+                        .output = true,
+                        .proxy = !cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy"),
+                        .ours = told };
     a.keys.n = detach_keys(cli_text(c, "detach-keys"), a.keys.want, sizeof a.keys.want);
-    if (a.keys.n < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
+    if (a.keys.n < 0)
+        return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
     char hello[2] = { 'A', (char)(1 | (input ? 2 : 0)) };
-    if (!told && send(sock, hello, 2, MSG_NOSIGNAL) < 0) return err_set(e, errno, "speak to the supervisor");
+    if (!told && send(sock, hello, 2, MSG_NOSIGNAL) < 0)
+        return err_set(e, errno, "speak to the supervisor");
     int rc = attach_loop(&a);
     if (rc == ATTACH_DETACHED) return 0;
     if (rc != ATTACH_LOST) return rc;
     struct ctr again = { .dir = -1 };
     struct err gone;
-    if (ctr_open(ctr->s, ctr->id, &again, &gone)) return err_set(e, 0, "the supervisor of container %.12s was lost", ctr->id);
+    if (ctr_open(ctr->s, ctr->id, &again, &gone))
+        return err_set(e, 0, "the supervisor of container %.12s was lost", ctr->id);
     rc = (int)js_int(again.state, "exitCode", 137);
     ctr_done(&again);
     return rc;
@@ -12980,7 +15006,8 @@ static const struct opt OPT_RUN[] = {
     { "health-start-period", 0, OPT_DURATION, "Start period for the container to initialize" },
     { "health-timeout", 0, OPT_DURATION, "Maximum time to allow one check to run" },
     { "hostname", 'h', OPT_TEXT, "Container host name" },
-    { "init", 0, OPT_BOOL, "Run an init inside the container that forwards signals and reaps processes" },
+    { "init", 0, OPT_BOOL,
+      "Run an init inside the container that forwards signals and reaps processes" },
     { "interactive", 'i', OPT_BOOL, "Keep STDIN open even if not attached" },
     { "ipc", 0, OPT_TEXT, "IPC mode to use (private|host)" },
     { "label", 'l', OPT_LIST, "Set meta data on a container" },
@@ -12999,7 +15026,8 @@ static const struct opt OPT_RUN[] = {
     { "pid", 0, OPT_TEXT, "PID namespace to use (private|host)" },
     { "pids-limit", 0, OPT_INT, "Tune container pids limit (-1 for unlimited)" },
     { "platform", 0, OPT_TEXT, "Set platform (os/arch[/variant])" },
-    { "privileged", 0, OPT_BOOL, "Give all capabilities of the user namespace, no seccomp filter, nothing masked" },
+    { "privileged", 0, OPT_BOOL,
+      "Give all capabilities of the user namespace, no seccomp filter, nothing masked" },
     { "publish", 'p', OPT_LIST, "Publish a container's port(s) to the host" },
     { "publish-all", 'P', OPT_BOOL, "Publish all exposed ports" },
     { "pull", 0, OPT_TEXT, "Pull image before running (always|missing|never)" },
@@ -13008,7 +15036,8 @@ static const struct opt OPT_RUN[] = {
     { "restart", 0, OPT_TEXT, "Restart policy when a container exits" },
     { "rm", 0, OPT_BOOL, "Remove the container when it exits" },
     { "rootfs", 0, OPT_TEXT, "Run in this directory instead of an image" },
-    { "security-opt", 0, OPT_LIST, "Security options (seccomp=FILE|unconfined, no-new-privileges)" },
+    { "security-opt", 0, OPT_LIST,
+      "Security options (seccomp=FILE|unconfined, no-new-privileges)" },
     { "shm-size", 0, OPT_BYTES, "Size of /dev/shm" },
     { "sig-proxy", 0, OPT_BOOL, "Proxy received signals to the process (true)" },
     { "stop-signal", 0, OPT_TEXT, "Signal to stop the container" },
@@ -13023,27 +15052,46 @@ static const struct opt OPT_RUN[] = {
     { "uts", 0, OPT_TEXT, "UTS namespace to use (private|host)" },
     { "volume", 'v', OPT_LIST, "Bind mount a volume" },
     { "workdir", 'w', OPT_TEXT, "Working directory inside the container" },
-    { "blkio-weight", 0, OPT_LATER_TEXT, "" }, { "blkio-weight-device", 0, OPT_LATER_TEXT, "" },
-    { "cgroup-parent", 0, OPT_LATER_TEXT, "" }, { "cpu-rt-period", 0, OPT_LATER_TEXT, "" },
-    { "cpu-rt-runtime", 0, OPT_LATER_TEXT, "" }, { "cpu-count", 0, OPT_LATER_TEXT, "" }, { "cpu-percent", 0, OPT_LATER_TEXT, "" },
-    { "device-cgroup-rule", 0, OPT_LATER_TEXT, "" }, { "device-read-bps", 0, OPT_LATER_TEXT, "" },
-    { "device-read-iops", 0, OPT_LATER_TEXT, "" }, { "device-write-bps", 0, OPT_LATER_TEXT, "" },
-    { "device-write-iops", 0, OPT_LATER_TEXT, "" }, { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
-    { "gpus", 0, OPT_LATER_TEXT, "" }, { "health-start-interval", 0, OPT_LATER_TEXT, "" }, { "io-maxbandwidth", 0, OPT_LATER_TEXT, "" },
-    { "io-maxiops", 0, OPT_LATER_TEXT, "" }, { "ip", 0, OPT_LATER_TEXT, "" }, { "ip6", 0, OPT_LATER_TEXT, "" },
-    { "isolation", 0, OPT_LATER_TEXT, "" }, { "kernel-memory", 0, OPT_LATER_TEXT, "" }, { "link", 0, OPT_LATER_TEXT, "" },
-    { "link-local-ip", 0, OPT_LATER_TEXT, "" }, { "mac-address", 0, OPT_LATER_TEXT, "" }, { "memory-swappiness", 0, OPT_LATER_TEXT, "" },
-    { "network-alias", 0, OPT_LATER_TEXT, "" }, { "net-alias", 0, OPT_LATER_TEXT, "" }, { "oom-kill-disable", 0, OPT_LATER_BOOL, "" },
-    { "runtime", 0, OPT_LATER_TEXT, "" }, { "storage-opt", 0, OPT_LATER_TEXT, "" }, { "use-api-socket", 0, OPT_LATER_BOOL, "" },
-    { "volume-driver", 0, OPT_LATER_TEXT, "" }, { "volumes-from", 0, OPT_LATER_TEXT, "" },
+    { "blkio-weight", 0, OPT_LATER_TEXT, "" },
+    { "blkio-weight-device", 0, OPT_LATER_TEXT, "" },
+    { "cgroup-parent", 0, OPT_LATER_TEXT, "" },
+    { "cpu-rt-period", 0, OPT_LATER_TEXT, "" },
+    { "cpu-rt-runtime", 0, OPT_LATER_TEXT, "" },
+    { "cpu-count", 0, OPT_LATER_TEXT, "" },
+    { "cpu-percent", 0, OPT_LATER_TEXT, "" },
+    { "device-cgroup-rule", 0, OPT_LATER_TEXT, "" },
+    { "device-read-bps", 0, OPT_LATER_TEXT, "" },
+    { "device-read-iops", 0, OPT_LATER_TEXT, "" },
+    { "device-write-bps", 0, OPT_LATER_TEXT, "" },
+    { "device-write-iops", 0, OPT_LATER_TEXT, "" },
+    { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
+    { "gpus", 0, OPT_LATER_TEXT, "" },
+    { "health-start-interval", 0, OPT_LATER_TEXT, "" },
+    { "io-maxbandwidth", 0, OPT_LATER_TEXT, "" },
+    { "io-maxiops", 0, OPT_LATER_TEXT, "" },
+    { "ip", 0, OPT_LATER_TEXT, "" },
+    { "ip6", 0, OPT_LATER_TEXT, "" },
+    { "isolation", 0, OPT_LATER_TEXT, "" },
+    { "kernel-memory", 0, OPT_LATER_TEXT, "" },
+    { "link", 0, OPT_LATER_TEXT, "" },
+    { "link-local-ip", 0, OPT_LATER_TEXT, "" },
+    { "mac-address", 0, OPT_LATER_TEXT, "" },
+    { "memory-swappiness", 0, OPT_LATER_TEXT, "" },
+    { "network-alias", 0, OPT_LATER_TEXT, "" },
+    { "net-alias", 0, OPT_LATER_TEXT, "" },
+    { "oom-kill-disable", 0, OPT_LATER_BOOL, "" },
+    { "runtime", 0, OPT_LATER_TEXT, "" },
+    { "storage-opt", 0, OPT_LATER_TEXT, "" },
+    { "use-api-socket", 0, OPT_LATER_BOOL, "" },
+    { "volume-driver", 0, OPT_LATER_TEXT, "" },
+    { "volumes-from", 0, OPT_LATER_TEXT, "" },
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-
-
 /* The embedded image: the program itself as its one file. */
 static int hello_image(const struct store *s, struct err *e) {
-    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH), exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH),
+            exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     AUTO_FD tmp = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     struct stat st;
     struct tarring t = { .clamp = 0 };
@@ -13065,9 +15113,11 @@ static int hello_image(const struct store *s, struct err *e) {
     char diff[DIGEST_LEN + 1];
     if (layer_add(s, &f.src, NULL, &desc, diff, e)) return -1;
     AUTO_JSON *layers = json_pack("[o]", desc);
-    AUTO_JSON *config = json_pack("{s:s,s:s,s:s,s:{s:[s],s:[s],s:s},s:{s:s,s:[s]},s:[{s:s,s:s}]}", "architecture", host_arch(), "os", "linux",
-        "created", "1970-01-01T00:00:00Z", "config", "Cmd", "/hello", "Env", "PATH=/", "WorkingDir", "/", "rootfs", "type", "layers",
-        "diff_ids", diff, "history", "created", "1970-01-01T00:00:00Z", "comment", "embedded in skiff " SKIFF_VERSION);
+    AUTO_JSON *config = json_pack(
+        "{s:s,s:s,s:s,s:{s:[s],s:[s],s:s},s:{s:s,s:[s]},s:[{s:s,s:s}]}", "architecture",
+        host_arch(), "os", "linux", "created", "1970-01-01T00:00:00Z", "config", "Cmd", "/hello",
+        "Env", "PATH=/", "WorkingDir", "/", "rootfs", "type", "layers", "diff_ids", diff, "history",
+        "created", "1970-01-01T00:00:00Z", "comment", "embedded in skiff " SKIFF_VERSION);
     return image_put(s, config, layers, "docker.io/library/hello:latest", NULL, NULL, NULL, e);
 }
 
@@ -13077,7 +15127,10 @@ static int run_image(struct cli *c, struct make *m, const char *what, struct err
     struct platform p;
     if (str_empty(policy)) policy = "missing";
     if (strcmp(policy, "missing") && strcmp(policy, "always") && strcmp(policy, "never"))
-        return err_set(e, 0, "invalid pull option: '%.40s': must be one of \"always\", \"missing\" or \"never\"", policy);
+        return err_set(
+            e, 0,
+            "invalid pull option: '%.40s': must be one of \"always\", \"missing\" or \"never\"",
+            policy);
     if (platform_parse(cli_text(c, "platform"), &p, e)) return -1;
     m->image_name = str_dup(what);
     bool always = !strcmp(policy, "always"), hello = !strcmp(what, "hello");
@@ -13087,10 +15140,11 @@ static int run_image(struct cli *c, struct make *m, const char *what, struct err
         image_done(&m->image);
         err_set(e, 0, "image %s was found, but for %s, not %s", what, arch, p.arch);
     } else if (!always && strncmp(e->msg, "No such image", 13)) return -1;
-    if (hello && !always) return hello_image(m->s, e) || image_find(m->s, what, &m->image, NULL, e) ? -1 : 0;
+    if (hello && !always)
+        return hello_image(m->s, e) || image_find(m->s, what, &m->image, NULL, e) ? -1 : 0;
     struct ref r;
     struct err bad;
-    if (!strcmp(policy, "never") || ref_parse(what, &r, &bad) ) {
+    if (!strcmp(policy, "never") || ref_parse(what, &r, &bad)) {
         if (strcmp(policy, "never")) *e = bad;
         return -1;
     }
@@ -13100,7 +15154,7 @@ static int run_image(struct cli *c, struct make *m, const char *what, struct err
     if (!quiet && !always) fprintf(stderr, "Unable to find image '%s' locally\n", familiar);
     struct pull_opts o = { cli_text(c, "platform"), quiet, tls_verify(c) };
     int out = -1;
-    if (!quiet) {                         /* the container's stdout is not the place for progress */
+    if (!quiet) { /* the container's stdout is not the place for progress */
         fflush(stdout);
         out = fcntl(1, F_DUPFD_CLOEXEC, 3);
         dup2(2, 1);
@@ -13115,13 +15169,23 @@ static int run_prepare(struct cli *c, struct make *m, struct err *e) {
     const char *cidfile = cli_text(c, "cidfile");
     *m = (struct make){ .cli = c, .layers = -1, .rootdir = -1, .c = { .dir = -1 } };
     if (!(m->s = cli_store(c, e))) return -1;
-    if (cli_has(c, "net") && !cli_has(c, "network")) js_sets(c->opts, "network", cli_text(c, "net"));
+    if (cli_has(c, "net") && !cli_has(c, "network"))
+        js_sets(c->opts, "network", cli_text(c, "net"));
     bool rootfs = cli_has(c, "rootfs");
-    if (cli_flag(c, "detach") && cli_has(c, "attach")) return err_set(e, 0, "Conflicting options: -a and -d");
-    if (!c->nargs && !rootfs) return err_set(e, 0, "\"skiff %s\" requires at least 1 argument: an image. Try: skiff run hello", c->cmd->alias);
-    if (cidfile && !access(cidfile, F_OK)) return err_set(e, 0, "container ID file found, make sure the other container isn't running or delete %s", cidfile);
+    if (cli_flag(c, "detach") && cli_has(c, "attach"))
+        return err_set(e, 0, "Conflicting options: -a and -d");
+    if (!c->nargs && !rootfs)
+        return err_set(e, 0,
+                       "\"skiff %s\" requires at least 1 argument: an image. Try: skiff run hello",
+                       c->cmd->alias);
+    if (cidfile && !access(cidfile, F_OK))
+        return err_set(
+            e, 0,
+            "container ID file found, make sure the other container isn't running or delete %s",
+            cidfile);
     char keys[16];
-    if (detach_keys(cli_text(c, "detach-keys"), keys, sizeof keys) < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
+    if (detach_keys(cli_text(c, "detach-keys"), keys, sizeof keys) < 0)
+        return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
     if (!rootfs && run_image(c, m, c->args[0], e)) return -1;
     const char *name = cli_text(c, "name");
     if (make_container(m, str_empty(name) ? NULL : name, c->args + (rootfs ? 0 : 1), e)) return -1;
@@ -13167,7 +15231,8 @@ out:
 static int start_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (ctr_find(cli_store(c, e), what, &k, e)) return -1;
-    if (ctr_is(&k, "paused")) return err_set(e, 0, "cannot start a paused container, try unpause instead");
+    if (ctr_is(&k, "paused"))
+        return err_set(e, 0, "cannot start a paused container, try unpause instead");
     if (ctr_alive(&k)) return 0;
     js_seti(k.state, "restartCount", 0);
     return super_start(&k, NULL, e);
@@ -13179,11 +15244,13 @@ static int cmd_start(struct cli *c, struct err *e) {
     if (!attach) return cli_each(c, start_one, true, e);
     AUTO_CTR k = { .dir = -1 };
     int client = -1;
-    if (c->nargs > 1) return err_set(e, 0, "you cannot start and attach multiple containers at once");
+    if (c->nargs > 1)
+        return err_set(e, 0, "you cannot start and attach multiple containers at once");
     if (ctr_find(c->store, c->args[0], &k, e)) return -1;
     bool input = cli_flag(c, "interactive") && js_bool(k.config, "skiff.openStdin");
     if (ctr_alive(&k)) {
-        if ((client = ctr_connect(k.dir)) < 0) return err_set(e, 0, "Container %s is not running", k.id);
+        if ((client = ctr_connect(k.dir)) < 0)
+            return err_set(e, 0, "Container %s is not running", k.id);
         return attach_run(c, &k, client, input, false, e);
     }
     if (super_start(&k, &client, e)) return cli_error(c, e), e->status ? e->status : 1;
@@ -13193,10 +15260,12 @@ static int cmd_start(struct cli *c, struct err *e) {
 static int cmd_attach(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
-    if (ctr_is(&k, "paused")) return err_set(e, 0, "You cannot attach to a paused container, unpause it first");
+    if (ctr_is(&k, "paused"))
+        return err_set(e, 0, "You cannot attach to a paused container, unpause it first");
     AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
     if (s < 0) return err_set(e, 0, "You cannot attach to a stopped container, start it first");
-    return attach_run(c, &k, s, js_bool(k.config, "skiff.openStdin") && !cli_flag(c, "no-stdin"), false, e);
+    return attach_run(c, &k, s, js_bool(k.config, "skiff.openStdin") && !cli_flag(c, "no-stdin"),
+                      false, e);
 }
 
 /* ---- 26.4 stop, kill, pause, wait, rm ---- */
@@ -13205,7 +15274,8 @@ static int ctr_signal(const struct ctr *k, char how, int sig, int *ret_sock, str
     char msg[5] = { how };
     int32_t n = sig;
     memcpy(msg + 1, &n, 4);
-    if (s < 0 || (ret_sock && send(s, "w", 1, MSG_NOSIGNAL) < 0) || send(s, msg, sizeof msg, MSG_NOSIGNAL) < 0)
+    if (s < 0 || (ret_sock && send(s, "w", 1, MSG_NOSIGNAL) < 0) ||
+        send(s, msg, sizeof msg, MSG_NOSIGNAL) < 0)
         return err_set(e, 0, "Container %s is not running", k->id);
     if (ret_sock) *ret_sock = fd_steal(&s);
     return 0;
@@ -13215,7 +15285,8 @@ static int ctr_signal(const struct ctr *k, char how, int sig, int *ret_sock, str
 static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struct err *e) {
     int sock = -1;
     if (!ctr_alive(k)) return 0;
-    int sig = signal_number(signal_name ? signal_name : js_str_or(k->config, "skiff.stopSignal", "SIGTERM"));
+    int sig = signal_number(signal_name ? signal_name
+                                        : js_str_or(k->config, "skiff.stopSignal", "SIGTERM"));
     if (sig < 0) return err_set(e, 0, "invalid signal: %.40s", signal_name);
     if (timeout_s == INT64_MIN) timeout_s = js_int(k->config, "skiff.stopTimeout", 10);
     if (ctr_is(k, "paused")) {
@@ -13224,7 +15295,9 @@ static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struc
         if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
     }
     if (ctr_signal(k, 'S', sig, &sock, e)) return ctr_alive(k) ? 0 : 0;
-    int rc = ctr_await_exit(sock, timeout_s < 0 ? -1 : timeout_s > 1000000 ? -1 : (int)timeout_s * 1000);
+    int rc = ctr_await_exit(sock, timeout_s < 0         ? -1
+                                  : timeout_s > 1000000 ? -1
+                                                        : (int)timeout_s * 1000);
     if (rc == -2) {
         char msg[5] = { 'S' };
         int32_t n = SIGKILL;
@@ -13238,19 +15311,28 @@ static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struc
 }
 
 static i64 stop_timeout(const struct cli *c) {
-    return cli_has(c, "time") ? cli_int(c, "time", 10) : cli_has(c, "timeout") ? cli_int(c, "timeout", 10) : INT64_MIN;
+    return cli_has(c, "time")      ? cli_int(c, "time", 10)
+           : cli_has(c, "timeout") ? cli_int(c, "timeout", 10)
+                                   : INT64_MIN;
 }
 
 static int stop_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
-    return ctr_find(c->store, what, &k, e) || ctr_stop(&k, cli_text(c, "signal"), stop_timeout(c), e) ? -1 : 0;
+    return ctr_find(c->store, what, &k, e) ||
+                   ctr_stop(&k, cli_text(c, "signal"), stop_timeout(c), e)
+               ? -1
+               : 0;
 }
-static int cmd_stop(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, stop_one, true, e) : -1; }
+static int cmd_stop(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, stop_one, true, e) : -1;
+}
 
 static int restart_one(struct cli *c, const char *what, struct err *e) {
     return stop_one(c, what, e) || start_one(c, what, e) ? -1 : 0;
 }
-static int cmd_restart(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, restart_one, true, e) : -1; }
+static int cmd_restart(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, restart_one, true, e) : -1;
+}
 
 static int kill_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
@@ -13258,8 +15340,10 @@ static int kill_one(struct cli *c, const char *what, struct err *e) {
     int sig = signal_number(name ? name : "KILL");
     if (sig < 0) return err_set(e, 0, "Invalid signal: %.40s", name);
     if (ctr_find(c->store, what, &k, e)) return -1;
-    if (!ctr_alive(&k)) return err_set(e, 0, "Cannot kill container: %s: Container %s is not running", what, k.id);
-    bool ends = sig == SIGKILL || sig == signal_number(js_str_or(k.config, "skiff.stopSignal", "SIGTERM"));
+    if (!ctr_alive(&k))
+        return err_set(e, 0, "Cannot kill container: %s: Container %s is not running", what, k.id);
+    bool ends =
+        sig == SIGKILL || sig == signal_number(js_str_or(k.config, "skiff.stopSignal", "SIGTERM"));
     int sock = -1;
     if (ctr_signal(&k, ends ? 'S' : 'K', sig, sig == SIGKILL ? &sock : NULL, e)) return -1;
     ctr_event(&k, "kill", NULL);
@@ -13267,7 +15351,9 @@ static int kill_one(struct cli *c, const char *what, struct err *e) {
     fd_closep(&sock);
     return 0;
 }
-static int cmd_kill(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, kill_one, true, e) : -1; }
+static int cmd_kill(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, kill_one, true, e) : -1;
+}
 
 static int freeze_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
@@ -13275,12 +15361,15 @@ static int freeze_one(struct cli *c, const char *what, struct err *e) {
     AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
     char answer[1100];
     ssize_t n = -1;
-    if (s >= 0 && send(s, str_suffix(c->cmd->path, "unpause") ? "U" : "P", 1, MSG_NOSIGNAL) > 0) n = recv(s, answer, sizeof answer - 1, 0);
+    if (s >= 0 && send(s, str_suffix(c->cmd->path, "unpause") ? "U" : "P", 1, MSG_NOSIGNAL) > 0)
+        n = recv(s, answer, sizeof answer - 1, 0);
     if (n < 1) return err_set(e, 0, "Container %s is not running", k.id);
     answer[n] = 0;
     return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
 }
-static int cmd_pause(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, freeze_one, true, e) : -1; }
+static int cmd_pause(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, freeze_one, true, e) : -1;
+}
 
 static int wait_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
@@ -13295,13 +15384,15 @@ static int wait_one(struct cli *c, const char *what, struct err *e) {
     printf("%d\n", code);
     return 0;
 }
-static int cmd_wait(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, wait_one, false, e) : -1; }
+static int cmd_wait(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, wait_one, false, e) : -1;
+}
 
 static int rm_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (ctr_find(c->store, what, &k, e)) {
         size_t n = strlen(what);
-        AUTO_STRV ids = { 0 };            /* a damaged one can still be removed by its full or short id */
+        AUTO_STRV ids = { 0 }; /* a damaged one can still be removed by its full or short id */
         if (!cli_flag(c, "force")) return -1;
         ctr_ids(c->store, &ids);
         for (size_t i = 0; i < ids.n; i++)
@@ -13313,7 +15404,10 @@ static int rm_one(struct cli *c, const char *what, struct err *e) {
     }
     if (ctr_alive(&k)) {
         if (!cli_flag(c, "force"))
-            return err_set(e, 0, "cannot remove container \"/%s\": container is %s: stop the container before removing or force remove", ctr_name(&k), ctr_status(&k));
+            return err_set(e, 0,
+                           "cannot remove container \"/%s\": container is %s: stop the container "
+                           "before removing or force remove",
+                           ctr_name(&k), ctr_status(&k));
         int sock = -1;
         if (!ctr_signal(&k, 'S', SIGKILL, &sock, e)) ctr_await_exit(sock, 30000);
         fd_closep(&sock);
@@ -13329,14 +15423,20 @@ static int rm_one(struct cli *c, const char *what, struct err *e) {
     if (lock < 0) return err_set(e, 0, "container %.12s is in use", k.id);
     return ctr_remove(&k, cli_flag(c, "volumes"), e);
 }
-static int cmd_rm(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, rm_one, true, e) : -1; }
+static int cmd_rm(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, rm_one, true, e) : -1;
+}
 
 static int cmd_rename(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     const char *to = c->args[1] + (*c->args[1] == '/');
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
-    if (!ctr_name_ok(to)) return err_set(e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", to);
-    if (!strcmp(to, ctr_name(&k))) return err_set(e, 0, "Renaming a container with the same name as its current name");
+    if (!ctr_name_ok(to))
+        return err_set(
+            e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
+            to);
+    if (!strcmp(to, ctr_name(&k)))
+        return err_set(e, 0, "Renaming a container with the same name as its current name");
     if (ctr_claim_name(c->store, to, k.id, e)) return -1;
     AUTO_FREE char *old = str_fmt("names/%s", ctr_name(&k));
     js_sets(js_get(k.config, "skiff"), "name", to);
@@ -13362,7 +15462,10 @@ static const struct opt OPT_EXEC[] = {
 
 /* In the joined child: names are looked up in the container's own account files. */
 static int exec_user(struct launch *l, int root, struct err *e) {
-    struct { struct plan *p; const char *spec; } *x = l->in_root_arg;
+    struct {
+        struct plan *p;
+        const char *spec;
+    } *x = l->in_root_arg;
     struct rootfs_view v = { NULL, -1, root };
     struct user u;
     if (user_resolve(&v, x->spec, &u, e)) return -1;
@@ -13374,11 +15477,13 @@ static int exec_user(struct launch *l, int root, struct err *e) {
     if (u.uid) x->p->cap_effective = x->p->cap_permitted = x->p->cap_ambient = 0;
     else x->p->cap_effective = x->p->cap_permitted = x->p->cap_bounding;
     for (size_t i = 0; i < x->p->env.n; i++)
-        if (str_prefix(x->p->env.v[i], "HOME=") && *u.home) free(x->p->env.v[i]), x->p->env.v[i] = str_fmt("HOME=%s", u.home);
+        if (str_prefix(x->p->env.v[i], "HOME=") && *u.home)
+            free(x->p->env.v[i]), x->p->env.v[i] = str_fmt("HOME=%s", u.home);
     return 0;
 }
 
-/* Copies between our terminal and a pty of our own until the process is gone; true: detached before. */
+/* Copies between our terminal and a pty of our own until the process is gone; true: detached
+ * before. */
 static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     struct terminal term = { .raw = false };
     sigset_t set;
@@ -13389,7 +15494,10 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     if (input && isatty(0)) terminal_raw(&term);
     if (!ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
     for (bool gone = false; !left;) {
-        struct pollfd p[] = { { master, POLLIN, 0 }, { sig, POLLIN, 0 }, { input ? 0 : -1, POLLIN, 0 }, { gone ? -1 : pidfd, POLLIN, 0 } };
+        struct pollfd p[] = { { master, POLLIN, 0 },
+                              { sig, POLLIN, 0 },
+                              { input ? 0 : -1, POLLIN, 0 },
+                              { gone ? -1 : pidfd, POLLIN, 0 } };
         char buf[16384];
         int n = poll(p, 4, gone ? 0 : -1);
         if (gone && n <= 0) break;
@@ -13402,7 +15510,8 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si)
                 if (si.ssi_signo == SIGHUP) left = true;
-                else if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(master, TIOCSWINSZ, &ws);
+                else if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws))
+                    ioctl(master, TIOCSWINSZ, &ws);
         }
         if (p[2].revents) {
             char typed[sizeof buf - 32];
@@ -13419,8 +15528,9 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     return left;
 }
 
-/* Pumps between our stdio and a process's pipes until it is gone and they are dry: our own descriptors
- * (a terminal, a file that can be opened again) never reach the container. Takes the pipes. */
+/* Pumps between our stdio and a process's pipes until it is gone and they are dry: our own
+ * descriptors (a terminal, a file that can be opened again) never reach the container. Takes the
+ * pipes. */
 static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
     AUTO_FD pidfd = sys_pidfd_open(pid), w = in, o = out, r = err;
     struct buf held = { 0 };
@@ -13428,7 +15538,11 @@ static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
     fcntl(w, F_SETFL, O_NONBLOCK | O_WRONLY);
     if (!input) fd_closep(&w);
     for (bool gone = false; o >= 0 || r >= 0 || !gone;) {
-        struct pollfd p[] = { { o, POLLIN, 0 }, { r, POLLIN, 0 }, { input && !held.n ? 0 : -1, POLLIN, 0 }, { held.n ? w : -1, POLLOUT, 0 }, { gone ? -1 : pidfd, POLLIN, 0 } };
+        struct pollfd p[] = { { o, POLLIN, 0 },
+                              { r, POLLIN, 0 },
+                              { input && !held.n ? 0 : -1, POLLIN, 0 },
+                              { held.n ? w : -1, POLLOUT, 0 },
+                              { gone ? -1 : pidfd, POLLIN, 0 } };
         char buf[65536];
         int n = poll(p, 5, gone ? 0 : -1);
         if (gone && n <= 0) break;
@@ -13437,7 +15551,7 @@ static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
             ssize_t k = read(p[i].fd, buf, sizeof buf);
             if (k > 0 && !fd_write_all(i + 1, buf, (size_t)k)) continue;
             if (k < 0 && errno == EINTR) continue;
-            fd_closep(i ? &r : &o);               /* its end, or nobody reads what we write */
+            fd_closep(i ? &r : &o); /* its end, or nobody reads what we write */
         }
         if (p[2].revents) {
             ssize_t k = read(0, buf, sizeof buf);
@@ -13466,12 +15580,15 @@ static json_t *exec_spec(struct cli *c, const struct ctr *k, struct err *e) {
     js_to_strv(js_get(proc, "env"), &env);
     cli_list(c, "env-file", &files);
     cli_list(c, "env", &vars);
-    for (size_t i = 0; i < files.n; i++) if (env_file(&env, files.v[i], e)) return json_decref(spec), NULL;
+    for (size_t i = 0; i < files.n; i++)
+        if (env_file(&env, files.v[i], e)) return json_decref(spec), NULL;
     for (size_t i = 0; i < vars.n; i++) env_option(&env, vars.v[i]);
     if (cli_flag(c, "tty") && !env_get(&env, "TERM")) strv_add(&env, "TERM=xterm");
     js_set(proc, "env", js_strv(&env));
     const char *cwd = cli_text(c, "workdir");
-    if (cwd && *cwd != '/') return json_decref(spec), err_set(e, 0, "working directory '%.200s' is not an absolute path", cwd), NULL;
+    if (cwd && *cwd != '/')
+        return json_decref(spec),
+               err_set(e, 0, "working directory '%.200s' is not an absolute path", cwd), NULL;
     if (cwd) js_sets(proc, "cwd", cwd);
     if (cli_flag(c, "privileged")) {
         json_t *caps = js_sub(proc, "capabilities");
@@ -13489,21 +15606,30 @@ static int cmd_exec(struct cli *c, struct err *e) {
     struct launch l;
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     if (!ctr_alive(&k)) return err_set(e, 0, "Container %s is not running", k.id);
-    if (ctr_is(&k, "paused")) return err_set(e, 0, "Container %s is paused, unpause the container before exec", ctr_name(&k));
-    bool tty = cli_flag(c, "tty"), input = cli_flag(c, "interactive"), detach = cli_flag(c, "detach");
-    struct keys keys = { .n = detach_keys(cli_text(c, "detach-keys"), keys.want, sizeof keys.want) };
+    if (ctr_is(&k, "paused"))
+        return err_set(e, 0, "Container %s is paused, unpause the container before exec",
+                       ctr_name(&k));
+    bool tty = cli_flag(c, "tty"), input = cli_flag(c, "interactive"),
+         detach = cli_flag(c, "detach");
+    struct keys keys = { .n =
+                             detach_keys(cli_text(c, "detach-keys"), keys.want, sizeof keys.want) };
     if (keys.n < 0) return err_set(e, 0, "invalid detach keys (%.60s)", cli_text(c, "detach-keys"));
-    if (tty && input && !detach && !isatty(0)) return err_set(e, 0, "the input device is not a TTY");
+    if (tty && input && !detach && !isatty(0))
+        return err_set(e, 0, "the input device is not a TTY");
     AUTO_FD pidfd = ctr_pidfd(&k, e);
     AUTO_JSON *spec = pidfd < 0 ? NULL : exec_spec(c, &k, e);
     if (!spec || plan_parse(spec, &p, e)) return -1;
     p.init = false;
-    struct { struct plan *p; const char *spec; } user = { &p, cli_text(c, "user") };
+    struct {
+        struct plan *p;
+        const char *spec;
+    } user = { &p, cli_text(c, "user") };
     ctr_join_init(&k, &p, &l);
     if (user.spec) l.in_root = exec_user, l.in_root_arg = &user;
     int in[2] = { -1, -1 }, out[2] = { -1, -1 }, er[2] = { -1, -1 };
     bool pipes = !detach && !tty;
-    if (pipes && (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC))) return plan_done(&p), err_set(e, errno, "pipe");
+    if (pipes && (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC)))
+        return plan_done(&p), err_set(e, errno, "pipe");
     if (pipes) l.stdio[0] = input ? in[0] : -1, l.stdio[1] = out[1], l.stdio[2] = er[1];
     fflush(NULL);
     int rc = launch_join(&l, pidfd, ctr_namespaces(&p), e);
@@ -13532,7 +15658,11 @@ static int cmd_exec(struct cli *c, struct err *e) {
 }
 
 /* ---- 26.6 logs ---- */
-struct logs { bool stamps; char *details /* owned: before each line; NULL: nothing */; i64 since, until; };
+struct logs {
+    bool stamps;
+    char *details /* owned: before each line; NULL: nothing */;
+    i64 since, until;
+};
 
 /* Prints the lines of one log file from `from` on; returns how many bytes are behind it. */
 static u64 logs_print(const struct logs *g, int fd, u64 from, i64 skip_lines) {
@@ -13580,34 +15710,42 @@ static u64 logs_count(int fd) {
 static char *logs_details(const struct ctr *k) {
     AUTO_STRV want = { 0 }, env = { 0 }, names = { 0 };
     AUTO_JSON *out = json_object();
-    const char *labels = js_str(k->config, "skiff.log.options.labels"), *vars = js_str(k->config, "skiff.log.options.env");
+    const char *labels = js_str(k->config, "skiff.log.options.labels"),
+               *vars = js_str(k->config, "skiff.log.options.env");
     if (labels) strv_split(&want, labels, ',');
     if (vars) strv_split(&names, vars, ',');
     js_to_strv(js_path(k->config, "process.env"), &env);
-    for (size_t i = 0; i < want.n; i++) js_sets(out, want.v[i], json_string_value(js_get(js_path(k->config, "skiff.labels"), want.v[i])));
+    for (size_t i = 0; i < want.n; i++)
+        js_sets(out, want.v[i],
+                json_string_value(js_get(js_path(k->config, "skiff.labels"), want.v[i])));
     for (size_t i = 0; i < names.n; i++) js_sets(out, names.v[i], env_get(&env, names.v[i]));
     return labels_text(out, ",");
 }
 
 static int cmd_logs(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
-    struct logs g = { cli_flag(c, "timestamps"), NULL, time_option(cli_text(c, "since")), time_option(cli_text(c, "until")) };
+    struct logs g = { cli_flag(c, "timestamps"), NULL, time_option(cli_text(c, "since")),
+                      time_option(cli_text(c, "until")) };
     i64 tail = -1;
     const char *t = cli_text(c, "tail");
-    if (g.since == -2 || g.until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
+    if (g.since == -2 || g.until == -2)
+        return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
     if (t && strcmp(t, "all") && !str_int(t, 0, INT32_MAX, &tail)) tail = -1;
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
-    if (str_eq(js_str(k.config, "skiff.log.driver"), "none")) return err_set(e, 0, "configured logging driver does not support reading");
+    if (str_eq(js_str(k.config, "skiff.log.driver"), "none"))
+        return err_set(e, 0, "configured logging driver does not support reading");
     if (cli_flag(c, "details")) g.details = logs_details(&k);
     int fds[1001], n = 0;
-    for (i64 i = js_int(k.config, "skiff.log.maxFile", 1) - 1; i >= 0 && n < 1000; i--) {   /* oldest first */
+    for (i64 i = js_int(k.config, "skiff.log.maxFile", 1) - 1; i >= 0 && n < 1000;
+         i--) { /* oldest first */
         char name[32] = "log.json";
         if (i) snprintf(name, sizeof name, "log.json.%d", (int)i);
         int fd = openat(k.dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd >= 0) fds[n++] = fd;
     }
     u64 total = 0, at = 0;
-    if (tail >= 0) for (int i = 0; i < n; i++) total += logs_count(fds[i]);
+    if (tail >= 0)
+        for (int i = 0; i < n; i++) total += logs_count(fds[i]);
     i64 skip = tail >= 0 && total > (u64)tail ? (i64)total - tail : 0;
     for (int i = 0; i < n; i++) {
         u64 lines = skip > 0 ? logs_count(fds[i]) : 0;
@@ -13619,7 +15757,8 @@ static int cmd_logs(struct cli *c, struct err *e) {
         bool alive = lock_held(k.dir, "lock");
         AUTO_FD now = openat(k.dir, "log.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         struct stat a, b;
-        if (now >= 0 && live >= 0 && !fstat(now, &a) && !fstat(live, &b) && a.st_ino != b.st_ino) {     /* rotated */
+        if (now >= 0 && live >= 0 && !fstat(now, &a) && !fstat(live, &b) &&
+            a.st_ino != b.st_ino) { /* rotated */
             logs_print(&g, live, at, 0);
             close(live);
             live = fd_steal(&now);
@@ -13648,7 +15787,10 @@ static json_t *inspect_state(const struct ctr *k) {
     js_sets(s, "StartedAt", js_str_or(k->state, "startedAt", ""));
     js_sets(s, "FinishedAt", js_str_or(k->state, "finishedAt", ""));
     const json_t *h = js_get(k->state, "health");
-    if (h) js_set(s, "Health", json_pack("{s:s,s:I,s:O}", "Status", js_str_or(h, "status", ""), "FailingStreak", (json_int_t)js_int(h, "failingStreak", 0), "Log", js_get(h, "log")));
+    if (h)
+        js_set(s, "Health",
+               json_pack("{s:s,s:I,s:O}", "Status", js_str_or(h, "status", ""), "FailingStreak",
+                         (json_int_t)js_int(h, "failingStreak", 0), "Log", js_get(h, "log")));
     return s;
 }
 
@@ -13668,7 +15810,8 @@ static json_t *inspect_config(const struct ctr *k) {
     js_set(j, "Env", js_copy(c, "process.env", json_array()));
     const json_t *ep = js_path(c, "skiff.entrypoint"), *args = js_path(c, "process.args");
     json_t *cmd = json_array();
-    for (size_t i = json_array_size(ep); i < json_array_size(args); i++) json_array_append(cmd, json_array_get(args, i));
+    for (size_t i = json_array_size(ep); i < json_array_size(args); i++)
+        json_array_append(cmd, json_array_get(args, i));
     js_set(j, "Cmd", cmd);
     js_sets(j, "Image", js_str_or(c, "skiff.image", ""));
     js_set(j, "Volumes", js_copy(c, "skiff.imageVolumes", json_null()));
@@ -13678,8 +15821,13 @@ static json_t *inspect_config(const struct ctr *k) {
     js_sets(j, "StopSignal", js_str_or(c, "skiff.stopSignal", "SIGTERM"));
     js_seti(j, "StopTimeout", js_int(c, "skiff.stopTimeout", 10));
     const json_t *h = js_path(c, "skiff.health");
-    if (h) js_set(j, "Healthcheck", json_pack("{s:O,s:I,s:I,s:I,s:I}", "Test", js_get(h, "declared"), "Interval", (json_int_t)js_int(h, "intervalNs", 0),
-                  "Timeout", (json_int_t)js_int(h, "timeoutNs", 0), "StartPeriod", (json_int_t)js_int(h, "startPeriodNs", 0), "Retries", (json_int_t)js_int(h, "retries", 3)));
+    if (h)
+        js_set(j, "Healthcheck",
+               json_pack("{s:O,s:I,s:I,s:I,s:I}", "Test", js_get(h, "declared"), "Interval",
+                         (json_int_t)js_int(h, "intervalNs", 0), "Timeout",
+                         (json_int_t)js_int(h, "timeoutNs", 0), "StartPeriod",
+                         (json_int_t)js_int(h, "startPeriodNs", 0), "Retries",
+                         (json_int_t)js_int(h, "retries", 3)));
     return j;
 }
 
@@ -13689,16 +15837,21 @@ static json_t *inspect_host_config(const struct ctr *k) {
     js_set(j, "Binds", json_array());
     const json_t *m;
     size_t i;
-    json_array_foreach(js_path(c, "skiff.mounts"), i, m) {
+    json_array_foreach (js_path(c, "skiff.mounts"), i, m) {
         if (str_eq(js_str(m, "Type"), "tmpfs")) continue;
         const char *src = js_str(m, "Name") ? js_str(m, "Name") : js_str(m, "Source");
-        AUTO_FREE char *b = str_fmt("%s:%s%s", src, js_str(m, "Destination"), js_bool(m, "RW") ? "" : ":ro");
+        AUTO_FREE char *b =
+            str_fmt("%s:%s%s", src, js_str(m, "Destination"), js_bool(m, "RW") ? "" : ":ro");
         js_push(js_get(j, "Binds"), b);
     }
-    js_set(j, "LogConfig", json_pack("{s:s,s:o}", "Type", js_str_or(c, "skiff.log.driver", "json-file"), "Config", js_copy(c, "skiff.log.options", json_object())));
+    js_set(j, "LogConfig",
+           json_pack("{s:s,s:o}", "Type", js_str_or(c, "skiff.log.driver", "json-file"), "Config",
+                     js_copy(c, "skiff.log.options", json_object())));
     js_sets(j, "NetworkMode", js_str_or(c, "skiff.network", "host"));
     js_set(j, "PortBindings", json_object());
-    js_set(j, "RestartPolicy", json_pack("{s:s,s:I}", "Name", js_str_or(c, "skiff.restart.name", "no"), "MaximumRetryCount", (json_int_t)js_int(c, "skiff.restart.max", 0)));
+    js_set(j, "RestartPolicy",
+           json_pack("{s:s,s:I}", "Name", js_str_or(c, "skiff.restart.name", "no"),
+                     "MaximumRetryCount", (json_int_t)js_int(c, "skiff.restart.max", 0)));
     js_setb(j, "AutoRemove", js_bool(c, "skiff.autoRemove"));
     js_setb(j, "Privileged", js_bool(c, "skiff.privileged"));
     js_setb(j, "ReadonlyRootfs", js_bool(c, "root.readonly"));
@@ -13706,14 +15859,18 @@ static json_t *inspect_host_config(const struct ctr *k) {
     js_seti(j, "Memory", js_int(res, "memory.limit", 0));
     js_seti(j, "MemorySwap", js_int(res, "memory.swap", 0));
     js_seti(j, "MemoryReservation", js_int(res, "memory.reservation", 0));
-    js_seti(j, "NanoCpus", js_int(res, "cpu.quota", 0) > 0 ? js_int(res, "cpu.quota", 0) * 1000000000 / js_int(res, "cpu.period", 100000) : 0);
+    js_seti(j, "NanoCpus",
+            js_int(res, "cpu.quota", 0) > 0
+                ? js_int(res, "cpu.quota", 0) * 1000000000 / js_int(res, "cpu.period", 100000)
+                : 0);
     js_seti(j, "CpuShares", js_int(res, "cpu.shares", 0));
     js_seti(j, "PidsLimit", js_int(res, "pids.limit", 0));
     js_seti(j, "OomScoreAdj", js_int(c, "process.oomScoreAdj", 0));
     js_set(j, "CapAdd", js_copy(c, "skiff.capAdd", NULL));
     js_set(j, "CapDrop", js_copy(c, "skiff.capDrop", NULL));
-    json_array_foreach(js_path(c, "skiff.mounts"), i, m)
-        if (str_eq(js_str(m, "Type"), "tmpfs")) js_sets(js_sub(j, "Tmpfs"), js_str(m, "Destination"), "");
+    json_array_foreach (js_path(c, "skiff.mounts"), i, m)
+        if (str_eq(js_str(m, "Type"), "tmpfs"))
+            js_sets(js_sub(j, "Tmpfs"), js_str(m, "Destination"), "");
     js_sets(j, "Runtime", "skiff");
     js_set(j, "MaskedPaths", js_copy(c, "linux.maskedPaths", json_array()));
     js_set(j, "ReadonlyPaths", js_copy(c, "linux.readonlyPaths", json_array()));
@@ -13726,13 +15883,17 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_sets(j, "Id", k->id);
     js_sets(j, "Created", js_str_or(c, "skiff.created", ""));
     js_sets(j, "Path", json_string_value(json_array_get(args, 0)));
-    for (size_t i = 1; i < json_array_size(args); i++) json_array_append(rest, json_array_get(args, i));
+    for (size_t i = 1; i < json_array_size(args); i++)
+        json_array_append(rest, json_array_get(args, i));
     js_set(j, "Args", rest);
     js_set(j, "State", inspect_state(k));
-    AUTO_FREE char *image = str_fmt("sha256:%s", js_str_or(c, "skiff.imageId", "")), *name = str_fmt("/%s", ctr_name(k));
-    AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id), *log = str_fmt("%s/log.json", dir);
+    AUTO_FREE char *image = str_fmt("sha256:%s", js_str_or(c, "skiff.imageId", "")),
+                   *name = str_fmt("/%s", ctr_name(k));
+    AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id),
+                   *log = str_fmt("%s/log.json", dir);
     js_sets(j, "Image", image);
-    AUTO_FREE char *resolv = str_fmt("%s/resolv.conf", dir), *hostname = str_fmt("%s/hostname", dir), *hosts = str_fmt("%s/hosts", dir);
+    AUTO_FREE char *resolv = str_fmt("%s/resolv.conf", dir),
+                   *hostname = str_fmt("%s/hostname", dir), *hosts = str_fmt("%s/hosts", dir);
     js_sets(j, "ResolvConfPath", resolv);
     js_sets(j, "HostnamePath", hostname);
     js_sets(j, "HostsPath", hosts);
@@ -13740,7 +15901,8 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_sets(j, "Name", name);
     js_seti(j, "RestartCount", js_int(k->state, "restartCount", 0));
     js_sets(j, "Driver", js_str_or(c, "skiff.rootfs.driver", ""));
-    js_set(j, "GraphDriver", json_pack("{s:s,s:{}}", "Name", js_str_or(c, "skiff.rootfs.driver", ""), "Data"));
+    js_set(j, "GraphDriver",
+           json_pack("{s:s,s:{}}", "Name", js_str_or(c, "skiff.rootfs.driver", ""), "Data"));
     js_sets(j, "Platform", "linux");
     js_sets(j, "MountLabel", "");
     js_sets(j, "ProcessLabel", "");
@@ -13748,20 +15910,24 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_set(j, "HostConfig", inspect_host_config(k));
     js_set(j, "Mounts", js_copy(c, "skiff.mounts", json_array()));
     js_set(j, "Config", inspect_config(k));
-    js_set(j, "NetworkSettings", json_pack("{s:{},s:{s:{s:s}}}", "Ports", "Networks", js_str_or(c, "skiff.network", "host"), "IPAddress", ""));
+    js_set(j, "NetworkSettings",
+           json_pack("{s:{},s:{s:{s:s}}}", "Ports", "Networks",
+                     js_str_or(c, "skiff.network", "host"), "IPAddress", ""));
     return j;
 }
 
 /* All names of an image: "repo:tag" and "repo@digest". */
-static void image_names(const struct store *s, const char *manifest, json_t *tags, json_t *digests) {
+static void image_names(const struct store *s, const char *manifest, json_t *tags,
+                        json_t *digests) {
     struct err e;
     AUTO_JSON *index = store_index(s, &e);
     size_t i;
     json_t *d;
-    json_array_foreach(js_get(index, "manifests"), i, d) {
+    json_array_foreach (js_get(index, "manifests"), i, d) {
         if (!str_eq(js_str(d, "digest"), manifest)) continue;
         struct ref r;
-        const char *n = desc_name(d), *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
+        const char *n = desc_name(d),
+                   *rd = json_string_value(js_get(js_get(d, "annotations"), REPO_DIGEST));
         if (n && !ref_parse(n, &r, &e) && r.tag[0]) {
             AUTO_FREE char *f = ref_familiar(&r);
             js_push(tags, f);
@@ -13771,7 +15937,7 @@ static void image_names(const struct store *s, const char *manifest, json_t *tag
             bool have = false;
             size_t k;
             json_t *x;
-            json_array_foreach(digests, k, x) have |= str_eq(json_string_value(x), f);
+            json_array_foreach (digests, k, x) have |= str_eq(json_string_value(x), f);
             if (!have) js_push(digests, f);
         }
     }
@@ -13798,22 +15964,32 @@ static json_t *image_inspect(const struct store *s, const struct image *m) {
     js_set(j, "RepoTags", tags);
     js_set(j, "RepoDigests", digests);
     js_sets(j, "Parent", "");
-    js_sets(j, "Comment", js_str_or(json_array_get(js_get(m->config, "history"), json_array_size(js_get(m->config, "history")) - 1), "comment", ""));
+    js_sets(j, "Comment",
+            js_str_or(json_array_get(js_get(m->config, "history"),
+                                     json_array_size(js_get(m->config, "history")) - 1),
+                      "comment", ""));
     js_sets(j, "Created", js_str_or(m->config, "created", ""));
     js_sets(j, "Author", js_str_or(m->config, "author", ""));
     json_t *run = js_copy(m->config, "config", json_object());
-    static const char *const ALWAYS[] = { "Cmd", "Entrypoint", "Volumes", "Labels", "Env", "ExposedPorts", "OnBuild" };
+    static const char *const ALWAYS[] = { "Cmd", "Entrypoint",   "Volumes", "Labels",
+                                          "Env", "ExposedPorts", "OnBuild" };
     static const char *const TEXTS[] = { "User", "WorkingDir" };
-    for (size_t i = 0; i < ARRAY_LEN(ALWAYS); i++) if (!js_get(run, ALWAYS[i])) js_set(run, ALWAYS[i], NULL);
-    for (size_t i = 0; i < ARRAY_LEN(TEXTS); i++) if (!js_get(run, TEXTS[i])) js_sets(run, TEXTS[i], "");
+    for (size_t i = 0; i < ARRAY_LEN(ALWAYS); i++)
+        if (!js_get(run, ALWAYS[i])) js_set(run, ALWAYS[i], NULL);
+    for (size_t i = 0; i < ARRAY_LEN(TEXTS); i++)
+        if (!js_get(run, TEXTS[i])) js_sets(run, TEXTS[i], "");
     js_set(j, "Config", run);
     js_sets(j, "Architecture", js_str_or(m->config, "architecture", ""));
     if (js_str(m->config, "variant")) js_sets(j, "Variant", js_str(m->config, "variant"));
     js_sets(j, "Os", js_str_or(m->config, "os", ""));
     js_seti(j, "Size", (i64)image_size(s, m));
-    js_set(j, "RootFS", json_pack("{s:s,s:o}", "Type", "layers", "Layers", js_copy(m->config, "rootfs.diff_ids", json_array())));
+    js_set(j, "RootFS",
+           json_pack("{s:s,s:o}", "Type", "layers", "Layers",
+                     js_copy(m->config, "rootfs.diff_ids", json_array())));
     json_t *d = json_object();
-    for (const char *const *k = (const char *const[]){ "mediaType", "digest", "size", NULL }; *k; k++) json_object_set(d, *k, js_get(m->desc, *k));
+    for (const char *const *k = (const char *const[]){ "mediaType", "digest", "size", NULL }; *k;
+         k++)
+        json_object_set(d, *k, js_get(m->desc, *k));
     js_set(j, "Descriptor", d);
     return j;
 }
@@ -13841,8 +16017,12 @@ static const struct opt OPT_INSPECT[] = {
 static int cmd_inspect(struct cli *c, struct err *e) {
     const char *type = cli_text(c, "type"), *format = cli_text(c, "format");
     bool any = !strcmp(c->cmd->path, "inspect");
-    if (!any) type = str_prefix(c->cmd->path, "container") ? "container" : str_prefix(c->cmd->path, "image") ? "image" : "volume";
-    if (type && strcmp(type, "container") && strcmp(type, "image") && strcmp(type, "volume")) return err_set(e, 0, "\"%.40s\" is not a valid value for --type", type);
+    if (!any)
+        type = str_prefix(c->cmd->path, "container") ? "container"
+               : str_prefix(c->cmd->path, "image")   ? "image"
+                                                     : "volume";
+    if (type && strcmp(type, "container") && strcmp(type, "image") && strcmp(type, "volume"))
+        return err_set(e, 0, "\"%.40s\" is not a valid value for --type", type);
     if (!cli_store(c, e)) return -1;
     AUTO_JSON *all = json_array();
     int failed = 0;
@@ -13859,7 +16039,9 @@ static int cmd_inspect(struct cli *c, struct err *e) {
                 js_seti(j, "SizeRootFs", (i64)size);
             }
         }
-        if (!j && (!type || !strcmp(type, "image")) && !image_find(c->store, c->args[i], &m, NULL, e)) j = image_inspect(c->store, &m);
+        if (!j && (!type || !strcmp(type, "image")) &&
+            !image_find(c->store, c->args[i], &m, NULL, e))
+            j = image_inspect(c->store, &m);
         if (!j && (!type || !strcmp(type, "volume"))) j = volume_inspect(c->store, c->args[i], e);
         AUTO_FREE char *shown = str_printable(c->args[i]);
         if (!j) {
@@ -13874,7 +16056,7 @@ static int cmd_inspect(struct cli *c, struct err *e) {
     }
     size_t n;
     json_t *one;
-    json_array_foreach(all, n, one) {     /* unlike the lists, inspect takes \t as it stands */
+    json_array_foreach (all, n, one) { /* unlike the lists, inspect takes \t as it stands */
         AUTO_BUF out = { 0 };
         if (tmpl_run(format, one, &out, e)) return -1;
         puts(out.p ? out.p : "");
@@ -13903,10 +16085,13 @@ static char *ago(const char *when) {
 /* "Up 3 minutes (healthy)", "Exited (0) 2 hours ago". Caller owns it. */
 static char *ctr_status_text(const struct ctr *k) {
     const char *st = ctr_status(k), *health = js_str(k->state, "health.status");
-    AUTO_FREE char *up = ago(js_str(k->state, "startedAt")), *down = ago(js_str(k->state, "finishedAt"));
+    AUTO_FREE char *up = ago(js_str(k->state, "startedAt")),
+                   *down = ago(js_str(k->state, "finishedAt"));
     i64 code = js_int(k->state, "exitCode", 0);
     if (!strcmp(st, "running"))
-        return health ? str_fmt(!strcmp(health, "starting") ? "Up %s (health: %s)" : "Up %s (%s)", up, health) : str_fmt("Up %s", up);
+        return health ? str_fmt(!strcmp(health, "starting") ? "Up %s (health: %s)" : "Up %s (%s)",
+                                up, health)
+                      : str_fmt("Up %s", up);
     if (!strcmp(st, "paused")) return str_fmt("Up %s (Paused)", up);
     if (!strcmp(st, "restarting")) return str_fmt("Restarting (%" PRId64 ") %s ago", code, down);
     if (!strcmp(st, "created")) return str_dup("Created");
@@ -13930,8 +16115,11 @@ static char *quoted_command(const struct ctr *k, bool trunc) {
 static json_t *ps_row(const struct ctr *k, const struct cli *c) {
     bool trunc = !cli_flag(c, "no-trunc");
     json_t *r = json_object();
-    AUTO_FREE char *id = str_dupn(k->id, trunc ? 12 : HEX_LEN), *cmd = quoted_command(k, trunc), *status = ctr_status_text(k);
-    AUTO_FREE char *since = ago(js_str(k->config, "skiff.created")), *running = str_fmt("%s ago", since), *labels = labels_text(js_path(k->config, "skiff.labels"), ",");
+    AUTO_FREE char *id = str_dupn(k->id, trunc ? 12 : HEX_LEN), *cmd = quoted_command(k, trunc),
+                   *status = ctr_status_text(k);
+    AUTO_FREE char *since = ago(js_str(k->config, "skiff.created")),
+                   *running = str_fmt("%s ago", since),
+                   *labels = labels_text(js_path(k->config, "skiff.labels"), ",");
     AUTO_FREE char *image = str_printable(js_str_or(k->config, "skiff.image", ""));
     js_sets(r, "ID", id);
     js_sets(r, "Image", *image ? image : "<rootfs>");
@@ -13949,22 +16137,25 @@ static json_t *ps_row(const struct ctr *k, const struct cli *c) {
     size_t i;
     json_t *m;
     i64 local = 0;
-    json_array_foreach(js_path(k->config, "skiff.mounts"), i, m) {
+    json_array_foreach (js_path(k->config, "skiff.mounts"), i, m) {
         local += js_str(m, "Name") != NULL;
-        buf_addf(&mounts, "%s%s", mounts.n ? "," : "", js_str(m, "Name") ? js_str(m, "Name") : js_str_or(m, "Source", ""));
+        buf_addf(&mounts, "%s%s", mounts.n ? "," : "",
+                 js_str(m, "Name") ? js_str(m, "Name") : js_str_or(m, "Source", ""));
     }
     js_sets(r, "Mounts", mounts.p ? mounts.p : "");
     AUTO_FREE char *vols = str_fmt("%" PRId64, local);
     js_sets(r, "LocalVolumes", vols);
     u64 rw = 0, all = 0;
     if (cli_flag(c, "size")) ctr_size(k, &rw, &all);
-    AUTO_FREE char *own = size_human(rw), *virtual = size_human(all), *size = str_fmt("%s (virtual %s)", own, virtual);
+    AUTO_FREE char *own = size_human(rw), *virtual = size_human(all),
+                   *size = str_fmt("%s (virtual %s)", own, virtual);
     js_sets(r, "Size", size);
     return r;
 }
 
 /* "key=value" filters of one key; true where none is given or one holds. */
-static bool filter_match(const struct strv *filters, const char *key, bool (*holds)(const void *x, const char *v), const void *x) {
+static bool filter_match(const struct strv *filters, const char *key,
+                         bool (*holds)(const void *x, const char *v), const void *x) {
     size_t n = strlen(key);
     bool asked = false;
     for (size_t i = 0; i < filters->n; i++) {
@@ -13982,7 +16173,9 @@ static bool label_holds(const json_t *labels, const char *v) {
     return have && (!eq || !strcmp(have, eq + 1));
 }
 
-static bool ps_id(const void *x, const char *v) { return str_prefix(((const struct ctr *)x)->id, v); }
+static bool ps_id(const void *x, const char *v) {
+    return str_prefix(((const struct ctr *)x)->id, v);
+}
 static bool ps_name(const void *x, const char *v) {
     regex_t re;
     AUTO_FREE char *full = str_fmt("/%s", ctr_name(x));
@@ -13992,23 +16185,33 @@ static bool ps_name(const void *x, const char *v) {
     return hit;
 }
 static bool ps_status(const void *x, const char *v) { return ctr_is(x, v); }
-static bool ps_label(const void *x, const char *v) { return label_holds(js_path(((const struct ctr *)x)->config, "skiff.labels"), v); }
+static bool ps_label(const void *x, const char *v) {
+    return label_holds(js_path(((const struct ctr *)x)->config, "skiff.labels"), v);
+}
 static bool ps_exited(const void *x, const char *v) {
     i64 n;
-    return ctr_is(x, "exited") && str_int(v, 0, 255, &n) && js_int(((const struct ctr *)x)->state, "exitCode", 0) == n;
+    return ctr_is(x, "exited") && str_int(v, 0, 255, &n) &&
+           js_int(((const struct ctr *)x)->state, "exitCode", 0) == n;
 }
 static bool ps_volume(const void *x, const char *v) {
     size_t i;
     json_t *m;
-    json_array_foreach(js_path(((const struct ctr *)x)->config, "skiff.mounts"), i, m)
-        if (str_eq(js_str(m, "Name"), v) || str_eq(js_str(m, "Destination"), v) || str_eq(js_str(m, "Source"), v)) return true;
+    json_array_foreach (js_path(((const struct ctr *)x)->config, "skiff.mounts"), i, m)
+        if (str_eq(js_str(m, "Name"), v) || str_eq(js_str(m, "Destination"), v) ||
+            str_eq(js_str(m, "Source"), v))
+            return true;
     return false;
 }
-static bool ps_health(const void *x, const char *v) { return !strcmp(js_str_or(((const struct ctr *)x)->state, "health.status", "none"), v); }
-static bool ps_network(const void *x, const char *v) { return str_eq(js_str(((const struct ctr *)x)->config, "skiff.network"), v); }
+static bool ps_health(const void *x, const char *v) {
+    return !strcmp(js_str_or(((const struct ctr *)x)->state, "health.status", "none"), v);
+}
+static bool ps_network(const void *x, const char *v) {
+    return str_eq(js_str(((const struct ctr *)x)->config, "skiff.network"), v);
+}
 static bool ps_ancestor(const void *x, const char *v) {
     const struct ctr *k = x;
-    const char *image = js_str_or(k->config, "skiff.image", ""), *id = js_str_or(k->config, "skiff.imageId", "");
+    const char *image = js_str_or(k->config, "skiff.image", ""),
+               *id = js_str_or(k->config, "skiff.imageId", "");
     struct ref a, b;
     struct err e;
     if (strlen(v) >= 4 && str_prefix(id, str_prefix(v, "sha256:") ? v + 7 : v)) return true;
@@ -14020,8 +16223,10 @@ static bool ps_ancestor(const void *x, const char *v) {
 static int filters_known(const struct strv *f, const char *known, struct err *e) {
     for (size_t i = 0; i < f->n; i++) {
         size_t n = strcspn(f->v[i], "=");
-        if (!f->v[i][n]) return err_set(e, 0, "bad format of filter (expected name=value): '%.60s'", f->v[i]);
-        if (!word_in(known, f->v[i], n)) return err_set(e, 0, "invalid filter '%.*s'", (int)n, f->v[i]);
+        if (!f->v[i][n])
+            return err_set(e, 0, "bad format of filter (expected name=value): '%.60s'", f->v[i]);
+        if (!word_in(known, f->v[i], n))
+            return err_set(e, 0, "invalid filter '%.*s'", (int)n, f->v[i]);
     }
     return 0;
 }
@@ -14034,60 +16239,85 @@ static bool ps_order(const struct ctr *k, const struct strv *f) {
         struct err e;
         if (!before && !str_prefix(f->v[i], "since=")) continue;
         if (ctr_find(k->s, strchr(f->v[i], '=') + 1, &other, &e)) return false;
-        int c = strcmp(js_str_or(k->config, "skiff.created", ""), js_str_or(other.config, "skiff.created", ""));
+        int c = strcmp(js_str_or(k->config, "skiff.created", ""),
+                       js_str_or(other.config, "skiff.created", ""));
         if (before ? c >= 0 : c <= 0) return false;
     }
     return true;
 }
 
 static bool ps_filter(const struct ctr *k, const struct strv *f) {
-    return ps_order(k, f) && filter_match(f, "id", ps_id, k) && filter_match(f, "name", ps_name, k) && filter_match(f, "status", ps_status, k) &&
-           filter_match(f, "label", ps_label, k) && filter_match(f, "exited", ps_exited, k) && filter_match(f, "volume", ps_volume, k) &&
-           filter_match(f, "health", ps_health, k) && filter_match(f, "network", ps_network, k) && filter_match(f, "ancestor", ps_ancestor, k);
+    return ps_order(k, f) && filter_match(f, "id", ps_id, k) &&
+           filter_match(f, "name", ps_name, k) && filter_match(f, "status", ps_status, k) &&
+           filter_match(f, "label", ps_label, k) && filter_match(f, "exited", ps_exited, k) &&
+           filter_match(f, "volume", ps_volume, k) && filter_match(f, "health", ps_health, k) &&
+           filter_match(f, "network", ps_network, k) && filter_match(f, "ancestor", ps_ancestor, k);
 }
 
 static int created_order(const void *a, const void *b) {
     const struct ctr *x = a, *y = b;
-    return strcmp(js_str_or(y->config, "skiff.created", ""), js_str_or(x->config, "skiff.created", ""));
+    return strcmp(js_str_or(y->config, "skiff.created", ""),
+                  js_str_or(x->config, "skiff.created", ""));
 }
 
 static int cmd_ps(struct cli *c, struct err *e) {
     AUTO_STRV filters = { 0 }, ids = { 0 };
     cli_list(c, "filter", &filters);
-    if (!cli_store(c, e) || filters_known(&filters, "id name status label exited volume health network ancestor before since", e)) return -1;
-    static const char STATES[] = "created running paused restarting removing exited dead", HEALTHS[] = "none starting healthy unhealthy";
+    if (!cli_store(c, e) ||
+        filters_known(&filters,
+                      "id name status label exited volume health network ancestor before since", e))
+        return -1;
+    static const char STATES[] = "created running paused restarting removing exited dead",
+                      HEALTHS[] = "none starting healthy unhealthy";
     for (size_t i = 0; i < filters.n; i++) {
         const char *v = strchr(filters.v[i], '=') + 1;
         i64 n;
-        if (str_prefix(filters.v[i], "status=") && !word_in(STATES, v, strlen(v))) return err_set(e, 0, "invalid filter 'status=%.40s'", v);
-        if (str_prefix(filters.v[i], "health=") && !word_in(HEALTHS, v, strlen(v))) return err_set(e, 0, "invalid filter 'health=%.40s'", v);
+        if (str_prefix(filters.v[i], "status=") && !word_in(STATES, v, strlen(v)))
+            return err_set(e, 0, "invalid filter 'status=%.40s'", v);
+        if (str_prefix(filters.v[i], "health=") && !word_in(HEALTHS, v, strlen(v)))
+            return err_set(e, 0, "invalid filter 'health=%.40s'", v);
         AUTO_CTR other = { .dir = -1 };
-        if ((str_prefix(filters.v[i], "before=") || str_prefix(filters.v[i], "since=")) && ctr_find(c->store, v, &other, e)) return -1;
-        if (str_prefix(filters.v[i], "exited=") && !str_int(v, 0, 255, &n)) return err_set(e, 0, "invalid filter 'exited=%.40s'", v);
+        if ((str_prefix(filters.v[i], "before=") || str_prefix(filters.v[i], "since=")) &&
+            ctr_find(c->store, v, &other, e))
+            return -1;
+        if (str_prefix(filters.v[i], "exited=") && !str_int(v, 0, 255, &n))
+            return err_set(e, 0, "invalid filter 'exited=%.40s'", v);
     }
     bool all = cli_flag(c, "all"), by_status = false;
-    for (size_t i = 0; i < filters.n; i++) by_status |= str_prefix(filters.v[i], "status=") || str_prefix(filters.v[i], "exited=");
+    for (size_t i = 0; i < filters.n; i++)
+        by_status |= str_prefix(filters.v[i], "status=") || str_prefix(filters.v[i], "exited=");
     i64 last = cli_flag(c, "latest") ? 1 : cli_int(c, "last", -1);
     ctr_ids(c->store, &ids);
     struct ctr *k = mem_new((ids.n + 1) * sizeof *k);
     size_t n = 0;
-    for (size_t i = 0; i < ids.n; i++) if (!ctr_open(c->store, ids.v[i], &k[n], e)) n++;
+    for (size_t i = 0; i < ids.n; i++)
+        if (!ctr_open(c->store, ids.v[i], &k[n], e)) n++;
     qsort(k, n, sizeof *k, created_order);
     AUTO_JSON *rows = json_array();
     for (size_t i = 0; i < n; i++) {
-        bool show = !ctr_is_build(&k[i]) && (all || by_status || last > 0 || ctr_alive(&k[i])) && ps_filter(&k[i], &filters) && (last <= 0 || (i64)json_array_size(rows) < last);
-        if (show && cli_flag(c, "quiet")) printf("%.*s\n", cli_flag(c, "no-trunc") ? HEX_LEN : 12, k[i].id);
+        bool show = !ctr_is_build(&k[i]) && (all || by_status || last > 0 || ctr_alive(&k[i])) &&
+                    ps_filter(&k[i], &filters) && (last <= 0 || (i64)json_array_size(rows) < last);
+        if (show && cli_flag(c, "quiet"))
+            printf("%.*s\n", cli_flag(c, "no-trunc") ? HEX_LEN : 12, k[i].id);
         else if (show) json_array_append_new(rows, ps_row(&k[i], c));
         ctr_done(&k[i]);
     }
     free(k);
     if (cli_flag(c, "quiet")) return 0;
-    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "CONTAINER ID", "Image", "IMAGE", "Command", "COMMAND", "CreatedAt", "CREATED AT",
-        "RunningFor", "CREATED", "Status", "STATUS", "State", "STATE", "Ports", "PORTS", "Names", "NAMES", "Labels", "LABELS", "Networks", "NETWORKS",
-        "Mounts", "MOUNTS", "LocalVolumes", "LOCAL VOLUMES", "Size", "SIZE");
-    return rows_print(cli_text(c, "format"), cli_flag(c, "size")
-        ? "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}"
-        : "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}", heads, rows, e);
+    AUTO_JSON *heads =
+        json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "CONTAINER ID", "Image",
+                  "IMAGE", "Command", "COMMAND", "CreatedAt", "CREATED AT", "RunningFor", "CREATED",
+                  "Status", "STATUS", "State", "STATE", "Ports", "PORTS", "Names", "NAMES",
+                  "Labels", "LABELS", "Networks", "NETWORKS", "Mounts", "MOUNTS", "LocalVolumes",
+                  "LOCAL VOLUMES", "Size", "SIZE");
+    return rows_print(cli_text(c, "format"),
+                      cli_flag(c, "size") ? "table "
+                                            "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{"
+                                            ".Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}"
+                                          : "table "
+                                            "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{"
+                                            ".Status}}\t{{.Ports}}\t{{.Names}}",
+                      heads, rows, e);
 }
 
 /* ---- 26.9 top, port, stats ---- */
@@ -14102,11 +16332,19 @@ static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22])
     snprintf(comm, n, "%.*s", (int)(close - open - 1), open + 1);
     char *save = NULL;
     int i = 0;
-    for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save)) f[i++] = strtoull(t, NULL, 10);
+    for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save))
+        f[i++] = strtoull(t, NULL, 10);
     return i == 22;
 }
 
-struct top_proc { pid_t pid; char comm[64], state; char *args /* owned */; unsigned uid; time_t began; unsigned long long f[22]; };
+struct top_proc {
+    pid_t pid;
+    char comm[64], state;
+    char *args /* owned */;
+    unsigned uid;
+    time_t began;
+    unsigned long long f[22];
+};
 
 static bool top_read(pid_t pid, struct top_proc *p) {
     char path[40];
@@ -14117,7 +16355,8 @@ static bool top_read(pid_t pid, struct top_proc *p) {
     if (!proc_stat(pid, p->comm, sizeof p->comm, p->f)) return false;
     snprintf(path, sizeof path, "/proc/%d/cmdline", (int)pid);
     file_read(AT_FDCWD, path, 4096, &cmd, &none);
-    for (size_t b = 0; b + 1 < cmd.n; b++) if (!cmd.p[b]) cmd.p[b] = ' ';
+    for (size_t b = 0; b + 1 < cmd.n; b++)
+        if (!cmd.p[b]) cmd.p[b] = ' ';
     path[strlen(path) - 8] = 0;
     if (!stat(path, &st)) p->uid = st.st_uid, p->began = st.st_mtime;
     p->args = str_printable(cmd.n ? cmd.p : p->comm);
@@ -14125,9 +16364,14 @@ static bool top_read(pid_t pid, struct top_proc *p) {
 }
 
 static const char *top_head(const char *col) {
-    static const char *const HEADS[][2] = { { "user", "UID" }, { "uid", "UID" }, { "pid", "PID" }, { "ppid", "PPID" }, { "c", "C" }, { "stime", "STIME" },
-        { "tty", "TTY" }, { "time", "TIME" }, { "comm", "COMMAND" }, { "args", "CMD" }, { "cmd", "CMD" }, { "command", "COMMAND" }, { "rss", "RSS" }, { "vsz", "VSZ" }, { "stat", "STAT" } };
-    for (size_t i = 0; i < ARRAY_LEN(HEADS); i++) if (!strcmp(col, HEADS[i][0])) return HEADS[i][1];
+    static const char *const HEADS[][2] = {
+        { "user", "UID" },     { "uid", "UID" },     { "pid", "PID" },  { "ppid", "PPID" },
+        { "c", "C" },          { "stime", "STIME" }, { "tty", "TTY" },  { "time", "TIME" },
+        { "comm", "COMMAND" }, { "args", "CMD" },    { "cmd", "CMD" },  { "command", "COMMAND" },
+        { "rss", "RSS" },      { "vsz", "VSZ" },     { "stat", "STAT" }
+    };
+    for (size_t i = 0; i < ARRAY_LEN(HEADS); i++)
+        if (!strcmp(col, HEADS[i][0])) return HEADS[i][1];
     return NULL;
 }
 
@@ -14140,11 +16384,14 @@ static char *top_cell(const struct top_proc *p, const char *col) {
     if (!strcmp(col, "pid")) return str_fmt("%d", (int)p->pid);
     if (!strcmp(col, "ppid")) return str_fmt("%llu", p->f[1]);
     if (!strcmp(col, "c")) return str_dup("0");
-    if (!strcmp(col, "stime")) return strftime(started, sizeof started, "%H:%M", localtime_r(&p->began, &tm)), str_dup(started);
+    if (!strcmp(col, "stime"))
+        return strftime(started, sizeof started, "%H:%M", localtime_r(&p->began, &tm)),
+               str_dup(started);
     if (!strcmp(col, "tty")) return str_dup("?");
     if (!strcmp(col, "time")) return str_fmt("%02llu:%02llu:%02llu", s / 3600, s / 60 % 60, s % 60);
     if (!strcmp(col, "comm")) return str_printable(p->comm);
-    if (!strcmp(col, "rss")) return str_fmt("%llu", p->f[21] * (unsigned long long)sysconf(_SC_PAGESIZE) / 1024);
+    if (!strcmp(col, "rss"))
+        return str_fmt("%llu", p->f[21] * (unsigned long long)sysconf(_SC_PAGESIZE) / 1024);
     if (!strcmp(col, "vsz")) return str_fmt("%llu", p->f[20] / 1024);
     if (!strcmp(col, "stat")) return str_fmt("%c", p->state);
     return str_dup(p->args);
@@ -14166,7 +16413,12 @@ static int cmd_top(struct cli *c, struct err *e) {
     strv_split(&cols, want, ',');
     for (size_t k = 0; k < cols.n; k++) {
         const char *head = top_head(cols.v[k]);
-        if (!head) return free(pids), err_set(e, 0, "top: unknown column '%.40s' (there are user, uid, pid, ppid, c, stime, tty, time, comm, args, cmd, rss, vsz, stat)", cols.v[k]);
+        if (!head)
+            return free(pids),
+                   err_set(e, 0,
+                           "top: unknown column '%.40s' (there are user, uid, pid, ppid, c, stime, "
+                           "tty, time, comm, args, cmd, rss, vsz, stat)",
+                           cols.v[k]);
         buf_addf(&out, "%s%s", head, k + 1 < cols.n ? "\t" : "\n");
     }
     for (size_t i = 0; i < n; i++) {
@@ -14186,11 +16438,14 @@ static int cmd_top(struct cli *c, struct err *e) {
 static int cmd_port(struct cli *c, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
-    if (c->nargs > 1) return err_set(e, 0, "No public port '%.40s' published for %s", c->args[1], ctr_name(&k));
-    return 0;                     /* the host's and no network publish nothing */
+    if (c->nargs > 1)
+        return err_set(e, 0, "No public port '%.40s' published for %s", c->args[1], ctr_name(&k));
+    return 0; /* the host's and no network publish nothing */
 }
 
-struct usage { u64 cpu_ns, rss, pids; };
+struct usage {
+    u64 cpu_ns, rss, pids;
+};
 
 static struct usage ctr_usage(const struct ctr *k) {
     struct usage u = { 0 };
@@ -14217,19 +16472,29 @@ static const struct opt OPT_STATS[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-static json_t *stats_row(const struct ctr *k, const struct usage *before, const struct usage *now, i64 ms, bool trunc) {
+static json_t *stats_row(const struct ctr *k, const struct usage *before, const struct usage *now,
+                         i64 ms, bool trunc) {
     u64 limit = (u64)js_int(k->config, "linux.resources.memory.limit", 0);
     if (!limit) limit = (u64)sysconf(_SC_PHYS_PAGES) * (u64)sysconf(_SC_PAGESIZE);
-    AUTO_FREE char *used = size_binary(now->rss), *all = size_binary(limit), *id = str_dupn(k->id, trunc ? 12 : HEX_LEN);
-    AUTO_FREE char *cpu = str_fmt("%.2f%%", ms > 0 && now->cpu_ns > before->cpu_ns ? (double)(now->cpu_ns - before->cpu_ns) / 1e4 / (double)ms : 0.0);
-    AUTO_FREE char *mem = str_fmt("%s / %s", used, all), *perc = str_fmt("%.2f%%", 100.0 * (double)now->rss / (double)limit), *pids = str_fmt("%" PRIu64, now->pids);
-    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", id, "ID", id, "Name", ctr_name(k), "CPUPerc", cpu, "MemUsage", mem, "MemPerc", perc,
-                     "NetIO", "-- / --", "BlockIO", "-- / --", "PIDs", pids);
+    AUTO_FREE char *used = size_binary(now->rss), *all = size_binary(limit),
+                   *id = str_dupn(k->id, trunc ? 12 : HEX_LEN);
+    AUTO_FREE char *cpu =
+        str_fmt("%.2f%%", ms > 0 && now->cpu_ns > before->cpu_ns
+                              ? (double)(now->cpu_ns - before->cpu_ns) / 1e4 / (double)ms
+                              : 0.0);
+    AUTO_FREE char *mem = str_fmt("%s / %s", used, all),
+                   *perc = str_fmt("%.2f%%", 100.0 * (double)now->rss / (double)limit),
+                   *pids = str_fmt("%" PRIu64, now->pids);
+    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", id, "ID", id, "Name", ctr_name(k),
+                     "CPUPerc", cpu, "MemUsage", mem, "MemPerc", perc, "NetIO", "-- / --",
+                     "BlockIO", "-- / --", "PIDs", pids);
 }
 
 static int cmd_stats(struct cli *c, struct err *e) {
-    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", "CONTAINER", "ID", "CONTAINER ID", "Name", "NAME", "CPUPerc", "CPU %", "MemUsage", "MEM USAGE / LIMIT",
-        "MemPerc", "MEM %", "NetIO", "NET I/O", "BlockIO", "BLOCK I/O", "PIDs", "PIDS");
+    AUTO_JSON *heads =
+        json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", "CONTAINER", "ID", "CONTAINER ID",
+                  "Name", "NAME", "CPUPerc", "CPU %", "MemUsage", "MEM USAGE / LIMIT", "MemPerc",
+                  "MEM %", "NetIO", "NET I/O", "BlockIO", "BLOCK I/O", "PIDs", "PIDS");
     if (!cli_store(c, e)) return -1;
     do {
         AUTO_STRV ids = { 0 };
@@ -14249,14 +16514,20 @@ static int cmd_stats(struct cli *c, struct err *e) {
         for (size_t i = 0; i < ids.n; i++) {
             if (!rc && k[i].config && (c->nargs || cli_flag(c, "all") || ctr_alive(&k[i]))) {
                 struct usage now = ctr_usage(&k[i]);
-                json_array_append_new(rows, stats_row(&k[i], &u[i], &now, time_mono_ms() - began, !cli_flag(c, "no-trunc")));
+                json_array_append_new(rows, stats_row(&k[i], &u[i], &now, time_mono_ms() - began,
+                                                      !cli_flag(c, "no-trunc")));
             }
             ctr_done(&k[i]);
         }
         free(k), free(u);
         if (rc) return rc;
         if (!cli_flag(c, "no-stream")) fputs("\x1b[2J\x1b[H", stdout);
-        if (rows_print(cli_text(c, "format"), "table {{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}", heads, rows, e)) return -1;
+        if (rows_print(cli_text(c, "format"),
+                       "table "
+                       "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}"
+                       "\t{{.BlockIO}}\t{{.PIDs}}",
+                       heads, rows, e))
+            return -1;
         fflush(stdout);
         if (!cli_flag(c, "no-stream")) sleep(1);
     } while (!cli_flag(c, "no-stream"));
@@ -14266,8 +16537,8 @@ static int cmd_stats(struct cli *c, struct err *e) {
 /* ---- 26.10 diff, export, cp, commit ---- */
 struct visit {
     struct ctr *k;
-    int fd;                       /* of the stream to or from the parent */
-    int other;                    /* the parent's end of it, to be closed in the child; -1: none */
+    int fd;    /* of the stream to or from the parent */
+    int other; /* the parent's end of it, to be closed in the child; -1: none */
     const char *path, *name;
     bool follow, archive, contents;
 };
@@ -14297,13 +16568,17 @@ static int export_run(int root, void *arg) {
     return 0;
 }
 
-static const struct opt OPT_OUTPUT[] = { { "output", 'o', OPT_TEXT, "Write to a file, instead of STDOUT" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_OUTPUT[] = {
+    { "output", 'o', OPT_TEXT, "Write to a file, instead of STDOUT" }, { NULL, 0, OPT_BOOL, NULL }
+};
 
 /* The file of -o, or stdout where that is no terminal. */
 static int output_open(const struct cli *c, struct err *e) {
     const char *path = cli_text(c, "output");
     if (!path) {
-        if (isatty(1)) return err_set(e, 0, "cowardly refusing to save to a terminal. Use the -o flag or redirect");
+        if (isatty(1))
+            return err_set(e, 0,
+                           "cowardly refusing to save to a terminal. Use the -o flag or redirect");
         return fcntl(1, F_DUPFD_CLOEXEC, 3);
     }
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -14323,10 +16598,17 @@ static int cmd_export(struct cli *c, struct err *e) {
 }
 
 /* Changes of the upper directory against the image, read as its owner. */
-struct diffing { struct ctr *k; const struct idx *x; bool copy; struct strv skip; };
+struct diffing {
+    struct ctr *k;
+    const struct idx *x;
+    bool copy;
+    struct strv skip;
+};
 
-/* A whole copy against the image: what is new, what has another size, mode or time, what is gone. */
-static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *was, const char *path, struct buf *out, int depth) {
+/* A whole copy against the image: what is new, what has another size, mode or time, what is gone.
+ * */
+static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *was,
+                      const char *path, struct buf *out, int depth) {
     AUTO_STRV names = { 0 };
     AUTO_DIR *s = dir_stream(dir, ".");
     struct dirent *de;
@@ -14338,13 +16620,18 @@ static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *
         struct stat st;
         AUTO_FREE char *full = str_fmt("%s/%s", path, names.v[i]), *shown = str_printable(full);
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW)) continue;
-        const struct idx_dirent *o = was ? idx_lookup(d->x, was, names.v[i], strlen(names.v[i])) : NULL;
+        const struct idx_dirent *o =
+            was ? idx_lookup(d->x, was, names.v[i], strlen(names.v[i])) : NULL;
         const struct idx_inode *oi = o ? idx_inode(d->x, o->inode) : NULL;
         bool held = strv_has(&d->skip, full + 1), is_dir = S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode && (is_dir || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
+        bool same = oi && oi->mode == st.st_mode &&
+                    (is_dir || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
         AUTO_BUF below = { 0 };
-        AUTO_FD sub = is_dir && depth < MAX_TREE_DEPTH ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
-        if (sub >= 0) diff_copy(d, sub, oi && S_ISDIR(oi->mode) ? oi : NULL, full, &below, depth + 1);
+        AUTO_FD sub = is_dir && depth < MAX_TREE_DEPTH
+                          ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                          : -1;
+        if (sub >= 0)
+            diff_copy(d, sub, oi && S_ISDIR(oi->mode) ? oi : NULL, full, &below, depth + 1);
         if (!held && (!same || below.n)) buf_addf(out, "%c %s\n", oi ? 'C' : 'A', shown);
         if (below.n) buf_adds(out, below.p);
     }
@@ -14356,7 +16643,8 @@ static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *
 }
 
 /* A directory that is there only to hold a mount point has not changed. */
-static void diff_dir(const struct diffing *d, int dir, const char *path, struct buf *out, int depth) {
+static void diff_dir(const struct diffing *d, int dir, const char *path, struct buf *out,
+                     int depth) {
     AUTO_STRV names = { 0 };
     AUTO_DIR *s = dir_stream(dir, ".");
     struct dirent *de;
@@ -14369,9 +16657,12 @@ static void diff_dir(const struct diffing *d, int dir, const char *path, struct 
         const struct idx_inode *was = d->x ? idx_resolve(d->x, full) : NULL;
         bool white = S_ISCHR(st.st_mode) && !st.st_rdev, held = strv_has(&d->skip, full + 1);
         AUTO_BUF below = { 0 };
-        AUTO_FD sub = S_ISDIR(st.st_mode) && depth < MAX_TREE_DEPTH ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        AUTO_FD sub = S_ISDIR(st.st_mode) && depth < MAX_TREE_DEPTH
+                          ? openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                          : -1;
         if (sub >= 0) diff_dir(d, sub, full, &below, depth + 1);
-        for (size_t k = 0; k < d->skip.n && !held && !below.n; k++) held = str_prefix(d->skip.v[k], full + 1) && d->skip.v[k][strlen(full) - 1] == '/';
+        for (size_t k = 0; k < d->skip.n && !held && !below.n; k++)
+            held = str_prefix(d->skip.v[k], full + 1) && d->skip.v[k][strlen(full) - 1] == '/';
         if (!held) buf_addf(out, "%c %s\n", white ? 'D' : was ? 'C' : 'A', shown);
         if (below.n) buf_adds(out, below.p);
     }
@@ -14379,7 +16670,8 @@ static void diff_dir(const struct diffing *d, int dir, const char *path, struct 
 
 static int diff_run(void *arg) {
     struct diffing *d = arg;
-    AUTO_FD upper = openat(d->k->dir, d->copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    AUTO_FD upper =
+        openat(d->k->dir, d->copy ? "rootfs" : "upper", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     AUTO_BUF out = { 0 };
     if (upper >= 0 && d->copy) diff_copy(d, upper, &d->x->inodes[0], "", &out, 0);
     else if (upper >= 0) diff_dir(d, upper, "", &out, 0);
@@ -14393,7 +16685,8 @@ static int cmd_diff(struct cli *c, struct err *e) {
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(k.config, "skiff.rootfs.chain", ""));
     const char *driver = js_str_or(k.config, "skiff.rootfs.driver", "");
-    if (!strcmp(driver, "dir")) return err_set(e, 0, "a container of --rootfs has no image to differ from");
+    if (!strcmp(driver, "dir"))
+        return err_set(e, 0, "a container of --rootfs has no image to differ from");
     if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
     struct diffing d = { &k, &x, !strcmp(driver, "copy"), { 0 } };
     ctr_mount_points(&k, &d.skip);
@@ -14414,17 +16707,25 @@ static int cp_out_run(int root, void *arg) {
     char *slash = strrchr(parent, '/');
     const char *base = slash ? clean + (slash - parent) + 1 : clean;
     if (slash) *slash = 0;
-    AUTO_FD dir = sys_openat2(root, slash ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_FD dir = sys_openat2(root, slash ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
+                              RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
-        return err_set(&e, 0, "Could not find the file %s in container %s", v->path, ctr_name(v->k)), visit_fail(&e);
+        return err_set(&e, 0, "Could not find the file %s in container %s", v->path,
+                       ctr_name(v->k)),
+               visit_fail(&e);
     AUTO_FD real = -1;
-    if (S_ISLNK(st.st_mode) && (v->follow || str_suffix(v->path, "/") || str_suffix(v->path, "/."))) {
+    if (S_ISLNK(st.st_mode) &&
+        (v->follow || str_suffix(v->path, "/") || str_suffix(v->path, "/."))) {
         /* the link's target, still below the root */
         AUTO_FREE char *self = str_fmt("/proc/self/fd/%d", root);
-        real = sys_openat2(root, clean, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-        if (real < 0 || fstat(real, &st)) return err_set(&e, errno, "follow %s", v->path), visit_fail(&e);
+        real = sys_openat2(root, clean, O_RDONLY | O_NONBLOCK, 0,
+                           RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+        if (real < 0 || fstat(real, &st))
+            return err_set(&e, errno, "follow %s", v->path), visit_fail(&e);
         if (S_ISDIR(st.st_mode)) {
-            if (tar_begin(&t, v->fd, &e) || tar_add(&t, real, ".", v->name, 0, &e) || tar_end(&t, &e)) return visit_fail(&e);
+            if (tar_begin(&t, v->fd, &e) || tar_add(&t, real, ".", v->name, 0, &e) ||
+                tar_end(&t, &e))
+                return visit_fail(&e);
             return 0;
         }
         char target[PATH_MAX], where[40];
@@ -14436,7 +16737,9 @@ static int cp_out_run(int root, void *arg) {
         char *cut = strrchr(target, '/');
         AUTO_FD d2 = -1;
         if (cut) *cut = 0, d2 = open(*target ? target : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (d2 < 0 || tar_begin(&t, v->fd, &e) || tar_add(&t, d2, cut + 1, v->name, 0, &e) || tar_end(&t, &e)) return visit_fail(&e);
+        if (d2 < 0 || tar_begin(&t, v->fd, &e) || tar_add(&t, d2, cut + 1, v->name, 0, &e) ||
+            tar_end(&t, &e))
+            return visit_fail(&e);
         return 0;
     }
     if (tar_begin(&t, v->fd, &e)) return visit_fail(&e);
@@ -14448,11 +16751,16 @@ static int cp_out_run(int root, void *arg) {
 static int cp_in_run(int root, void *arg) {
     struct visit *v = arg;
     struct err e = { 0 };
-    fd_closep(&v->other);         /* or the stream would never end */
-    struct placing pl = { .root = root, .uid = v->archive ? -1 : 0, .gid = v->archive ? -1 : 0, .chmod = -1, .keep_owner = v->archive, .placed = -1 };
+    fd_closep(&v->other); /* or the stream would never end */
+    struct placing pl = { .root = root,
+                          .uid = v->archive ? -1 : 0,
+                          .gid = v->archive ? -1 : 0,
+                          .chmod = -1,
+                          .keep_owner = v->archive,
+                          .placed = -1 };
     AUTO_FREE char *into = NULL, *rename = NULL;
-    if (v->contents) {            /* DIR/. : the destination is made a directory */
-        AUTO_FD made = mnt_target(root, v->path, true, false, &e);
+    if (v->contents) { /* DIR/. : the destination is made a directory */
+        AUTO_FD made = mnt_target(root, v->path, MNT_DIR, &e);
         if (made < 0) return visit_fail(&e);
     }
     if (place_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
@@ -14467,13 +16775,20 @@ static const struct opt OPT_CP[] = {
 };
 
 /* CONTAINER:PATH -> host path or "-". */
-static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *dest, struct err *e) {
+static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *dest,
+                   struct err *e) {
     int p[2];
     bool contents = str_suffix(path, "/."), out = !strcmp(dest, "-");
     AUTO_FREE char *clean = path_clean(path);
     const char *slash = strrchr(clean, '/'), *base = slash ? slash + 1 : clean;
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct visit v = { .k = k, .fd = out ? 1 : p[1], .path = path, .name = contents && !out ? "" : *base ? base : "", .follow = cli_flag(c, "follow-link") };
+    struct visit v = { .k = k,
+                       .fd = out ? 1 : p[1],
+                       .path = path,
+                       .name = contents && !out ? ""
+                               : *base          ? base
+                                                : "",
+                       .follow = cli_flag(c, "follow-link") };
     pid_t pid = 0;
     if (out) {
         close(p[0]), close(p[1]);
@@ -14486,13 +16801,19 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
     if (rc) return -1;
     AUTO_FREE char *into = NULL, *rename = NULL;
     AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    AUTO_FREE char *cwd = getcwd(NULL, 0), *full = *dest == '/' ? str_dup(dest) : str_fmt("%s/%s", cwd ? cwd : "", dest);
-    struct placing pl = { .root = root, .uid = -1, .gid = -1, .chmod = -1, .keep_owner = cli_flag(c, "archive"), .placed = -1 };
+    AUTO_FREE char *cwd = getcwd(NULL, 0),
+                   *full = *dest == '/' ? str_dup(dest) : str_fmt("%s/%s", cwd ? cwd : "", dest);
+    struct placing pl = { .root = root,
+                          .uid = -1,
+                          .gid = -1,
+                          .chmod = -1,
+                          .keep_owner = cli_flag(c, "archive"),
+                          .placed = -1 };
     /* below "/" of the host: resolving in the root is resolving as usual */
     rc = place_layout(root, full, true, &pl, &into, &rename, e);
-    if (!rc && contents && rename) {      /* SRC/. to a new directory */
+    if (!rc && contents && rename) { /* SRC/. to a new directory */
         AUTO_FREE char *made = str_fmt("%s/%s", into, rename);
-        AUTO_FD d = mnt_target(root, made, true, false, e);
+        AUTO_FD d = mnt_target(root, made, MNT_DIR, e);
         free(into);
         into = str_dup(made);
         pl.into = into;
@@ -14500,7 +16821,9 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
         if (d < 0) rc = -1;
     }
     /* what the container sends must not lead out of the destination by links of its own making */
-    AUTO_FD top = rc ? -1 : sys_openat2(root, *pl.into ? pl.into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
+    AUTO_FD top =
+        rc ? -1
+           : sys_openat2(root, *pl.into ? pl.into : ".", O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
     if (!rc && top < 0) rc = err_set(e, errno, "open /%s", pl.into);
     pl.root = top;
     pl.into = "";
@@ -14519,23 +16842,37 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
     bool in = !strcmp(src, "-"), contents = str_suffix(src, "/.") || !strcmp(src, ".");
     struct stat st;
     if (!in && lstat(src, &st)) return err_set(e, errno, "%s", src);
-    if (!in && S_ISLNK(st.st_mode) && cli_flag(c, "follow-link") && stat(src, &st)) return err_set(e, errno, "%s", src);
+    if (!in && S_ISLNK(st.st_mode) && cli_flag(c, "follow-link") && stat(src, &st))
+        return err_set(e, errno, "%s", src);
     if (!in && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct visit v = { .k = k, .fd = in ? 0 : p[0], .other = p[1], .path = path, .archive = cli_flag(c, "archive"), .contents = contents, .follow = !in && S_ISDIR(st.st_mode) };
+    struct visit v = { .k = k,
+                       .fd = in ? 0 : p[0],
+                       .other = p[1],
+                       .path = path,
+                       .archive = cli_flag(c, "archive"),
+                       .contents = contents,
+                       .follow = !in && S_ISDIR(st.st_mode) };
     pid_t pid = 0;
     int rc = ctr_visit(k, cp_in_run, &v, &pid, e);
     fd_closep(&p[0]);
     struct err we = { 0 };
     if (!rc && !in) {
         struct tarring t = { .clamp = -1 };
-        AUTO_FREE char *real = realpath(src, NULL), *dir = str_dup(cli_flag(c, "follow-link") || contents ? (real ? real : src) : src);
+        AUTO_FREE char *real = realpath(src, NULL),
+                       *dir = str_dup(cli_flag(c, "follow-link") || contents ? (real ? real : src)
+                                                                             : src);
         while (strlen(dir) > 1 && str_suffix(dir, "/")) dir[strlen(dir) - 1] = 0;
         char *slash = strrchr(dir, '/');
-        const char *base = slash ? slash + 1 : dir, *name = strrchr(src, '/') && !contents && strrchr(src, '/')[1] ? strrchr(src, '/') + 1 : base;
-        AUTO_FREE char *parent = slash ? str_dupn(dir, slash == dir ? 1 : (size_t)(slash - dir)) : str_dup(".");
+        const char *base = slash ? slash + 1 : dir,
+                   *name = strrchr(src, '/') && !contents && strrchr(src, '/')[1]
+                               ? strrchr(src, '/') + 1
+                               : base;
+        AUTO_FREE char *parent =
+            slash ? str_dupn(dir, slash == dir ? 1 : (size_t)(slash - dir)) : str_dup(".");
         AUTO_FD d = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         signal(SIGPIPE, SIG_IGN);
-        /* SRC to a path that is not there yet, a directory: its contents go there; the child renames */
+        /* SRC to a path that is not there yet, a directory: its contents go there; the child
+         * renames */
         if (d < 0 || tar_begin(&t, p[1], &we)) rc = -1;
         else {
             rc = tar_add(&t, d, *base ? base : ".", contents ? "" : name, 0, &we);
@@ -14545,7 +16882,7 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
     fd_closep(&p[1]);
     int status = 0;
     if (pid > 0) waitpid(pid, &status, 0);
-    if (status) return 1;                 /* the child has said why */
+    if (status) return 1; /* the child has said why */
     if (rc && we.msg[0]) *e = we;
     return rc;
 }
@@ -14553,7 +16890,7 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
 static int cmd_cp(struct cli *c, struct err *e) {
     char *from = c->args[0], *to = c->args[1], *fc = strchr(from, ':'), *tc = strchr(to, ':');
     AUTO_CTR k = { .dir = -1 };
-    if (*from == '/' || *from == '.') fc = NULL;      /* a host path may have a colon */
+    if (*from == '/' || *from == '.') fc = NULL; /* a host path may have a colon */
     if (*to == '/' || *to == '.') tc = NULL;
     if (!cli_store(c, e)) return -1;
     if (fc && tc) return err_set(e, 0, "copying between containers is not supported");
@@ -14593,10 +16930,12 @@ static int cmd_commit(struct cli *c, struct err *e) {
     json_t *run = js_sub(config, "config");
     json_object_set(run, "Env", js_path(k.config, "process.env"));
     AUTO_JSON *ic = inspect_config(&k);
-    static const char *const KEEP[] = { "Cmd", "Entrypoint", "WorkingDir", "User", "Labels", "StopSignal" };
+    static const char *const KEEP[] = { "Cmd",  "Entrypoint", "WorkingDir",
+                                        "User", "Labels",     "StopSignal" };
     for (size_t i = 0; i < ARRAY_LEN(KEEP); i++) json_object_set(run, KEEP[i], js_get(ic, KEEP[i]));
     cli_list(c, "change", &changes);
-    for (size_t i = 0; i < changes.n; i++) if (config_change(config, changes.v[i], e)) return -1;
+    for (size_t i = 0; i < changes.n; i++)
+        if (config_change(config, changes.v[i], e)) return -1;
     bool pause = (!cli_has(c, "pause") || cli_flag(c, "pause")) && ctr_is(&k, "running");
     AUTO_FD s = pause ? ctr_connect(k.dir) : -1;
     char answer[1100];
@@ -14631,7 +16970,11 @@ static const struct opt OPT_IMAGES[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-struct image_row { json_t *desc; struct image m; i64 created; };
+struct image_row {
+    json_t *desc;
+    struct image m;
+    i64 created;
+};
 
 static int image_row_order(const void *a, const void *b) {
     const struct image_row *x = a, *y = b;
@@ -14645,7 +16988,7 @@ static struct image_row *image_rows(const struct store *s, size_t *ret_n, struct
     size_t i, n = 0;
     json_t *d;
     struct image_row *r = mem_new((json_array_size(js_get(index, "manifests")) + 1) * sizeof *r);
-    json_array_foreach(js_get(index, "manifests"), i, d) {
+    json_array_foreach (js_get(index, "manifests"), i, d) {
         struct err bad;
         if (image_load(s, d, &r[n].m, &bad)) {
             log_debug("%s: %s", js_str_or(d, "digest", ""), bad.msg);
@@ -14668,15 +17011,21 @@ static void image_rows_free(struct image_row *r, size_t n) {
 static json_t *image_row_json(const struct store *s, const struct image_row *r, bool trunc) {
     struct ref ref = { 0 };
     struct err e;
-    const char *name = desc_name(r->desc), *rd = json_string_value(js_get(js_get(r->desc, "annotations"), REPO_DIGEST));
+    const char *name = desc_name(r->desc),
+               *rd = json_string_value(js_get(js_get(r->desc, "annotations"), REPO_DIGEST));
     AUTO_FREE char *repo = NULL;
     if (name && !ref_parse(name, &ref, &e)) repo = ref_repository(&ref);
     else if (rd && !ref_parse(rd, &ref, &e)) repo = ref_repository(&ref), ref.tag[0] = 0;
-    AUTO_FREE char *id = trunc ? str_dupn(r->m.id, 12) : str_fmt("sha256:%s", r->m.id), *size = size_human(image_size(s, &r->m));
-    AUTO_FREE char *since = ago(js_str(r->m.config, "created")), *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
-    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", id, "Repository", repo ? repo : "<none>", "Tag", name && ref.tag[0] ? ref.tag : "<none>",
-                     "Digest", rd && strchr(rd, '@') ? strchr(rd, '@') + 1 : js_str_or(r->desc, "digest", "<none>"), "CreatedSince", when,
-                     "CreatedAt", js_str_or(r->m.config, "created", "N/A"), "Size", size, "Containers", "N/A");
+    AUTO_FREE char *id = trunc ? str_dupn(r->m.id, 12) : str_fmt("sha256:%s", r->m.id),
+                   *size = size_human(image_size(s, &r->m));
+    AUTO_FREE char *since = ago(js_str(r->m.config, "created")),
+                   *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
+    return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", id, "Repository", repo ? repo : "<none>",
+                     "Tag", name && ref.tag[0] ? ref.tag : "<none>", "Digest",
+                     rd && strchr(rd, '@') ? strchr(rd, '@') + 1
+                                           : js_str_or(r->desc, "digest", "<none>"),
+                     "CreatedSince", when, "CreatedAt", js_str_or(r->m.config, "created", "N/A"),
+                     "Size", size, "Containers", "N/A");
 }
 
 /* "debian", "debian:b*": as the argument of `images` and filter reference=. */
@@ -14686,22 +17035,26 @@ static bool image_matches(const struct image_row *r, const char *pattern) {
     const char *name = desc_name(r->desc);
     if (!name || ref_parse(name, &ref, &e)) return false;
     AUTO_FREE char *repo = ref_repository(&ref), *familiar = ref_familiar(&ref);
-    return !fnmatch(pattern, repo, 0) || !fnmatch(pattern, familiar, 0) || !fnmatch(pattern, name, 0);
+    return !fnmatch(pattern, repo, 0) || !fnmatch(pattern, familiar, 0) ||
+           !fnmatch(pattern, name, 0);
 }
 
 static bool images_filter(const struct store *s, const struct strv *f, const struct image_row *r) {
     bool ok = true;
     for (size_t i = 0; i < f->n && ok; i++) {
         const char *v = strchr(f->v[i], '=') + 1;
-        if (str_prefix(f->v[i], "dangling=")) ok = (desc_name(r->desc) == NULL) == (!strcmp(v, "true") || !strcmp(v, "1"));
+        if (str_prefix(f->v[i], "dangling="))
+            ok = (desc_name(r->desc) == NULL) == (!strcmp(v, "true") || !strcmp(v, "1"));
         else if (str_prefix(f->v[i], "reference=")) ok = image_matches(r, v);
-        else if (str_prefix(f->v[i], "label=")) ok = label_holds(js_path(r->m.config, "config.Labels"), v);
+        else if (str_prefix(f->v[i], "label="))
+            ok = label_holds(js_path(r->m.config, "config.Labels"), v);
         else {
             AUTO_IMAGE other = { 0 };
             struct err e;
             if (image_find(s, v, &other, NULL, &e)) return false;
             i64 at = time_parse(js_str_or(other.config, "created", ""));
-            ok = strcmp(other.id, r->m.id) && (str_prefix(f->v[i], "before=") ? r->created < at : r->created > at);
+            ok = strcmp(other.id, r->m.id) &&
+                 (str_prefix(f->v[i], "before=") ? r->created < at : r->created > at);
         }
     }
     return ok;
@@ -14711,13 +17064,17 @@ static int cmd_images(struct cli *c, struct err *e) {
     AUTO_STRV filters = { 0 }, seen = { 0 };
     size_t n = 0;
     cli_list(c, "filter", &filters);
-    if (!cli_store(c, e) || filters_known(&filters, "dangling reference label before since until", e)) return -1;
+    if (!cli_store(c, e) ||
+        filters_known(&filters, "dangling reference label before since until", e))
+        return -1;
     struct image_row *r = image_rows(c->store, &n, e);
     if (!r) return -1;
     AUTO_JSON *rows = json_array();
     bool trunc = !cli_flag(c, "no-trunc");
     for (size_t i = 0; i < n; i++) {
-        if ((c->nargs && !image_matches(&r[i], c->args[0])) || !images_filter(c->store, &filters, &r[i])) continue;
+        if ((c->nargs && !image_matches(&r[i], c->args[0])) ||
+            !images_filter(c->store, &filters, &r[i]))
+            continue;
         if (cli_flag(c, "quiet")) {
             if (!strv_has(&seen, r[i].m.id)) printf(trunc ? "%.12s\n" : "sha256:%s\n", r[i].m.id);
             strv_add(&seen, r[i].m.id);
@@ -14725,10 +17082,16 @@ static int cmd_images(struct cli *c, struct err *e) {
     }
     image_rows_free(r, n);
     if (cli_flag(c, "quiet")) return 0;
-    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "IMAGE ID", "Repository", "REPOSITORY", "Tag", "TAG", "Digest", "DIGEST", "CreatedSince", "CREATED",
-                                 "CreatedAt", "CREATED AT", "Size", "SIZE", "Containers", "CONTAINERS");
-    return rows_print(cli_text(c, "format"), cli_flag(c, "digests") ? "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
-                                                                    : "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}", heads, rows, e);
+    AUTO_JSON *heads =
+        json_pack("{ss,ss,ss,ss,ss,ss,ss,ss}", "ID", "IMAGE ID", "Repository", "REPOSITORY", "Tag",
+                  "TAG", "Digest", "DIGEST", "CreatedSince", "CREATED", "CreatedAt", "CREATED AT",
+                  "Size", "SIZE", "Containers", "CONTAINERS");
+    return rows_print(
+        cli_text(c, "format"),
+        cli_flag(c, "digests")
+            ? "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+            : "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}",
+        heads, rows, e);
 }
 
 static const struct opt OPT_PULL[] = {
@@ -14740,11 +17103,14 @@ static const struct opt OPT_PULL[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-/* "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE": local sources of pull. 1: not one of them. */
+/* "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE": local sources of pull. 1: not one of
+ * them. */
 static int pull_local(struct cli *c, const char *text, struct err *e) {
     const char *colon = strchr(text, ':');
-    AUTO_FREE char *kind = str_dupn(text, colon ? (size_t)(colon - text) : 0), *path = str_dup(colon ? colon + 1 : "");
-    if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive")) return 1;
+    AUTO_FREE char *kind = str_dupn(text, colon ? (size_t)(colon - text) : 0),
+                   *path = str_dup(colon ? colon + 1 : "");
+    if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive"))
+        return 1;
     char *name = strrchr(path, ':');
     if (name && !strchr(name, '/')) *name++ = 0;
     else name = NULL;
@@ -14763,7 +17129,8 @@ static int cmd_pull(struct cli *c, struct err *e) {
     struct pull_opts o = { cli_text(c, "platform"), cli_flag(c, "quiet"), tls_verify(c) };
     if (!strrchr(c->args[0], ':') && !o.quiet) puts("Using default tag: latest");
     AUTO_FREE char *familiar = ref_familiar(&r);
-    if (image_pull(c->store, &r, &o, e)) return image_collect(c->store, false), err_wrap(e, "pull %s", familiar);
+    if (image_pull(c->store, &r, &o, e))
+        return image_collect(c->store, false), err_wrap(e, "pull %s", familiar);
     AUTO_FREE char *full = ref_full(&r);
     puts(full);
     return 0;
@@ -14772,7 +17139,8 @@ static int cmd_pull(struct cli *c, struct err *e) {
 /* push IMAGE oci:DIR[:NAME], oci-archive:FILE, docker-archive:FILE. */
 static int push_local(struct cli *c, const char *image, const char *to, struct err *e) {
     const char *colon = strchr(to, ':');
-    AUTO_FREE char *kind = str_dupn(to, colon ? (size_t)(colon - to) : 0), *path = str_dup(colon ? colon + 1 : "");
+    AUTO_FREE char *kind = str_dupn(to, colon ? (size_t)(colon - to) : 0),
+                   *path = str_dup(colon ? colon + 1 : "");
     AUTO_STRV names = { 0 };
     AUTO_IMAGE m = { 0 };
     char *name = strrchr(path, ':');
@@ -14784,7 +17152,9 @@ static int push_local(struct cli *c, const char *image, const char *to, struct e
         AUTO_FD d = dir_make(AT_FDCWD, path, e) ? -1 : dir_open(AT_FDCWD, path, e);
         return d < 0 ? -1 : image_save_layout(c->store, d, &m, name, e);
     }
-    if (strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive")) return err_set(e, 0, "'%.60s' is none of oci:DIR[:NAME], oci-archive:FILE, docker-archive:FILE", to);
+    if (strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive"))
+        return err_set(
+            e, 0, "'%.60s' is none of oci:DIR[:NAME], oci-archive:FILE, docker-archive:FILE", to);
     AUTO_FD fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0) return err_set(e, errno, "create %s", path);
     int rc = image_save(c->store, fd, &names, e);
@@ -14795,7 +17165,9 @@ static int push_local(struct cli *c, const char *image, const char *to, struct e
 static int cmd_push(struct cli *c, struct err *e) {
     struct ref r;
     if (c->nargs > 1) return cli_store(c, e) ? push_local(c, c->args[0], c->args[1], e) : -1;
-    if (!cli_store(c, e) || ref_parse(c->args[0], &r, e) || image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e)) return -1;
+    if (!cli_store(c, e) || ref_parse(c->args[0], &r, e) ||
+        image_push(c->store, &r, cli_flag(c, "quiet"), tls_verify(c), e))
+        return -1;
     AUTO_FREE char *full = ref_full(&r);
     if (cli_flag(c, "quiet")) puts(full);
     return 0;
@@ -14804,9 +17176,12 @@ static int cmd_push(struct cli *c, struct err *e) {
 static int cmd_tag(struct cli *c, struct err *e) {
     AUTO_IMAGE m = { 0 };
     struct ref r;
-    if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e) || ref_parse(c->args[1], &r, e)) return -1;
+    if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e) ||
+        ref_parse(c->args[1], &r, e))
+        return -1;
     if (r.digest[0]) return err_set(e, 0, "refusing to create a tag with a digest reference");
-    if (!strcmp(r.path, "library/sha256")) return err_set(e, 0, "refusing to create an ambiguous tag using digest algorithm as name");
+    if (!strcmp(r.path, "library/sha256"))
+        return err_set(e, 0, "refusing to create an ambiguous tag using digest algorithm as name");
     AUTO_FREE char *full = ref_full(&r);
     if (store_tag(c->store, m.desc, full, NULL, e)) return -1;
     store_event(c->store, "image", "tag", m.id, NULL);
@@ -14827,7 +17202,8 @@ static char *image_user(const struct store *s, const char *id, bool alive_only) 
     for (size_t i = 0; i < ids.n; i++) {
         AUTO_CTR k = { .dir = -1 };
         struct err e;
-        if (!ctr_open(s, ids.v[i], &k, &e) && str_eq(js_str(k.config, "skiff.imageId"), id) && (!alive_only || ctr_alive(&k)))
+        if (!ctr_open(s, ids.v[i], &k, &e) && str_eq(js_str(k.config, "skiff.imageId"), id) &&
+            (!alive_only || ctr_alive(&k)))
             return str_dupn(k.id, 12);
     }
     return NULL;
@@ -14837,28 +17213,38 @@ static int rmi_one(struct cli *c, const char *what, struct err *e) {
     AUTO_IMAGE m = { 0 };
     AUTO_FREE char *name = NULL;
     bool force = cli_flag(c, "force");
-    if (image_find(c->store, what, &m, &name, e)) return force && str_prefix(e->msg, "No such image") ? 0 : -1;
+    if (image_find(c->store, what, &m, &name, e))
+        return force && str_prefix(e->msg, "No such image") ? 0 : -1;
     AUTO_JSON *tags = json_array(), *digests = json_array();
     const char *digest = js_str(m.desc, "digest");
     image_names(c->store, digest, tags, digests);
     size_t names = json_array_size(tags), i;
     json_t *t;
-    if (!name && names > 1 && !force) return err_set(e, 0, "conflict: unable to delete %.12s (must be forced) - image is referenced in multiple repositories", m.id);
+    if (!name && names > 1 && !force)
+        return err_set(e, 0,
+                       "conflict: unable to delete %.12s (must be forced) - image is referenced in "
+                       "multiple repositories",
+                       m.id);
     bool last = !name || names <= 1;
     AUTO_FREE char *user = last ? image_user(c->store, m.id, force) : NULL;
-    if (user) return err_set(e, 0, force ? "conflict: unable to delete %.12s (cannot be forced) - image is being used by running container %s"
-                                         : "conflict: unable to remove repository reference \"%.100s\" (must force) - container %s is using its referenced image",
-                             force ? m.id : what, user);
+    if (user)
+        return err_set(e, 0,
+                       force ? "conflict: unable to delete %.12s (cannot be forced) - image is "
+                               "being used by running container %s"
+                             : "conflict: unable to remove repository reference \"%.100s\" (must "
+                               "force) - container %s is using its referenced image",
+                       force ? m.id : what, user);
     if (name) {
         struct ref r;
         ref_parse(name, &r, e);
         AUTO_FREE char *familiar = ref_familiar(&r);
         printf("Untagged: %s\n", familiar);
-    } else json_array_foreach(tags, i, t) printf("Untagged: %s\n", json_string_value(t));
+    } else
+        json_array_foreach (tags, i, t) printf("Untagged: %s\n", json_string_value(t));
     if (store_untag(c->store, digest, last ? NULL : name, e)) return -1;
     store_event(c->store, "image", "untag", m.id, NULL);
     if (!last) return 0;
-    json_array_foreach(digests, i, t) printf("Untagged: %s\n", json_string_value(t));
+    json_array_foreach (digests, i, t) printf("Untagged: %s\n", json_string_value(t));
     printf("Deleted: sha256:%s\n", m.id);
     store_event(c->store, "image", "delete", m.id, NULL);
     return 0;
@@ -14897,17 +17283,26 @@ static int cmd_history(struct cli *c, struct err *e) {
             snprintf(path, sizeof path, "layers/%s.idx", digest_hex(m.diff_ids.v[--layer]));
             if (!idx_open(c->store->dir, path, false, &idx, e)) size = idx.head->content_size;
         }
-        AUTO_FREE char *since = ago(js_str(x, "created")), *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
-        AUTO_FREE char *by = str_printable(js_str_or(x, "created_by", "")), *bytes = human ? size_human(size) : str_fmt("%" PRIu64, size);
+        AUTO_FREE char *since = ago(js_str(x, "created")),
+                       *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
+        AUTO_FREE char *by = str_printable(js_str_or(x, "created_by", "")),
+                       *bytes = human ? size_human(size) : str_fmt("%" PRIu64, size);
         AUTO_FREE char *cut = trunc && strlen(by) > 45 ? str_fmt("%.44s…", by) : str_dup(by);
         bool top = i + 1 == json_array_size(h);
         if (cli_flag(c, "quiet")) puts(top ? id : "<missing>");
-        else json_array_append_new(rows, json_pack("{ss,ss,ss,ss,ss,ss}", "ID", top ? id : "<missing>", "CreatedSince", when, "CreatedAt", js_str_or(x, "created", ""),
-                                                   "CreatedBy", cut, "Size", bytes, "Comment", js_str_or(x, "comment", "")));
+        else
+            json_array_append_new(
+                rows, json_pack("{ss,ss,ss,ss,ss,ss}", "ID", top ? id : "<missing>", "CreatedSince",
+                                when, "CreatedAt", js_str_or(x, "created", ""), "CreatedBy", cut,
+                                "Size", bytes, "Comment", js_str_or(x, "comment", "")));
     }
     if (cli_flag(c, "quiet")) return 0;
-    AUTO_JSON *heads = json_pack("{ss,ss,ss,ss,ss,ss}", "ID", "IMAGE", "CreatedSince", "CREATED", "CreatedAt", "CREATED AT", "CreatedBy", "CREATED BY", "Size", "SIZE", "Comment", "COMMENT");
-    return rows_print(cli_text(c, "format"), "table {{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}", heads, rows, e);
+    AUTO_JSON *heads =
+        json_pack("{ss,ss,ss,ss,ss,ss}", "ID", "IMAGE", "CreatedSince", "CREATED", "CreatedAt",
+                  "CREATED AT", "CreatedBy", "CREATED BY", "Size", "SIZE", "Comment", "COMMENT");
+    return rows_print(cli_text(c, "format"),
+                      "table {{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}",
+                      heads, rows, e);
 }
 
 static int cmd_save(struct cli *c, struct err *e) {
@@ -14915,7 +17310,8 @@ static int cmd_save(struct cli *c, struct err *e) {
     if (!cli_store(c, e)) return -1;
     for (int i = 0; i < c->nargs; i++) {
         AUTO_IMAGE m = { 0 };
-        if (image_find(c->store, c->args[i], &m, NULL, e)) return -1;     /* before the file is touched */
+        if (image_find(c->store, c->args[i], &m, NULL, e))
+            return -1; /* before the file is touched */
         strv_add(&names, c->args[i]);
     }
     AUTO_FD fd = output_open(c, e);
@@ -14965,11 +17361,18 @@ static int cmd_import(struct cli *c, struct err *e) {
         full = ref_full(&r);
     }
     cli_list(c, "change", &changes);
-    for (size_t i = 0; i < changes.n; i++) if (config_change(config, changes.v[i], e)) return -1;
-    if (strstr(c->args[0], "://")) return err_set(e, 0, "import from a URL is not supported yet by skiff: download it and import the file");
-    AUTO_FD fd = strcmp(c->args[0], "-") ? open(c->args[0], O_RDONLY | O_CLOEXEC) : fcntl(0, F_DUPFD_CLOEXEC, 3);
+    for (size_t i = 0; i < changes.n; i++)
+        if (config_change(config, changes.v[i], e)) return -1;
+    if (strstr(c->args[0], "://"))
+        return err_set(
+            e, 0,
+            "import from a URL is not supported yet by skiff: download it and import the file");
+    AUTO_FD fd = strcmp(c->args[0], "-") ? open(c->args[0], O_RDONLY | O_CLOEXEC)
+                                         : fcntl(0, F_DUPFD_CLOEXEC, 3);
     if (fd < 0) return err_set(e, errno, "open %s", c->args[0]);
-    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id, e)) return image_collect(c->store, false), -1;
+    if (image_import(c->store, fd, js_get(config, "config"), cli_text(c, "message"), full, &p, id,
+                     e))
+        return image_collect(c->store, false), -1;
     printf("sha256:%s\n", id);
     store_event(c->store, "image", "import", id, NULL);
     return 0;
@@ -15005,7 +17408,8 @@ static int cmd_login(struct cli *c, struct err *e) {
     user = cli_text(c, "username") ? str_dup(cli_text(c, "username")) : prompt("Username", false);
     if (cli_flag(c, "password-stdin")) {
         AUTO_BUF b = { 0 };
-        if (!cli_has(c, "username")) return err_set(e, 0, "the --password-stdin option requires --username");
+        if (!cli_has(c, "username"))
+            return err_set(e, 0, "the --password-stdin option requires --username");
         if (fd_slurp(0, 65536, &b)) return err_set(e, errno, "read the password");
         while (b.n && (b.p[b.n - 1] == '\n' || b.p[b.n - 1] == '\r')) b.p[--b.n] = 0;
         pass = str_dup(b.p ? b.p : "");
@@ -15013,7 +17417,8 @@ static int cmd_login(struct cli *c, struct err *e) {
         log_warn("Using --password via the CLI is insecure. Use --password-stdin.");
         pass = str_dup(cli_text(c, "password"));
     } else pass = prompt("Password", true);
-    if (str_empty(user) || str_empty(pass)) return err_set(e, 0, "a user name and a password are required");
+    if (str_empty(user) || str_empty(pass))
+        return err_set(e, 0, "a user name and a password are required");
     struct ref r = { 0 };
     struct reg reg;
     snprintf(r.domain, sizeof r.domain, "%s", host);
@@ -15029,7 +17434,10 @@ static int cmd_login(struct cli *c, struct err *e) {
     long status = h ? h->status : 0;
     reg_done(&reg);
     if (!h) return -1;
-    if (status != 200) return err_set(e, 0, "login to %s failed: HTTP %ld: unauthorized: incorrect username or password", host, status);
+    if (status != 200)
+        return err_set(e, 0,
+                       "login to %s failed: HTTP %ld: unauthorized: incorrect username or password",
+                       host, status);
     if (auth_store(host, pair, NULL, e)) return -1;
     puts("Login Succeeded");
     return 0;
@@ -15057,7 +17465,9 @@ static int cmd_volume_create(struct cli *c, struct err *e) {
     AUTO_JSON *labels = json_object();
     char random[HEX_LEN + 1];
     const char *driver = cli_text(c, "driver");
-    if (driver && strcmp(driver, "local")) return err_set(e, 0, "volume driver '%.40s' is not supported yet by skiff: use local", driver);
+    if (driver && strcmp(driver, "local"))
+        return err_set(e, 0, "volume driver '%.40s' is not supported yet by skiff: use local",
+                       driver);
     id_random(random);
     const char *name = c->nargs ? c->args[0] : cli_text(c, "name") ? cli_text(c, "name") : random;
     cli_list(c, "label", &l);
@@ -15072,7 +17482,10 @@ static int cmd_volume_create(struct cli *c, struct err *e) {
 }
 
 /* All files of a volume may belong to mapped ids: removed as their owner would. */
-struct volume_removal { const struct store *s; const char *name; };
+struct volume_removal {
+    const struct store *s;
+    const char *name;
+};
 static int volume_remove_run(void *arg) {
     const struct volume_removal *r = arg;
     AUTO_FREE char *path = str_fmt("volumes/%s", r->name);
@@ -15082,7 +17495,8 @@ static int volume_remove_run(void *arg) {
 static int volume_remove(const struct store *s, const char *name, struct err *e) {
     struct idmap ids;
     struct volume_removal r = { s, name };
-    if (idmap_choose(s->dir, "", 0, 0, &ids, e) || launch_as_owner(&ids, volume_remove_run, &r, e)) return err_set(e, 0, "remove volume %s", name);
+    if (idmap_choose(s->dir, "", 0, 0, &ids, e) || launch_as_owner(&ids, volume_remove_run, &r, e))
+        return err_set(e, 0, "remove volume %s", name);
     store_event(s, "volume", "destroy", name, NULL);
     return 0;
 }
@@ -15093,7 +17507,9 @@ static int volume_rm_one(struct cli *c, const char *name, struct err *e) {
     if (volume_used(c->store, name)) return err_set(e, 0, "remove %s: volume is in use", name);
     return volume_remove(c->store, name, e);
 }
-static int cmd_volume_rm(struct cli *c, struct err *e) { return cli_store(c, e) ? cli_each(c, volume_rm_one, true, e) : -1; }
+static int cmd_volume_rm(struct cli *c, struct err *e) {
+    return cli_store(c, e) ? cli_each(c, volume_rm_one, true, e) : -1;
+}
 
 static void volume_names(const struct store *s, struct strv *ret) {
     AUTO_DIR *d = dir_stream(s->dir, "volumes");
@@ -15104,7 +17520,10 @@ static void volume_names(const struct store *s, struct strv *ret) {
 
 static int cmd_volume_ls(struct cli *c, struct err *e) {
     AUTO_STRV names = { 0 }, f = { 0 };
-    AUTO_JSON *rows = json_array(), *heads = json_pack("{ss,ss,ss,ss,ss,ss}", "Name", "VOLUME NAME", "Driver", "DRIVER", "Mountpoint", "MOUNTPOINT", "Labels", "LABELS", "Scope", "SCOPE", "Size", "SIZE");
+    AUTO_JSON *rows = json_array(),
+              *heads = json_pack("{ss,ss,ss,ss,ss,ss}", "Name", "VOLUME NAME", "Driver", "DRIVER",
+                                 "Mountpoint", "MOUNTPOINT", "Labels", "LABELS", "Scope", "SCOPE",
+                                 "Size", "SIZE");
     cli_list(c, "filter", &f);
     if (!cli_store(c, e) || filters_known(&f, "name label dangling driver", e)) return -1;
     volume_names(c->store, &names);
@@ -15148,7 +17567,8 @@ static bool prune_takes(const struct cli *c, const json_t *labels, const char *c
     for (size_t i = 0; i < f.n; i++) {
         if (str_prefix(f.v[i], "label=") && !label_holds(labels, f.v[i] + 6)) return false;
         if (str_prefix(f.v[i], "label!=") && label_holds(labels, f.v[i] + 7)) return false;
-        if (str_prefix(f.v[i], "until=") && time_parse(created) > time_option(f.v[i] + 6)) return false;
+        if (str_prefix(f.v[i], "until=") && time_parse(created) > time_option(f.v[i] + 6))
+            return false;
     }
     return true;
 }
@@ -15163,7 +17583,9 @@ static u64 prune_containers(struct cli *c) {
         struct err e;
         u64 inodes = 0, bytes = 0;
         if (ctr_open(c->store, ids.v[i], &k, &e) || ctr_alive(&k) || ctr_is_build(&k)) continue;
-        if (!prune_takes(c, js_path(k.config, "skiff.labels"), js_str_or(k.config, "skiff.created", ""))) continue;
+        if (!prune_takes(c, js_path(k.config, "skiff.labels"),
+                         js_str_or(k.config, "skiff.created", "")))
+            continue;
         tree_usage(k.dir, "upper", &bytes, &inodes, 0);
         AUTO_FD lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB);
         if (lock < 0 || ctr_remove(&k, false, &e)) continue;
@@ -15182,10 +17604,14 @@ static u64 prune_volumes(struct cli *c, bool all) {
     volume_names(c->store, &names);
     for (size_t i = 0; i < names.n; i++) {
         struct err e;
-        AUTO_FREE char *meta = str_fmt("volumes/%s/meta.json", names.v[i]), *path = str_fmt("volumes/%s", names.v[i]);
+        AUTO_FREE char *meta = str_fmt("volumes/%s/meta.json", names.v[i]),
+                       *path = str_fmt("volumes/%s", names.v[i]);
         AUTO_JSON *j = js_load(c->store->dir, meta, &e);
         u64 bytes = 0, inodes = 0;
-        if ((!all && !js_bool(j, "anonymous")) || !prune_takes(c, js_get(j, "Labels"), js_str_or(j, "CreatedAt", "")) || volume_used(c->store, names.v[i])) continue;
+        if ((!all && !js_bool(j, "anonymous")) ||
+            !prune_takes(c, js_get(j, "Labels"), js_str_or(j, "CreatedAt", "")) ||
+            volume_used(c->store, names.v[i]))
+            continue;
         tree_usage(c->store->dir, path, &bytes, &inodes, 0);
         if (volume_remove(c->store, names.v[i], &e)) continue;
         if (!head) puts("Deleted Volumes:");
@@ -15202,9 +17628,13 @@ static u64 prune_images(struct cli *c, bool all) {
     struct err e;
     struct image_row *r = image_rows(c->store, &n, &e);
     for (size_t i = 0; r && i < n; i++) {
-        if ((!all && desc_name(r[i].desc)) || !prune_takes(c, js_path(r[i].m.config, "config.Labels"), js_str_or(r[i].m.config, "created", ""))) continue;
+        if ((!all && desc_name(r[i].desc)) ||
+            !prune_takes(c, js_path(r[i].m.config, "config.Labels"),
+                         js_str_or(r[i].m.config, "created", "")))
+            continue;
         AUTO_FREE char *user = image_user(c->store, r[i].m.id, false);
-        if (user || store_untag(c->store, js_str(r[i].desc, "digest"), desc_name(r[i].desc), &e)) continue;
+        if (user || store_untag(c->store, js_str(r[i].desc, "digest"), desc_name(r[i].desc), &e))
+            continue;
         if (!head) puts("Deleted Images:");
         head = true;
         if (desc_name(r[i].desc)) printf("untagged: %s\n", desc_name(r[i].desc));
@@ -15221,17 +17651,28 @@ static int cmd_prune(struct cli *c, struct err *e) {
     cli_list(c, "filter", &f);
     for (size_t i = 0; i < f.n; i++) {
         bool until = str_prefix(f.v[i], "until=");
-        if (!until && !str_prefix(f.v[i], "label=") && !str_prefix(f.v[i], "label!=")) return err_set(e, 0, "invalid filter '%.60s'", f.v[i]);
-        if (until && time_option(f.v[i] + 6) < 0) return err_set(e, 0, "invalid filter '%.60s': not a time", f.v[i]);
+        if (!until && !str_prefix(f.v[i], "label=") && !str_prefix(f.v[i], "label!="))
+            return err_set(e, 0, "invalid filter '%.60s'", f.v[i]);
+        if (until && time_option(f.v[i] + 6) < 0)
+            return err_set(e, 0, "invalid filter '%.60s': not a time", f.v[i]);
     }
     if (!cli_store(c, e)) return -1;
-    const char *what = sys ? "WARNING! This will remove:\n  - all stopped containers\n  - all dangling images\n  - unused build cache\n\n"
-        : str_prefix(c->cmd->path, "container") ? "WARNING! This will remove all stopped containers.\n"
-        : str_prefix(c->cmd->path, "volume") ? all ? "WARNING! This will remove all local volumes not used by at least one container.\n" : "WARNING! This will remove anonymous local volumes not used by at least one container.\n"
-        : all ? "WARNING! This will remove all images without at least one container associated to them.\n" : "WARNING! This will remove all dangling images.\n";
+    const char *what = sys ? "WARNING! This will remove:\n  - all stopped containers\n  - all "
+                             "dangling images\n  - unused build cache\n\n"
+                       : str_prefix(c->cmd->path, "container")
+                           ? "WARNING! This will remove all stopped containers.\n"
+                       : str_prefix(c->cmd->path, "volume")
+                           ? all ? "WARNING! This will remove all local volumes not used by at "
+                                   "least one container.\n"
+                                 : "WARNING! This will remove anonymous local volumes not used by "
+                                   "at least one container.\n"
+                       : all ? "WARNING! This will remove all images without at least one "
+                               "container associated to them.\n"
+                             : "WARNING! This will remove all dangling images.\n";
     if (!cli_flag(c, "force") && !ask(what)) return 0;
     if (sys || str_prefix(c->cmd->path, "container")) freed += prune_containers(c);
-    if ((sys && cli_flag(c, "volumes")) || str_prefix(c->cmd->path, "volume")) freed += prune_volumes(c, all);
+    if ((sys && cli_flag(c, "volumes")) || str_prefix(c->cmd->path, "volume"))
+        freed += prune_volumes(c, all);
     if (sys || str_prefix(c->cmd->path, "image")) freed += prune_images(c, all);
     AUTO_FREE char *size = size_human(freed);
     printf("%sTotal reclaimed space: %s\n", freed ? "\n" : "", size);
@@ -15245,13 +17686,17 @@ static const struct opt OPT_DF[] = {
 };
 
 static json_t *df_row(const char *type, size_t total, size_t active, u64 size, u64 free_bytes) {
-    AUTO_FREE char *s = size_human(size), *r = str_fmt("%zu", active), *t = str_fmt("%zu", total), *f = size_human(free_bytes);
-    AUTO_FREE char *rec = size ? str_fmt("%s (%d%%)", f, (int)(100 * free_bytes / size)) : str_dup(f);
-    return json_pack("{ss,ss,ss,ss,ss}", "Type", type, "TotalCount", t, "Active", r, "Size", s, "Reclaimable", rec);
+    AUTO_FREE char *s = size_human(size), *r = str_fmt("%zu", active), *t = str_fmt("%zu", total),
+                   *f = size_human(free_bytes);
+    AUTO_FREE char *rec =
+        size ? str_fmt("%s (%d%%)", f, (int)(100 * free_bytes / size)) : str_dup(f);
+    return json_pack("{ss,ss,ss,ss,ss}", "Type", type, "TotalCount", t, "Active", r, "Size", s,
+                     "Reclaimable", rec);
 }
 
 /* df -v: a row for each thing. */
-static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *vols, struct err *e) {
+static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *vols,
+                      struct err *e) {
     AUTO_BUF out = { 0 };
     size_t n = 0;
     struct image_row *r = image_rows(c->store, &n, e);
@@ -15260,7 +17705,8 @@ static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *
     buf_adds(&out, "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\n");
     for (size_t i = 0; i < n; i++) {
         AUTO_JSON *j = image_row_json(c->store, &r[i], true);
-        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\n", js_str(j, "Repository"), js_str(j, "Tag"), js_str(j, "ID"), js_str(j, "CreatedSince"), js_str(j, "Size"));
+        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\n", js_str(j, "Repository"), js_str(j, "Tag"),
+                 js_str(j, "ID"), js_str(j, "CreatedSince"), js_str(j, "Size"));
     }
     image_rows_free(r, n);
     table_print(out.p);
@@ -15274,7 +17720,9 @@ static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *
         AUTO_JSON *j = ps_row(&k, c);
         ctr_size(&k, &rw, &all);
         AUTO_FREE char *size = size_human(rw);
-        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", js_str(j, "ID"), js_str(j, "Image"), js_str(j, "Command"), size, js_str(j, "RunningFor"), js_str(j, "Status"), js_str(j, "Names"));
+        buf_addf(&out, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", js_str(j, "ID"), js_str(j, "Image"),
+                 js_str(j, "Command"), size, js_str(j, "RunningFor"), js_str(j, "Status"),
+                 js_str(j, "Names"));
     }
     table_print(out.p);
     puts("\nLocal Volumes space usage:\n");
@@ -15292,7 +17740,9 @@ static int df_verbose(struct cli *c, const struct strv *ids, const struct strv *
 }
 
 static int cmd_df(struct cli *c, struct err *e) {
-    AUTO_JSON *rows = json_array(), *heads = json_pack("{ss,ss,ss,ss,ss}", "Type", "TYPE", "TotalCount", "TOTAL", "Active", "ACTIVE", "Size", "SIZE", "Reclaimable", "RECLAIMABLE");
+    AUTO_JSON *rows = json_array(),
+              *heads = json_pack("{ss,ss,ss,ss,ss}", "Type", "TYPE", "TotalCount", "TOTAL",
+                                 "Active", "ACTIVE", "Size", "SIZE", "Reclaimable", "RECLAIMABLE");
     AUTO_STRV ids = { 0 }, vols = { 0 };
     u64 bytes = 0, unused = 0, inodes = 0, cb = 0, cu = 0, vb = 0, vu = 0;
     size_t n = 0, active = 0, running = 0, vactive = 0;
@@ -15306,7 +17756,8 @@ static int cmd_df(struct cli *c, struct err *e) {
     }
     image_rows_free(r, n);
     static const char *const DIRS[] = { "blobs", "layers", "merged" };
-    for (size_t i = 0; i < ARRAY_LEN(DIRS); i++) tree_usage(c->store->dir, DIRS[i], &bytes, &inodes, 0);
+    for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
+        tree_usage(c->store->dir, DIRS[i], &bytes, &inodes, 0);
     ctr_ids(c->store, &ids);
     for (size_t i = 0; i < ids.n; i++) {
         AUTO_CTR k = { .dir = -1 };
@@ -15328,14 +17779,19 @@ static int cmd_df(struct cli *c, struct err *e) {
         else vu += b;
     }
     if (cli_flag(c, "verbose")) return df_verbose(c, &ids, &vols, e);
-    json_array_append_new(rows, df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
+    json_array_append_new(rows,
+                          df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
     json_array_append_new(rows, df_row("Containers", ids.n, running, cb, cu));
     json_array_append_new(rows, df_row("Local Volumes", vols.n, vactive, vb, vu));
     json_array_append_new(rows, df_row("Build Cache", 0, 0, 0, 0));
-    return rows_print(cli_text(c, "format"), "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", heads, rows, e);
+    return rows_print(cli_text(c, "format"),
+                      "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
+                      heads, rows, e);
 }
 
-static const struct opt OPT_CHECK[] = { { "repair", 0, OPT_BOOL, "Remove damaged blobs, rebuild layers from their blobs" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_CHECK[] = { { "repair", 0, OPT_BOOL,
+                                          "Remove damaged blobs, rebuild layers from their blobs" },
+                                        { NULL, 0, OPT_BOOL, NULL } };
 
 /* Reads every blob, index and chunk of an image. Returns how many faults there were. */
 static int check_image(const struct store *s, const struct image *m, bool repair) {
@@ -15374,7 +17830,9 @@ static int check_image(const struct store *s, const struct image *m, bool repair
                 if (!ch->stored) continue;
                 if (ch->len > cap) tmp = mem_grow(tmp, cap = ch->len, 1);
                 if (pack < 0 || ch->len > 1u << 26) bad = true;
-                else if (ch->stored == ch->len ? fd_pread_all(pack, tmp, ch->len, ch->off) : packs_inflate(pack, ch, 0, tmp, ch->len)) bad = true;
+                else if (ch->stored == ch->len ? fd_pread_all(pack, tmp, ch->len, ch->off)
+                                               : packs_inflate(pack, ch, 0, tmp, ch->len))
+                    bad = true;
                 else sha_of(tmp, ch->len, raw), bad = memcmp(raw, ch->sha, 32) != 0;
             }
             packs_done(&packs);
@@ -15396,14 +17854,18 @@ static int cmd_check(struct cli *c, struct err *e) {
     if (!index) return -1;
     struct image_row *r = image_rows(c->store, &n, e);
     size_t listed = json_array_size(js_get(index, "manifests"));
-    if (n < listed) printf("%zu image%s with an unreadable manifest or configuration\n", listed - n, listed - n == 1 ? "" : "s"), faults++;
+    if (n < listed)
+        printf("%zu image%s with an unreadable manifest or configuration\n", listed - n,
+               listed - n == 1 ? "" : "s"),
+            faults++;
     for (size_t i = 0; r && i < n; i++) faults += check_image(c->store, &r[i].m, repair);
     if (r) image_rows_free(r, n);
     AUTO_STRV ids = { 0 };
     ctr_ids(c->store, &ids);
     for (size_t i = 0; i < ids.n; i++) {
         AUTO_CTR k = { .dir = -1 };
-        if (ctr_open(c->store, ids.v[i], &k, e)) printf("container %.12s: %s\n", ids.v[i], e->msg), faults++;
+        if (ctr_open(c->store, ids.v[i], &k, e))
+            printf("container %.12s: %s\n", ids.v[i], e->msg), faults++;
     }
     u64 freed = repair ? image_collect(c->store, false) : 0;
     if (freed) printf("%" PRIu64 " bytes of garbage removed\n", freed);
@@ -15421,22 +17883,32 @@ static const struct opt OPT_EVENTS[] = {
 };
 
 static bool ev_type(const void *x, const char *v) { return str_eq(js_str(x, "Type"), v); }
-static bool ev_event(const void *x, const char *v) { return str_prefix(js_str_or(x, "Action", ""), v); }
-static bool ev_container(const void *x, const char *v) {
-    return str_eq(js_str(x, "Type"), "container") && (str_prefix(js_str_or(x, "id", ""), v) || str_eq(js_str(x, "Actor.Attributes.name"), v));
+static bool ev_event(const void *x, const char *v) {
+    return str_prefix(js_str_or(x, "Action", ""), v);
 }
-static bool ev_label(const void *x, const char *v) { return label_holds(js_path(x, "Actor.Attributes"), v); }
-static bool ev_image(const void *x, const char *v) { return str_eq(js_str(x, "Actor.Attributes.image"), v) || str_eq(js_str(x, "id"), v); }
+static bool ev_container(const void *x, const char *v) {
+    return str_eq(js_str(x, "Type"), "container") &&
+           (str_prefix(js_str_or(x, "id", ""), v) || str_eq(js_str(x, "Actor.Attributes.name"), v));
+}
+static bool ev_label(const void *x, const char *v) {
+    return label_holds(js_path(x, "Actor.Attributes"), v);
+}
+static bool ev_image(const void *x, const char *v) {
+    return str_eq(js_str(x, "Actor.Attributes.image"), v) || str_eq(js_str(x, "id"), v);
+}
 
 static int event_print(const json_t *ev, const char *format, struct err *e) {
     if (!str_empty(format)) {
         AUTO_BUF out = { 0 };
-        if (tmpl_run(!strcmp(format, "json") ? "{{json .}}" : format, (json_t *)(uintptr_t)ev, &out, e)) return -1;
+        if (tmpl_run(!strcmp(format, "json") ? "{{json .}}" : format, (json_t *)(uintptr_t)ev, &out,
+                     e))
+            return -1;
         puts(out.p ? out.p : "");
     } else {
         AUTO_FREE char *attrs = labels_text(js_path(ev, "Actor.Attributes"), ", ");
         char t[40];
-        printf("%s %s %s %s (%s)\n", time_rfc3339(js_int(ev, "timeNano", 0), t), js_str(ev, "Type"), js_str(ev, "Action"), js_str(ev, "id"), attrs);
+        printf("%s %s %s %s (%s)\n", time_rfc3339(js_int(ev, "timeNano", 0), t), js_str(ev, "Type"),
+               js_str(ev, "Action"), js_str(ev, "id"), attrs);
     }
     fflush(stdout);
     return 0;
@@ -15446,7 +17918,8 @@ static int cmd_events(struct cli *c, struct err *e) {
     AUTO_STRV f = { 0 };
     i64 since = time_option(cli_text(c, "since")), until = time_option(cli_text(c, "until"));
     cli_list(c, "filter", &f);
-    if (since == -2 || until == -2) return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
+    if (since == -2 || until == -2)
+        return err_set(e, 0, "invalid value for \"--since\" or \"--until\": not a time");
     if (!cli_store(c, e) || filters_known(&f, "type event container image label", e)) return -1;
     if (since < 0) since = time_now_ns();
     off_t at = 0;
@@ -15454,15 +17927,18 @@ static int cmd_events(struct cli *c, struct err *e) {
         AUTO_FD fd = openat(c->store->dir, "events.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         AUTO_BUF b = { 0 };
         struct stat st;
-        if (fd >= 0 && !fstat(fd, &st) && st.st_size < at) at = 0;      /* the log began anew */
+        if (fd >= 0 && !fstat(fd, &st) && st.st_size < at) at = 0; /* the log began anew */
         if (fd >= 0 && lseek(fd, at, SEEK_SET) >= 0) fd_slurp(fd, 64 << 20, &b);
         char *end;
         for (char *l = b.p; l && (end = strchr(l, '\n')); l = end + 1) {
             AUTO_JSON *ev = json_loadb(l, (size_t)(end - l), 0, NULL);
             i64 t = js_int(ev, "timeNano", 0);
             at += end + 1 - l;
-            if (t < since || (until >= 0 && t > until) || !filter_match(&f, "type", ev_type, ev) || !filter_match(&f, "event", ev_event, ev) ||
-                !filter_match(&f, "container", ev_container, ev) || !filter_match(&f, "label", ev_label, ev) || !filter_match(&f, "image", ev_image, ev))
+            if (t < since || (until >= 0 && t > until) || !filter_match(&f, "type", ev_type, ev) ||
+                !filter_match(&f, "event", ev_event, ev) ||
+                !filter_match(&f, "container", ev_container, ev) ||
+                !filter_match(&f, "label", ev_label, ev) ||
+                !filter_match(&f, "image", ev_image, ev))
                 continue;
             if (event_print(ev, cli_text(c, "format"), e)) return -1;
         }
@@ -15472,7 +17948,9 @@ static int cmd_events(struct cli *c, struct err *e) {
 }
 
 /* ---- 26.16 version, info, doctor ---- */
-static const struct opt OPT_FORMAT[] = { { "format", 'f', OPT_TEXT, "Format output using a custom template" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_FORMAT[] = { { "format", 'f', OPT_TEXT,
+                                           "Format output using a custom template" },
+                                         { NULL, 0, OPT_BOOL, NULL } };
 static const struct opt OPT_VERSION[] = {
     { "format", 'f', OPT_TEXT, "Format output using a custom template" },
     { "licenses", 0, OPT_BOOL, "Print the notices of the libraries inside" },
@@ -15486,14 +17964,18 @@ static int cmd_version(struct cli *c, struct err *e) {
     }
     struct utsname u;
     uname(&u);
-    AUTO_JSON *v = json_pack("{ss,ss,ss,ss,ss}", "Version", SKIFF_VERSION, "ApiVersion", "", "Os", "linux", "Arch", host_arch(), "KernelVersion", u.release);
+    AUTO_JSON *v = json_pack("{ss,ss,ss,ss,ss}", "Version", SKIFF_VERSION, "ApiVersion", "", "Os",
+                             "linux", "Arch", host_arch(), "KernelVersion", u.release);
     AUTO_JSON *j = json_pack("{s:O,s:O}", "Client", v, "Server", v);
     if (cli_text(c, "format")) {
         AUTO_JSON *rows = json_pack("[O]", j);
         return rows_print(cli_text(c, "format"), "", NULL, rows, e);
     }
-    printf("Client: skiff\n Version:           %s\n OS/Arch:           linux/%s\n Kernel:            %s\n libarchive:        %s\n libcurl:           %s\n zstd:              %s\n\nServer: none (skiff has no daemon)\n",
-           SKIFF_VERSION, host_arch(), u.release, archive_version_string(), curl_version(), ZSTD_versionString());
+    printf("Client: skiff\n Version:           %s\n OS/Arch:           linux/%s\n Kernel:          "
+           "  %s\n libarchive:        %s\n libcurl:           %s\n zstd:              "
+           "%s\n\nServer: none (skiff has no daemon)\n",
+           SKIFF_VERSION, host_arch(), u.release, archive_version_string(), curl_version(),
+           ZSTD_versionString());
     return 0;
 }
 
@@ -15519,26 +18001,38 @@ static int cmd_info(struct cli *c, struct err *e) {
     AUTO_FREE char *own = NULL;
     bool cg = cgroup_own(&own) && !access(own, W_OK);
     const char *identity = !m.uids ? "root" : idmap_single(&m) ? "single id" : "subuid";
-    AUTO_JSON *j = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:[s,s,s]}", "ServerVersion", SKIFF_VERSION, "Containers", (json_int_t)n, "ContainersRunning", (json_int_t)run,
-        "ContainersPaused", (json_int_t)paused, "ContainersStopped", (json_int_t)(n - run - paused), "Images", (json_int_t)images, "Driver", driver, "Identity", identity,
-        "CgroupDriver", cg ? "cgroupfs" : "none", "CgroupVersion", cg ? "2" : "", "KernelVersion", u.release, "OSType", "linux", "Architecture", u.machine,
-        "NCPU", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "MemTotal", (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
-        "DockerRootDir", c->store->path, "SecurityOptions", "name=seccomp,profile=builtin", "name=rootless", "name=userns");
+    AUTO_JSON *j =
+        json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:[s,s,s]}",
+                  "ServerVersion", SKIFF_VERSION, "Containers", (json_int_t)n, "ContainersRunning",
+                  (json_int_t)run, "ContainersPaused", (json_int_t)paused, "ContainersStopped",
+                  (json_int_t)(n - run - paused), "Images", (json_int_t)images, "Driver", driver,
+                  "Identity", identity, "CgroupDriver", cg ? "cgroupfs" : "none", "CgroupVersion",
+                  cg ? "2" : "", "KernelVersion", u.release, "OSType", "linux", "Architecture",
+                  u.machine, "NCPU", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "MemTotal",
+                  (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
+                  "DockerRootDir", c->store->path, "SecurityOptions",
+                  "name=seccomp,profile=builtin", "name=rootless", "name=userns");
     js_sets(j, "Name", u.nodename);
     js_sets(j, "LoggingDriver", "json-file");
     AUTO_BUF osr = { 0 };
     file_read(AT_FDCWD, "/etc/os-release", 65536, &osr, e);
     char *pretty = osr.p ? strstr(osr.p, "PRETTY_NAME=\"") : NULL;
-    AUTO_FREE char *os_name = pretty ? str_dupn(pretty + 13, strcspn(pretty + 13, "\"\n")) : str_dup("Linux");
+    AUTO_FREE char *os_name =
+        pretty ? str_dupn(pretty + 13, strcspn(pretty + 13, "\"\n")) : str_dup("Linux");
     js_sets(j, "OperatingSystem", os_name);
     if (cli_text(c, "format")) {
         AUTO_JSON *rows = json_pack("[O]", j);
         return rows_print(cli_text(c, "format"), "", NULL, rows, e);
     }
     AUTO_FREE char *mem = size_binary((u64)js_int(j, "MemTotal", 0));
-    printf("Server:\n Containers: %zu\n  Running: %zu\n  Paused: %zu\n  Stopped: %zu\n Images: %zu\n Server Version: %s\n Storage Driver: %s\n Identity: %s\n"
-           " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security Options: seccomp (builtin), user namespace\n Kernel Version: %s\n Operating System: %s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
-           " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n", n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity, cg ? "cgroupfs, version 2" : "none", u.release, os_name, u.machine,
+    printf("Server:\n Containers: %zu\n  Running: %zu\n  Paused: %zu\n  Stopped: %zu\n Images: "
+           "%zu\n Server Version: %s\n Storage Driver: %s\n Identity: %s\n"
+           " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security "
+           "Options: seccomp (builtin), user namespace\n Kernel Version: %s\n Operating System: "
+           "%s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
+           " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n",
+           n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity,
+           cg ? "cgroupfs, version 2" : "none", u.release, os_name, u.machine,
            (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
     return 0;
 }
@@ -15548,45 +18042,79 @@ static void doctor_say(bool works, const char *what, const char *lost, const cha
     if (!works && *remedy) printf("     %-24s an administrator can: %s\n", "", remedy);
 }
 
-static int doctor_userns(void *arg) { (void)arg; return unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET) ? 1 : 0; }
+static int doctor_userns(void *arg) {
+    (void)arg;
+    return unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET) ? 1 : 0;
+}
 
 static int cmd_doctor(struct cli *c, struct err *e) {
-    struct idmap single = { .uid = { { 0, geteuid(), 1 } }, .uids = 1, .gid = { { 0, getegid(), 1 } }, .gids = 1 }, sub;
+    struct idmap single = { .uid = { { 0, geteuid(), 1 } },
+                            .uids = 1,
+                            .gid = { { 0, getegid(), 1 } },
+                            .gids = 1 },
+                 sub;
     struct statfs fs;
     char text[64] = "";
     u32 a, b;
     if (!cli_store(c, e)) return -1;
     fflush(NULL);
     bool userns = launch_as_owner(&single, doctor_userns, NULL, e) == 0;
-    doctor_say(userns, "user namespaces", "no container can be started", "sysctl -w user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1");
-    bool armor = !file_line(AT_FDCWD, "/proc/sys/kernel/apparmor_restrict_unprivileged_userns", text, sizeof text) && !strcmp(text, "1");
-    doctor_say(!armor || userns, "AppArmor's restriction", "user namespaces come without capabilities", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
+    doctor_say(userns, "user namespaces", "no container can be started",
+               "sysctl -w user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1");
+    bool armor = !file_line(AT_FDCWD, "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+                            text, sizeof text) &&
+                 !strcmp(text, "1");
+    doctor_say(!armor || userns, "AppArmor's restriction",
+               "user namespaces come without capabilities",
+               "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0");
     bool range = host_subid("/etc/subuid", &a, &b) && host_subid("/etc/subgid", &a, &b);
-    AUTO_FREE char *line = str_fmt("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", host_user());
+    AUTO_FREE char *line =
+        str_fmt("usermod --add-subuids 100000-165535 --add-subgids 100000-165535 %s", host_user());
     doctor_say(range, "subuid range", "one id in containers; ownership calls pretend", line);
     AUTO_FREE char *helper = host_program("newuidmap");
-    doctor_say(helper != NULL, "newuidmap", "subuid ranges cannot be used", "apt-get install uidmap");
-    if (range && helper) doctor_say(idmap_subid(c->store->dir, &sub), "newuidmap works", "one id in containers", "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap");
-    doctor_say(probe_overlay(c->store, &single), "kernel overlay", "images are copied for each container", "use a kernel from 5.11 on, or put SKIFF_ROOT on ext4, xfs, btrfs or tmpfs");
-    doctor_say(host_fuse(), "/dev/fuse", "layers are unpacked to directories", "chmod 0666 /dev/fuse");
+    doctor_say(helper != NULL, "newuidmap", "subuid ranges cannot be used",
+               "apt-get install uidmap");
+    if (range && helper)
+        doctor_say(idmap_subid(c->store->dir, &sub), "newuidmap works", "one id in containers",
+                   "chmod u+s /usr/bin/newuidmap /usr/bin/newgidmap");
+    doctor_say(probe_overlay(c->store, &single), "kernel overlay",
+               "images are copied for each container",
+               "use a kernel from 5.11 on, or put SKIFF_ROOT on ext4, xfs, btrfs or tmpfs");
+    doctor_say(host_fuse(), "/dev/fuse", "layers are unpacked to directories",
+               "chmod 0666 /dev/fuse");
     AUTO_FREE char *own = NULL;
     bool v2 = cgroup_own(&own);
     doctor_say(v2, "cgroup v2", "no limits", "boot with systemd.unified_cgroup_hierarchy=1");
-    if (v2) doctor_say(!access(own, W_OK), "cgroup delegation", "no limits", "systemctl set-property user@$UID.service Delegate=yes; then start skiff by 'systemd-run --user --scope -p Delegate=yes'");
-    doctor_say(prctl(PR_GET_SECCOMP) >= 0 && !access("/proc/sys/kernel/seccomp/actions_avail", R_OK), "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
+    if (v2)
+        doctor_say(!access(own, W_OK), "cgroup delegation", "no limits",
+                   "systemctl set-property user@$UID.service Delegate=yes; then start skiff by "
+                   "'systemd-run --user --scope -p Delegate=yes'");
+    doctor_say(prctl(PR_GET_SECCOMP) >= 0 &&
+                   !access("/proc/sys/kernel/seccomp/actions_avail", R_OK),
+               "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
     AUTO_BUF actions = { 0 };
     file_read(AT_FDCWD, "/proc/sys/kernel/seccomp/actions_avail", 4096, &actions, e);
-    doctor_say(actions.p && strstr(actions.p, "user_notif"), "seccomp notification", "nothing yet (reserved for identity emulation)", "");
-    doctor_say(!access("/dev/net/tun", R_OK | W_OK), "/dev/net/tun", "nothing: skiff does not need it", "");
+    doctor_say(actions.p && strstr(actions.p, "user_notif"), "seccomp notification",
+               "nothing yet (reserved for identity emulation)", "");
+    doctor_say(!access("/dev/net/tun", R_OK | W_OK), "/dev/net/tun",
+               "nothing: skiff does not need it", "");
     i64 low = 1024;
-    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ip_unprivileged_port_start", text, sizeof text)) str_int(text, 0, 65535, &low);
-    doctor_say(low < 1024, "low ports", "servers in containers with the host's network bind from 1024 on", "sysctl -w net.ipv4.ip_unprivileged_port_start=0");
+    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ip_unprivileged_port_start", text, sizeof text))
+        str_int(text, 0, 65535, &low);
+    doctor_say(low < 1024, "low ports",
+               "servers in containers with the host's network bind from 1024 on",
+               "sysctl -w net.ipv4.ip_unprivileged_port_start=0");
     unsigned from = 1, to = 0;
-    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ping_group_range", text, sizeof text)) sscanf(text, "%u %u", &from, &to);
-    doctor_say(from <= getegid() && getegid() <= to, "ping", "ping in containers with the host's network fails", "sysctl -w net.ipv4.ping_group_range='0 2147483647'");
+    if (!file_line(AT_FDCWD, "/proc/sys/net/ipv4/ping_group_range", text, sizeof text))
+        sscanf(text, "%u %u", &from, &to);
+    doctor_say(from <= getegid() && getegid() <= to, "ping",
+               "ping in containers with the host's network fails",
+               "sysctl -w net.ipv4.ping_group_range='0 2147483647'");
     if (!fstatfs(c->store->dir, &fs)) {
-        bool shared = (u32)fs.f_type == 0x6969 || (u32)fs.f_type == 0x0bd00bd0 || (u32)fs.f_type == 0x47504653;
-        doctor_say(!shared, "store's file system", "a parallel or network file system cannot be the upper of an overlay", "");
+        bool shared = (u32)fs.f_type == 0x6969 || (u32)fs.f_type == 0x0bd00bd0 ||
+                      (u32)fs.f_type == 0x47504653;
+        doctor_say(!shared, "store's file system",
+                   "a parallel or network file system cannot be the upper of an overlay", "");
     }
     return userns ? 0 : 1;
 }
@@ -15615,11 +18143,20 @@ static const struct opt OPT_BUILD[] = {
     { "force-rm", 0, OPT_BOOL, "Accepted; nothing is left behind anyway" },
     { "rm", 0, OPT_BOOL, "Accepted; nothing is left behind anyway" },
     { "load", 0, OPT_BOOL, "Accepted; images are always in the store" },
-    { "allow", 0, OPT_LATER_TEXT, "" }, { "attest", 0, OPT_LATER_TEXT, "" }, { "annotation", 0, OPT_LATER_TEXT, "" },
-    { "build-context", 0, OPT_LATER_TEXT, "" }, { "cache-from", 0, OPT_LATER_TEXT, "" }, { "cache-to", 0, OPT_LATER_TEXT, "" },
-    { "cgroup-parent", 0, OPT_LATER_TEXT, "" }, { "compress", 0, OPT_LATER_BOOL, "" }, { "isolation", 0, OPT_LATER_TEXT, "" },
-    { "memory", 'm', OPT_LATER_TEXT, "" }, { "push", 0, OPT_LATER_BOOL, "" }, { "squash", 0, OPT_LATER_BOOL, "" },
-    { "provenance", 0, OPT_TEXT, "Accepted; none is made" }, { "sbom", 0, OPT_TEXT, "Accepted; none is made" },
+    { "allow", 0, OPT_LATER_TEXT, "" },
+    { "attest", 0, OPT_LATER_TEXT, "" },
+    { "annotation", 0, OPT_LATER_TEXT, "" },
+    { "build-context", 0, OPT_LATER_TEXT, "" },
+    { "cache-from", 0, OPT_LATER_TEXT, "" },
+    { "cache-to", 0, OPT_LATER_TEXT, "" },
+    { "cgroup-parent", 0, OPT_LATER_TEXT, "" },
+    { "compress", 0, OPT_LATER_BOOL, "" },
+    { "isolation", 0, OPT_LATER_TEXT, "" },
+    { "memory", 'm', OPT_LATER_TEXT, "" },
+    { "push", 0, OPT_LATER_BOOL, "" },
+    { "squash", 0, OPT_LATER_BOOL, "" },
+    { "provenance", 0, OPT_TEXT, "Accepted; none is made" },
+    { "sbom", 0, OPT_TEXT, "Accepted; none is made" },
     { NULL, 0, OPT_BOOL, NULL },
 };
 
@@ -15628,47 +18165,61 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     char id[HEX_LEN + 1];
     id_random(id);
     *ret_tmp = str_fmt("tmp/context-%.16s", id);
-    if (mkdirat(b->s->dir, *ret_tmp, 0700) || (b->ctx = dir_open(b->s->dir, *ret_tmp, e)) < 0) return err_set(e, errno, "make a directory for the context");
-    struct placing pl = { .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1, .placed = -1 };
+    if (mkdirat(b->s->dir, *ret_tmp, 0700) || (b->ctx = dir_open(b->s->dir, *ret_tmp, e)) < 0)
+        return err_set(e, errno, "make a directory for the context");
+    struct placing pl = {
+        .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1, .placed = -1
+    };
     return place_archive(&pl, fd, e);
 }
 
 /* The context and the Dockerfile's text from PATH, "-" and -f. */
-static int build_context(struct build *b, const char *where, char **ret_tmp, struct buf *text, struct err *e) {
+static int build_context(struct build *b, const char *where, char **ret_tmp, struct buf *text,
+                         struct err *e) {
     const char *file = cli_text(b->cli, "file");
-    if (str_prefix(where, "http://") || str_prefix(where, "https://") || str_prefix(where, "git@") || str_suffix(where, ".git"))
-        return err_set(e, 0, "a context from a URL is not supported yet by skiff: clone it and give the directory");
+    if (str_prefix(where, "http://") || str_prefix(where, "https://") ||
+        str_prefix(where, "git@") || str_suffix(where, ".git"))
+        return err_set(
+            e, 0,
+            "a context from a URL is not supported yet by skiff: clone it and give the directory");
     if (!strcmp(where, "-")) {
         AUTO_BUF in = { 0 };
         buf_reserve(&in, 1024);
         ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = (k == 512 && !memcmp(in.p + 257, "ustar", 5)) || (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
+        bool tar = (k == 512 && !memcmp(in.p + 257, "ustar", 5)) ||
+                   (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
                    (k > 4 && (u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5);
         if (k < 0) return err_set(e, errno, "read the context");
         in.n = (size_t)k;
         if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
         if (!tar) return buf_add(text, in.p, in.n), 0;
         AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-        if (tmp < 0 || fd_write_all(tmp, in.p, in.n) || lseek(tmp, 0, SEEK_SET) < 0) return err_set(e, errno, "keep the context");
+        if (tmp < 0 || fd_write_all(tmp, in.p, in.n) || lseek(tmp, 0, SEEK_SET) < 0)
+            return err_set(e, errno, "keep the context");
         if (build_context_archive(b, tmp, ret_tmp, e)) return -1;
     } else {
         AUTO_FD fd = open(where, O_RDONLY | O_CLOEXEC);
         struct stat st;
-        if (fd < 0 || fstat(fd, &st)) return err_set(e, errno, "unable to prepare context: path \"%s\"", where);
+        if (fd < 0 || fstat(fd, &st))
+            return err_set(e, errno, "unable to prepare context: path \"%s\"", where);
         if (S_ISDIR(st.st_mode)) b->ctx = fd_steal(&fd);
         else if (build_context_archive(b, fd, ret_tmp, e)) return -1;
     }
-    if (file && !strcmp(file, "-")) return fd_slurp(0, DF_MAX_BYTES, text) ? err_set(e, errno, "read the Dockerfile") : 0;
+    if (file && !strcmp(file, "-"))
+        return fd_slurp(0, DF_MAX_BYTES, text) ? err_set(e, errno, "read the Dockerfile") : 0;
     AUTO_FREE char *beside = str_fmt("%s.dockerignore", file ? file : "Dockerfile");
     if (file && strcmp(where, "-")) {
-        if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e)) return err_wrap(e, "unable to read the Dockerfile");
+        if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e))
+            return err_wrap(e, "unable to read the Dockerfile");
         if (!access(beside, R_OK)) ignore_load(AT_FDCWD, beside, &b->ignore);
         else ignore_load(b->ctx, ".dockerignore", &b->ignore);
         return 0;
     }
     if (!faccessat(b->ctx, beside, R_OK, 0)) ignore_load(b->ctx, beside, &b->ignore);
     else ignore_load(b->ctx, ".dockerignore", &b->ignore);
-    return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e) ? err_wrap(e, "failed to read the Dockerfile") : 0;
+    return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e)
+               ? err_wrap(e, "failed to read the Dockerfile")
+               : 0;
 }
 
 /* --output: the tree of the result on the host. */
@@ -15682,7 +18233,9 @@ static int build_output(struct build *b, struct bstage *st, const char *spec, st
         else if (!strchr(kv.v[i], '=')) dest = kv.v[i];
     }
     if (!strcmp(type, "image") || !strcmp(type, "docker")) return 0;
-    if ((strcmp(type, "local") && strcmp(type, "tar")) || !dest) return err_set(e, 0, "--output: type=%s with dest '%s' is not supported yet by skiff", type, dest ? dest : "");
+    if ((strcmp(type, "local") && strcmp(type, "tar")) || !dest)
+        return err_set(e, 0, "--output: type=%s with dest '%s' is not supported yet by skiff", type,
+                       dest ? dest : "");
     AUTO_FD layers = dir_open(b->s->dir, "layers", e);
     if (layers < 0 || stage_index(b, st, e)) return -1;
     if (!strcmp(type, "local")) {
@@ -15690,7 +18243,8 @@ static int build_output(struct build *b, struct bstage *st, const char *spec, st
         AUTO_FD d = dir_open(AT_FDCWD, dest, e);
         return d < 0 || idx_unpack(&st->x, layers, d, !geteuid(), e) ? -1 : 0;
     }
-    AUTO_FD fd = strcmp(dest, "-") ? open(dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) : fcntl(1, F_DUPFD_CLOEXEC, 3);
+    AUTO_FD fd = strcmp(dest, "-") ? open(dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
+                                   : fcntl(1, F_DUPFD_CLOEXEC, 3);
     struct tarring t = { .clamp = b->epoch };
     struct packs packs;
     if (fd < 0) return err_set(e, errno, "create %s", dest);
@@ -15742,23 +18296,30 @@ static int cmd_build(struct cli *c, struct err *e) {
     struct bstage *st = NULL;
     struct ref r;
     AUTO_STRV tags = { 0 };
-    if (progress && strcmp(progress, "auto") && strcmp(progress, "plain") && strcmp(progress, "tty") && strcmp(progress, "quiet") && strcmp(progress, "rawjson"))
+    if (progress && strcmp(progress, "auto") && strcmp(progress, "plain") &&
+        strcmp(progress, "tty") && strcmp(progress, "quiet") && strcmp(progress, "rawjson"))
         return err_set(e, 0, "invalid progress mode %.40s", progress);
-    if (!c->nargs) return err_set(e, 0, "\"skiff build\" requires exactly 1 argument: the context's PATH or -");
+    if (!c->nargs)
+        return err_set(e, 0,
+                       "\"skiff build\" requires exactly 1 argument: the context's PATH or -");
     cli_list(c, "tag", &tags);
-    for (size_t i = 0; i < tags.n; i++) if (ref_parse(tags.v[i], &r, e)) return -1;
+    for (size_t i = 0; i < tags.n; i++)
+        if (ref_parse(tags.v[i], &r, e)) return -1;
     if (!(b.s = cli_store(c, e))) return -1;
     b.quiet = cli_flag(c, "quiet") || str_eq(progress, "quiet");
     b.no_cache = cli_flag(c, "no-cache");
-    if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch)) return err_set(e, 0, "SOURCE_DATE_EPOCH=%.40s is not a number of seconds", epoch);
+    if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch))
+        return err_set(e, 0, "SOURCE_DATE_EPOCH=%.40s is not a number of seconds", epoch);
     AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
     int rc = build_context(&b, c->args[0], &tmp, &text, e);
-    if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e))) rc = text.p ? err_wrap(e, "Dockerfile parse error") : err_set(e, 0, "the Dockerfile cannot be empty");
+    if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e)))
+        rc = text.p ? err_wrap(e, "Dockerfile parse error")
+                    : err_set(e, 0, "the Dockerfile cannot be empty");
     if (!rc) rc = build_target(&b, cli_text(c, "target"), &st, e);
     if (!rc) rc = build_finish(&b, st, e);
     build_done(&b);
     if (tmp) tree_remove(b.s->dir, tmp);
-    e->status = 1;                        /* the code of a command in a step is not the build's */
+    e->status = 1; /* the code of a command in a step is not the build's */
     return rc;
 }
 
@@ -15772,7 +18333,8 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
         if (str_prefix(de->d_name, "build-") || str_prefix(de->d_name, "mount-")) {
             AUTO_FREE char *gone = str_fmt("tmp/gone-%s", de->d_name);
             tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
-            renameat(dirfd(d), de->d_name, c->store->dir, gone);      /* a cache mount's files may be of mapped ids */
+            renameat(dirfd(d), de->d_name, c->store->dir,
+                     gone); /* a cache mount's files may be of mapped ids */
         }
     freed += image_collect(c->store, false);
     AUTO_FREE char *size = size_human(freed);
@@ -15781,13 +18343,14 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
 }
 
 /* ---- 26.18 the OCI runtime command line ----
- * `skiff oci …`, or the program under the name crun, runc or skiff-runtime: what podman, containerd and
- * Slurm call. A container's state is one file in ROOT/ID; `create` leaves its process waiting at a FIFO
- * there, `start` writes to it. Source: runtime-spec runtime.md, crun(1), runc(8). */
+ * `skiff oci …`, or the program under the name crun, runc or skiff-runtime: what podman, containerd
+ * and Slurm call. A container's state is one file in ROOT/ID; `create` leaves its process waiting
+ * at a FIFO there, `start` writes to it. Source: runtime-spec runtime.md, crun(1), runc(8). */
 struct oci {
     int root;                     /* ROOT, owned */
     char *root_path;              /* owned */
     const char *log, *log_format; /* borrowed from argv; NULL: stderr */
+    const char *name;             /* what we are called as: callers look for "crun version" */
 };
 static struct oci g_oci = { .root = -1 };
 
@@ -15798,12 +18361,17 @@ static int oci_root(const char *given, struct err *e) {
     else if (!str_empty(run)) g_oci.root_path = str_fmt("%s/skiff-oci", run);
     else g_oci.root_path = str_fmt("/tmp/skiff-oci-%u", geteuid());
     struct stat st;
-    if (dir_make(AT_FDCWD, g_oci.root_path, e) || (g_oci.root = dir_open(AT_FDCWD, g_oci.root_path, e)) < 0) return -1;
-    if (fstat(g_oci.root, &st) || (st.st_uid != geteuid() && geteuid()) || (st.st_mode & 022)) return err_set(e, 0, "state directory %s belongs to another user or is open to others", g_oci.root_path);
+    if (dir_make(AT_FDCWD, g_oci.root_path, e) ||
+        (g_oci.root = dir_open(AT_FDCWD, g_oci.root_path, e)) < 0)
+        return -1;
+    if (fstat(g_oci.root, &st) || (st.st_uid != geteuid() && geteuid()) || (st.st_mode & 022))
+        return err_set(e, 0, "state directory %s belongs to another user or is open to others",
+                       g_oci.root_path);
     return 0;
 }
 
-/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie. */
+/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie.
+ * */
 static unsigned long long oci_started(pid_t pid) {
     char comm[64];
     unsigned long long f[22];
@@ -15817,18 +18385,24 @@ static unsigned long long oci_started(pid_t pid) {
 
 static bool oci_id_ok(const char *id) {
     return *id && strlen(id) <= 1024 && strcmp(id, ".") && strcmp(id, "..") &&
-           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") == strlen(id);
+           strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") ==
+               strlen(id);
 }
 
 /* The state of a container, its "status" brought up to date. NULL: no such container. */
 static json_t *oci_load(const char *id, struct err *e) {
-    AUTO_FREE char *path = str_fmt("%s/state.json", id), *fifo = str_fmt("%s/start", id), *frozen = str_fmt("%s/paused", id);
+    AUTO_FREE char *path = str_fmt("%s/status", id), *fifo = str_fmt("%s/start", id),
+                   *frozen = str_fmt("%s/paused", id);
     if (!oci_id_ok(id)) return err_set(e, 0, "invalid container id '%.100s'", id), NULL;
     json_t *j = js_load(g_oci.root, path, e);
     if (!j) return err_set(e, 0, "container `%.100s` does not exist", id), NULL;
     pid_t pid = (pid_t)js_int(j, "pid", 0);
-    bool alive = oci_started(pid) && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
-    const char *status = !alive ? "stopped" : !faccessat(g_oci.root, fifo, F_OK, 0) ? "created" : !faccessat(g_oci.root, frozen, F_OK, 0) ? "paused" : "running";
+    bool alive =
+        oci_started(pid) && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
+    const char *status = !alive                                    ? "stopped"
+                         : !faccessat(g_oci.root, fifo, F_OK, 0)   ? "created"
+                         : !faccessat(g_oci.root, frozen, F_OK, 0) ? "paused"
+                                                                   : "running";
     js_sets(j, "status", status);
     if (!alive) js_seti(j, "pid", 0);
     return j;
@@ -15837,17 +18411,19 @@ static json_t *oci_load(const char *id, struct err *e) {
 /* What hooks and `state` get. Caller owns it. */
 static json_t *oci_state(const json_t *j) {
     json_t *s = json_object();
-    static const char *const KEYS[] = { "ociVersion", "id", "status", "pid", "bundle", "rootfs", "created", "owner", "annotations" };
-    for (size_t i = 0; i < ARRAY_LEN(KEYS); i++) if (js_get(j, KEYS[i])) json_object_set(s, KEYS[i], js_get(j, KEYS[i]));
+    static const char *const KEYS[] = { "ociVersion", "id",      "status", "pid",        "bundle",
+                                        "rootfs",     "created", "owner",  "annotations" };
+    for (size_t i = 0; i < ARRAY_LEN(KEYS); i++)
+        if (js_get(j, KEYS[i])) json_object_set(s, KEYS[i], js_get(j, KEYS[i]));
     return s;
 }
 
 /* Runs the hooks of one kind with the state on their stdin. A hook's failure is an error, but for
- * poststart and poststop, where it is a word. */
+ * poststop, where it is a word. */
 static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, struct err *e) {
     const json_t *h;
     size_t i;
-    json_array_foreach(js_get(js_get(spec, "hooks"), kind), i, h) {
+    json_array_foreach (js_get(js_get(spec, "hooks"), kind), i, h) {
         AUTO_STRV args = { 0 }, env = { 0 };
         AUTO_FREE char *text = js_dump(state, JSON_COMPACT);
         const char *path = js_str_or(h, "path", "");
@@ -15856,14 +18432,21 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
         js_to_strv(js_get(h, "args"), &args);
         js_to_strv(js_get(h, "env"), &env);
         if (!args.n) strv_add(&args, path);
-        if (*path != '/') return err_set(e, 0, "/hooks/%s/%zu/path: an absolute path is required", kind, i);
+        if (*path != '/')
+            return err_set(e, 0, "/hooks/%s/%zu/path: an absolute path is required", kind, i);
         if (pipe2(in, O_CLOEXEC)) return err_set(e, errno, "pipe");
         pid_t pid = fork();
         if (!pid) {
-            static char *none[] = { NULL };
+            static const char *const OUT[] = { "run.oci.hooks.stdout", "run.oci.hooks.stderr" };
             dup2(in[0], 0);
+            for (int k = 0; k < 2; k++) {
+                const char *to = json_string_value(js_get(js_get(spec, "annotations"), OUT[k]));
+                int fd = to ? open(to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0700) : -1;
+                if (fd >= 0) dup2(fd, k + 1);
+            }
             launch_signals_default();
-            execve(path, args.v, env.v ? env.v : none);
+            execve(path, args.v,
+                   js_get(h, "env") ? env.v : environ); /* none said: ours, as crun has it */
             _exit(127);
         }
         close(in[0]);
@@ -15877,11 +18460,13 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
             else if (timeout > 0) usleep(5000);
         }
         if (pid > 0 && WIFEXITED(status) && !WEXITSTATUS(status)) continue;
-        if (str_prefix(kind, "posts")) {
-            log_warn("hook %s (%s) failed", path, kind);
+        if (!strcmp(kind, "poststop")) {
+            log_warn("error executing hook %s (%s)", path, kind);
             continue;
         }
-        return err_set(e, 0, "hook %s (%s) failed: %s %d", path, kind, WIFEXITED(status) ? "exit status" : "signal", WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
+        return err_set(e, 0, "hook %s (%s) failed: %s %d", path, kind,
+                       WIFEXITED(status) ? "exit status" : "signal",
+                       WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status));
     }
     return 0;
 }
@@ -15890,34 +18475,43 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
 static int oci_send_console(const char *path, int master, struct err *e) {
     AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct sockaddr_un a = { .sun_family = AF_UNIX };
-    if (strlen(path) >= sizeof a.sun_path) return err_set(e, ENAMETOOLONG, "console socket %s", path);
+    if (strlen(path) >= sizeof a.sun_path)
+        return err_set(e, ENAMETOOLONG, "console socket %s", path);
     strcpy(a.sun_path, path);
-    if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a) || fd_send(s, "/dev/pts", 9, &master, 1)) return err_set(e, errno, "console socket %s", path);
+    if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a) ||
+        fd_send(s, "/dev/pts", 9, &master, 1))
+        return err_set(e, errno, "console socket %s", path);
     return 0;
 }
 
-/* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup. */
+/* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
+ * */
 static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
     const char *path = js_str(spec, "linux.cgroupsPath");
     const json_t *res = js_path(spec, "linux.resources");
     struct statfs fs;
     *c = (struct cgroup){ 0 };
-    if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC || host_disabled("cgroup")) return 0;
+    if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC ||
+        host_disabled("cgroup"))
+        return 0;
     AUTO_FREE char *rel = NULL, *own = NULL;
     if (!cgroup_own(&own)) return 0;
-    if (path && strchr(path, ':') && *path != '/') {      /* systemd's slice:prefix:name */
+    if (path && strchr(path, ':') && *path != '/') { /* systemd's slice:prefix:name */
         AUTO_STRV p = { 0 };
         strv_split(&p, path, ':');
-        if (p.n == 3) rel = str_fmt("/%s/%s-%s.scope", *p.v[0] ? p.v[0] : "system.slice", p.v[1], p.v[2]);
+        if (p.n == 3)
+            rel = str_fmt("/%s/%s-%s.scope", *p.v[0] ? p.v[0] : "system.slice", p.v[1], p.v[2]);
     }
     AUTO_FREE char *clean = path_clean(rel ? rel : path ? path : id);
-    c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean) : str_fmt("%s/%s", own, clean);
+    c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean)
+                                                   : str_fmt("%s/%s", own, clean);
     AUTO_FREE char *made = str_dup(c->path);
-    for (char *s = made + strlen("/sys/fs/cgroup/"); ; s++) {
+    for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
         if (*s && *s != '/') continue;
         char was = *s;
         *s = 0;
-        if (mkdir(made, 0755) && errno != EEXIST) {       /* not ours to write: the caller's cgroup stays */
+        if (mkdir(made, 0755) &&
+            errno != EEXIST) { /* not ours to write: the caller's cgroup stays */
             cgroup_done(c);
             return 0;
         }
@@ -15925,37 +18519,161 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
         cgroup_enable(made);
         *s = was;
     }
-    return res && cgroup_apply(c, res, e) ? -1 : 0;
+    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
+                                                                                            : 0;
 }
 
-struct oci_run { const char *id, *bundle, *pid_file, *console; unsigned keep; bool detach, no_subreaper; };
+/* Processes of a container: its cgroup's; without one its pid namespace's, unless that is the
+ * host's. */
+static void oci_pids_of(const char *dir, pid_t **ret, size_t *n) {
+    AUTO_BUF b = { 0 };
+    struct err ignored;
+    AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
+    file_read(AT_FDCWD, procs, 1 << 22, &b, &ignored);
+    char *save = NULL;
+    for (char *t = b.p ? strtok_r(b.p, "\n", &save) : NULL; t; t = strtok_r(NULL, "\n", &save)) {
+        *ret = mem_grow(*ret, *n + 1, sizeof **ret);
+        (*ret)[(*n)++] = atoi(t);
+    }
+    AUTO_DIR *d = opendir(dir);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        if (de->d_type != DT_DIR) continue;
+        AUTO_FREE char *below = str_fmt("%s/%s", dir, de->d_name);
+        oci_pids_of(below, ret, n);
+    }
+}
+
+static size_t oci_pids(const json_t *j, pid_t **ret) {
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    char path[40], own[64] = "", theirs[64] = "";
+    size_t n = 0;
+    *ret = NULL;
+    if (js_str(j, "cgroup")) oci_pids_of(js_str(j, "cgroup"), ret, &n);
+    if (n || !pid) return n;
+    snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
+    if (readlink(path, theirs, sizeof theirs - 1) > 0 &&
+        readlink("/proc/self/ns/pid", own, sizeof own - 1) > 0 && strcmp(own, theirs))
+        return ctr_pids(pid, ret);
+    *ret = mem_new(sizeof **ret);
+    **ret = pid;
+    return 1;
+}
+
+struct oci_run {
+    const char *id, *bundle, *pid_file, *console;
+    unsigned keep;
+    bool detach, no_subreaper;
+};
 
 static int oci_fifo(const char *id, struct err *e) {
     AUTO_FREE char *fifo = str_fmt("%s/start", id);
     unlinkat(g_oci.root, fifo, 0);
-    if (mkfifoat(g_oci.root, fifo, 0600)) return err_set(e, errno, "make %s/%s", g_oci.root_path, fifo);
+    if (mkfifoat(g_oci.root, fifo, 0600))
+        return err_set(e, errno, "make %s/%s", g_oci.root_path, fifo);
     int fd = openat(g_oci.root, fifo, O_RDWR | O_CLOEXEC);
     return fd < 0 ? err_set(e, errno, "open %s", fifo) : fd;
 }
 
 static int oci_save(const char *id, const json_t *state, const json_t *spec, struct err *e) {
     AUTO_FD d = dir_open(g_oci.root, id, e);
-    return d < 0 || (spec && js_save(d, "config.json", spec, 0, e)) || js_save(d, "state.json", state, 0, e) ? -1 : 0;
+    return d < 0 || (spec && js_save(d, "config.json", spec, 0, e)) ||
+                   js_save(d, "status", state, 0, e)
+               ? -1
+               : 0;
 }
 
 static void oci_forget(const char *id) { tree_remove(g_oci.root, id); }
 
+/* What stdio is, for who dumps and restores processes: crun's "external_descriptors", JSON in a
+ * string. */
+static void oci_descriptors(json_t *state) {
+    AUTO_JSON *a = json_array();
+    for (int i = 0; i < 3; i++) {
+        char path[24], text[PATH_MAX];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", i);
+        ssize_t k = readlink(path, text, sizeof text - 1);
+        text[k > 0 ? k : 0] = 0;
+        js_push(a, text);
+    }
+    AUTO_FREE char *t = js_dump(a, JSON_COMPACT);
+    js_sets(state, "external_descriptors", t);
+}
+
+/* seccomp's listener goes to /linux/seccomp/listenerPath with the state. Source: runtime-spec
+ * config-linux.md. */
+static int oci_listener(struct launch *l, int fd, struct err *e) {
+    const json_t *sec = l->plan->seccomp;
+    const char *path = js_str_or(sec, "listenerPath", "");
+    AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    AUTO_JSON *m = json_pack("{s:s,s:[s],s:i}", "ociVersion", "0.2.0", "fds", "seccompFd", "pid",
+                             (int)l->pid),
+              *state = oci_state(l->on_listener_arg);
+    if (strlen(path) >= sizeof a.sun_path)
+        return err_set(e, ENAMETOOLONG, "/linux/seccomp/listenerPath");
+    strcpy(a.sun_path, path);
+    js_seti(state, "pid", l->pid);
+    js_sets(m, "metadata", js_str_or(sec, "listenerMetadata", ""));
+    json_object_set(m, "state", state);
+    AUTO_FREE char *text = js_dump(m, JSON_COMPACT);
+    if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a) ||
+        fd_send(s, text, strlen(text), &fd, 1))
+        return err_set(e, errno, "/linux/seccomp/listenerPath %s", path);
+    return 0;
+}
+
+/* The home directory of a uid by the root's own passwd. Caller owns it. */
+static char *oci_home(const char *root, u32 uid) {
+    AUTO_FD dir = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC),
+            fd = dir < 0 ? -1
+                         : sys_openat2(dir, "etc/passwd", O_RDONLY | O_NONBLOCK, 0,
+                                       RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    AUTO_BUF b = { 0 };
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || fd_slurp(fd, 1 << 20, &b) || !b.p)
+        return str_dup("/");
+    char *save = NULL;
+    for (char *line = strtok_r(b.p, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        AUTO_STRV f = { 0 };
+        strv_split(&f, line, ':');
+        if (f.n >= 6 && *f.v[2] && strspn(f.v[2], "0123456789") == strlen(f.v[2]) &&
+            strtoul(f.v[2], NULL, 10) == uid && *f.v[5])
+            return str_dup(f.v[5]);
+    }
+    return str_dup("/");
+}
+
+/* What a process gets that its env does not say: HOME, and the sockets of a caller that listens. */
+static void oci_env(struct plan *p, unsigned *keep) {
+    const char *fds = getenv("LISTEN_FDS"), *names = getenv("LISTEN_FDNAMES");
+    i64 n = 0;
+    if (!env_get(&p->env, "HOME")) {
+        AUTO_FREE char *home = oci_home(p->root ? p->root : "/", p->uid);
+        strv_take(&p->env, str_fmt("HOME=%s", home));
+    }
+    if (!fds || !str_int(fds, 1, 1024, &n)) return;
+    *keep += (unsigned)n;
+    strv_take(&p->env, str_fmt("LISTEN_FDS=%s", fds));
+    strv_add(&p->env, "LISTEN_PID=1");
+    if (names) strv_take(&p->env, str_fmt("LISTEN_FDNAMES=%s", names));
+}
+
 /* create: everything up to the process waiting at its FIFO. *l stays with the caller. */
-static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l, json_t **ret_state, struct err *e) {
+static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l,
+                      json_t **ret_state, struct err *e) {
     char now[40];
-    json_object_del(spec, "skiff");       /* our own words are not for strangers */
+    json_object_del(spec, "skiff"); /* our own words are not for strangers */
     AUTO_FREE char *bundle = realpath(o->bundle, NULL);
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
-    if (p->terminal && !o->console && o->detach) return err_set(e, 0, "a terminal of a detached container needs --console-socket");
+    if (p->terminal && !o->console && o->detach)
+        return err_set(e, 0, "a terminal of a detached container: use --console-socket");
     if (!oci_id_ok(o->id)) return err_set(e, 0, "invalid container id '%.100s'", o->id);
-    if (mkdirat(g_oci.root, o->id, 0700)) return errno == EEXIST ? err_set(e, 0, "container `%s` already exists", o->id) : err_set(e, errno, "make %s/%s", g_oci.root_path, o->id);
+    if (mkdirat(g_oci.root, o->id, 0700))
+        return errno == EEXIST ? err_set(e, 0, "container `%s` already exists", o->id)
+                               : err_set(e, errno, "make %s/%s", g_oci.root_path, o->id);
     json_t *s = *ret_state = json_object();
     js_sets(s, "ociVersion", js_str_or(spec, "ociVersion", "1.0.0"));
     js_sets(s, "id", o->id);
@@ -15964,13 +18682,17 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     js_sets(s, "rootfs", p->root);
     js_sets(s, "created", time_rfc3339(time_now_ns(), now));
     js_sets(s, "owner", geteuid() ? host_user() : "");
+    oci_descriptors(s);
     if (js_get(spec, "annotations")) json_object_set(s, "annotations", js_get(spec, "annotations"));
     launch_init(l);
     l->plan = p;
     l->keep_fds = o->keep;
+    l->on_listener = oci_listener, l->on_listener_arg = s;
+    oci_env(p, &l->keep_fds);
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
-    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e)) return oci_forget(o->id), -1;
+    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e))
+        return oci_forget(o->id), -1;
     js_sets(s, "cgroup", l->cgroup.path);
     fflush(NULL);
     int rc = launch_begin(l, e) || launch_wait(l, e) ? -1 : 0;
@@ -15981,7 +18703,8 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         js_sets(s, "status", "created");
         AUTO_JSON *hs = oci_state(s);
         AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
-        if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) || oci_save(o->id, s, spec, e) ||
+        if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) ||
+            oci_save(o->id, s, spec, e) ||
             (o->pid_file && file_put(o->pid_file, pid, strlen(pid), 0644, e)) ||
             (p->terminal && o->console && oci_send_console(o->console, l->console, e)))
             rc = -1;
@@ -15997,7 +18720,9 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
 static int oci_start(const char *id, struct err *e) {
     AUTO_JSON *s = oci_load(id, e);
     if (!s) return -1;
-    if (!str_eq(js_str(s, "status"), "created")) return err_set(e, 0, "container `%s` is not in the created state, it is %s", id, js_str(s, "status"));
+    if (!str_eq(js_str(s, "status"), "created"))
+        return err_set(e, 0, "container `%s` is not in the created state, it is %s", id,
+                       js_str(s, "status"));
     AUTO_FREE char *fifo = str_fmt("%s/start", id), *config = str_fmt("%s/config.json", id);
     AUTO_JSON *spec = js_load(g_oci.root, config, e);
     AUTO_FD fd = openat(g_oci.root, fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
@@ -16005,7 +18730,10 @@ static int oci_start(const char *id, struct err *e) {
     unlinkat(g_oci.root, fifo, 0);
     js_sets(s, "status", "running");
     AUTO_JSON *hs = oci_state(s);
-    return oci_hooks(spec, "poststart", hs, e);
+    if (!oci_hooks(spec, "poststart", hs, e)) return 0;
+    kill((pid_t)js_int(s, "pid", 0),
+         SIGKILL); /* runtime.md 9: the container is stopped; whoever created it deletes it */
+    return -1;
 }
 
 static json_t *oci_bundle(const char *bundle, const char *config, struct err *e) {
@@ -16028,8 +18756,12 @@ static const struct opt OPT_OCI_RUN[] = {
 };
 
 static void oci_options(const struct cli *c, struct oci_run *o) {
-    *o = (struct oci_run){ .id = c->args[0], .bundle = cli_text(c, "bundle") ? cli_text(c, "bundle") : ".", .pid_file = cli_text(c, "pid-file"),
-                           .console = cli_text(c, "console-socket"), .keep = (unsigned)cli_int(c, "preserve-fds", 0), .detach = cli_flag(c, "detach") };
+    *o = (struct oci_run){ .id = c->args[0],
+                           .bundle = cli_text(c, "bundle") ? cli_text(c, "bundle") : ".",
+                           .pid_file = cli_text(c, "pid-file"),
+                           .console = cli_text(c, "console-socket"),
+                           .keep = (unsigned)cli_int(c, "preserve-fds", 0),
+                           .detach = cli_flag(c, "detach") };
 }
 
 static int oci_cmd_create(struct cli *c, struct err *e) {
@@ -16076,6 +18808,8 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
             struct keys none = { .n = 0 };
             sigprocmask(SIG_SETMASK, &old, NULL);
             exec_tty(l.console, l.pid, true, &none);
+            sigprocmask(SIG_BLOCK, &set,
+                        NULL); /* a SIGCHLD before this is found by waitpid below */
         }
         for (siginfo_t si; waitpid(l.pid, &status, WNOHANG) != l.pid;) {
             if (sigwaitinfo(&set, &si) < 0) continue;
@@ -16116,10 +18850,11 @@ static int oci_cmd_kill(struct cli *c, struct err *e) {
     bool all = cli_flag(c, "all");
     if (!pid) return all ? 0 : err_set(e, 0, "container `%s` is not running", c->args[0]);
     AUTO_FD pidfd = sys_pidfd_open(pid);
-    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0)) return err_set(e, 0, "container `%s` is not running", c->args[0]);
+    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0))
+        return err_set(e, 0, "container `%s` is not running", c->args[0]);
     if (all) {
         pid_t *pids;
-        size_t n = ctr_pids(pid, &pids);
+        size_t n = oci_pids(j, &pids);
         for (size_t i = 0; i < n; i++) kill(pids[i], sig);
         free(pids);
         return 0;
@@ -16129,13 +18864,11 @@ static int oci_cmd_kill(struct cli *c, struct err *e) {
 
 static const struct opt OPT_OCI_DELETE[] = {
     { "force", 'f', OPT_BOOL, "Kill it first; no error where it is not there" },
-    { "regex", 'r', OPT_LATER_BOOL, "" },
+    { "regex", 'r', OPT_BOOL, "CONTAINER is a regular expression" },
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-static int oci_cmd_delete(struct cli *c, struct err *e) {
-    const char *id = c->args[0];
-    bool force = cli_flag(c, "force");
+static int oci_delete(const char *id, bool force, struct err *e) {
     AUTO_JSON *j = oci_load(id, e);
     if (!j) {
         if (force && oci_id_ok(id)) return oci_forget(id), 0;
@@ -16143,15 +18876,35 @@ static int oci_cmd_delete(struct cli *c, struct err *e) {
     }
     pid_t pid = (pid_t)js_int(j, "pid", 0);
     const char *status = js_str(j, "status");
-    if (pid && !force && strcmp(status, "created")) return err_set(e, 0, "cannot delete container `%s`: it is %s", id, status);
+    if (pid && !force && strcmp(status, "created"))
+        return err_set(e, 0, "cannot delete container `%s`: it is %s", id, status);
     if (pid) {
         AUTO_FD pidfd = sys_pidfd_open(pid);
-        if (pidfd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0)) sys_pidfd_kill(pidfd, SIGKILL);
-        for (int i = 0; i < 500 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0); i++) usleep(10000);
+        if (pidfd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0))
+            sys_pidfd_kill(pidfd, SIGKILL);
+        for (int i = 0; i < 500 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
+             i++)
+            usleep(10000);
     }
     js_sets(j, "status", "stopped");
     js_seti(j, "pid", 0);
     return oci_remove(id, j, e);
+}
+
+static int oci_cmd_delete(struct cli *c, struct err *e) {
+    regex_t re;
+    int rc = 0;
+    if (!cli_flag(c, "regex")) return oci_delete(c->args[0], cli_flag(c, "force"), e);
+    if (regcomp(&re, c->args[0], REG_EXTENDED | REG_NOSUB))
+        return err_set(e, 0, "'%.100s' is no regular expression", c->args[0]);
+    AUTO_DIR *d = dir_stream(g_oci.root, ".");
+    struct dirent *de;
+    while (d && (de = dir_next(d)))
+        if (oci_id_ok(de->d_name) && !regexec(&re, de->d_name, 0, NULL, 0) &&
+            oci_delete(de->d_name, cli_flag(c, "force"), e))
+            rc = -1;
+    regfree(&re);
+    return rc;
 }
 
 static const struct opt OPT_OCI_LIST[] = {
@@ -16171,7 +18924,9 @@ static int oci_cmd_list(struct cli *c, struct err *e) {
         if (!j) continue;
         json_array_append_new(all, oci_state(j));
         if (cli_flag(c, "quiet")) puts(de->d_name);
-        buf_addf(&out, "%s\t%d\t%s\t%s\t%s\t%s\n", de->d_name, (int)js_int(j, "pid", 0), js_str(j, "status"), js_str_or(j, "bundle", ""), js_str_or(j, "created", ""), js_str_or(j, "owner", ""));
+        buf_addf(&out, "%s\t%d\t%s\t%s\t%s\t%s\n", de->d_name, (int)js_int(j, "pid", 0),
+                 js_str(j, "status"), js_str_or(j, "bundle", ""), js_str_or(j, "created", ""),
+                 js_str_or(j, "owner", ""));
     }
     if (cli_flag(c, "quiet")) return 0;
     if (str_eq(cli_text(c, "format"), "json")) {
@@ -16185,7 +18940,7 @@ static int oci_cmd_ps(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e), *out = json_array();
     if (!j) return -1;
     pid_t *pids;
-    size_t n = ctr_pids((pid_t)js_int(j, "pid", 0), &pids);
+    size_t n = oci_pids(j, &pids);
     bool json = str_eq(cli_text(c, "format"), "json");
     if (!json) puts("PID");
     for (size_t i = 0; i < n; i++) {
@@ -16202,11 +18957,14 @@ static int oci_cmd_pause(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e);
     bool freeze = str_eq(c->cmd->path, "pause");
     if (!j) return -1;
-    if (!str_eq(js_str(j, "status"), freeze ? "running" : "paused")) return err_set(e, 0, "container `%s` is %s", c->args[0], js_str(j, "status"));
-    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]), *file = js_str(j, "cgroup") ? str_fmt("%s/cgroup.freeze", js_str(j, "cgroup")) : NULL;
+    if (!str_eq(js_str(j, "status"), freeze ? "running" : "paused"))
+        return err_set(e, 0, "container `%s` is %s", c->args[0], js_str(j, "status"));
+    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]),
+                   *file = js_str(j, "cgroup") ? str_fmt("%s/cgroup.freeze", js_str(j, "cgroup"))
+                                               : NULL;
     if (!file || file_poke(AT_FDCWD, file, freeze ? "1" : "0")) {
         pid_t *pids;
-        size_t n = ctr_pids((pid_t)js_int(j, "pid", 0), &pids);
+        size_t n = oci_pids(j, &pids);
         for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
         free(pids);
     }
@@ -16218,7 +18976,7 @@ static int oci_cmd_pause(struct cli *c, struct err *e) {
 static const struct opt OPT_OCI_EXEC[] = {
     { "apparmor", 0, OPT_TEXT, "Accepted where there is no AppArmor" },
     { "cap", 'c', OPT_LIST, "Add a capability" },
-    { "cgroup", 0, OPT_LATER_TEXT, "" },
+    { "cgroup", 0, OPT_TEXT, "A cgroup below the container's" },
     { "console-socket", 0, OPT_TEXT, "A Unix socket that gets the pty's master" },
     { "cwd", 0, OPT_TEXT, "Working directory" },
     { "detach", 'd', OPT_BOOL, "Do not wait" },
@@ -16253,17 +19011,33 @@ static int oci_exec_process(struct cli *c, json_t *spec, struct err *e) {
     cli_list(c, "env", &add);
     for (size_t i = 0; i < add.n; i++) env_option(&env, add.v[i]);
     js_set(proc, "env", js_strv(&env));
-    if (cli_flag(c, "no-new-privs")) js_setb(proc, "noNewPrivileges", true);
+    js_setb(proc, "noNewPrivileges",
+            cli_flag(c, "no-new-privs")); /* as crun and runc: not the container's */
     cli_list(c, "cap", &caps);
     static const char *const SETS[] = { "bounding", "effective", "permitted" };
     for (size_t i = 0; i < caps.n; i++)
-        for (size_t k = 0; k < ARRAY_LEN(SETS); k++) js_push(js_suba(js_sub(proc, "capabilities"), SETS[k]), caps.v[i]);
+        for (size_t k = 0; k < ARRAY_LEN(SETS); k++)
+            js_push(js_suba(js_sub(proc, "capabilities"), SETS[k]), caps.v[i]);
     if (!user) return 0;
     unsigned uid, gid = 0;
-    if (sscanf(user, "%u:%u", &uid, &gid) < 1 || strspn(user, "0123456789:") != strlen(user)) return err_set(e, 0, "--user %.40s: expected uid[:gid]", user);
+    if (sscanf(user, "%u:%u", &uid, &gid) < 1 || strspn(user, "0123456789:") != strlen(user))
+        return err_set(e, 0, "--user %.40s: expected uid[:gid]", user);
     js_seti(js_sub(proc, "user"), "uid", uid);
     js_seti(js_sub(proc, "user"), "gid", gid);
     return 0;
+}
+
+/* What exec must enter: all that the container made or joined; its user namespace only where it is
+ * not ours already, since that cannot be entered. */
+static u64 oci_namespaces(const struct plan *p, pid_t pid) {
+    char path[40], own[64] = "", theirs[64] = "";
+    u64 ns = (p->ns_new & ~(u64)0x80) | CLONE_NEWNS;
+    for (unsigned i = 0; i < p->nns_join; i++) ns |= p->ns_join[i].type;
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)pid);
+    if (readlink(path, theirs, sizeof theirs - 1) > 0 &&
+        readlink("/proc/self/ns/user", own, sizeof own - 1) > 0 && !strcmp(own, theirs))
+        ns &= ~(u64)CLONE_NEWUSER;
+    return ns;
 }
 
 static int oci_cmd_exec(struct cli *c, struct err *e) {
@@ -16274,26 +19048,44 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     struct launch l;
     if (!spec) return -1;
     pid_t pid = (pid_t)js_int(j, "pid", 0);
-    if (!pid || str_eq(js_str(j, "status"), "stopped")) return err_set(e, 0, "the container `%s` is not running", c->args[0]);
+    if (!pid || str_eq(js_str(j, "status"), "stopped"))
+        return err_set(e, 0, "the container `%s` is not running", c->args[0]);
     AUTO_FD pidfd = sys_pidfd_open(pid);
-    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0)) return err_set(e, 0, "the container `%s` is not running", c->args[0]);
+    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0))
+        return err_set(e, 0, "the container `%s` is not running", c->args[0]);
     if (oci_exec_process(c, spec, e) || plan_parse(spec, &p, e)) return -1;
     const char *console = cli_text(c, "console-socket"), *pid_file = cli_text(c, "pid-file");
     bool detach = cli_flag(c, "detach");
     launch_init(&l);
     l.plan = &p;
     l.keep_fds = (unsigned)cli_int(c, "preserve-fds", 0);
+    l.on_listener = oci_listener, l.on_listener_arg = j;
+    AUTO_FREE char *root = p.root && *p.root != '/'
+                               ? str_fmt("%s/%s", js_str_or(j, "bundle", "."), p.root)
+                           : p.root ? str_dup(p.root)
+                                    : NULL;
+    p.root = root;
+    oci_env(&p, &l.keep_fds);
     l.stdio[0] = 0, l.stdio[1] = 1, l.stdio[2] = 2;
-    if (js_str(j, "cgroup")) l.cgroup.path = str_dup(js_str(j, "cgroup"));
+    const char *below = cli_text(c, "cgroup");
+    AUTO_STRV parts = { 0 };
+    if (below) strv_split(&parts, below, '/');
+    if (strv_has(&parts, ".."))
+        return err_set(e, 0, "--cgroup %s: `..` components are not allowed", below);
+    if (js_str(j, "cgroup"))
+        l.cgroup.path =
+            below ? str_fmt("%s/%s", js_str(j, "cgroup"), below) : str_dup(js_str(j, "cgroup"));
     fflush(NULL);
-    int rc = launch_join(&l, pidfd, ctr_namespaces(&p) | CLONE_NEWNS, e), status = 0;
+    int rc = launch_join(&l, pidfd, oci_namespaces(&p, pid), e), status = 0;
     if (!rc) rc = launch_wait(&l, e);
     if (rc) {
         rc = -1;
         while (waitpid(-1, NULL, 0) > 0) continue;
     } else {
         AUTO_FREE char *text = str_fmt("%d", (int)l.pid);
-        if ((pid_file && file_put(pid_file, text, strlen(text), 0644, e)) || (console && l.console >= 0 && oci_send_console(console, l.console, e))) rc = -1;
+        if ((pid_file && file_put(pid_file, text, strlen(text), 0644, e)) ||
+            (console && l.console >= 0 && oci_send_console(console, l.console, e)))
+            rc = -1;
         if (!rc && !detach) {
             struct keys none = { .n = 0 };
             if (l.console >= 0 && !console) exec_tty(l.console, l.pid, true, &none);
@@ -16306,7 +19098,9 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     return rc;
 }
 
-static const struct opt OPT_OCI_UPDATE[] = { { "resources", 'r', OPT_TEXT, "A file with linux.resources, - for stdin" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_OCI_UPDATE[] = { { "resources", 'r', OPT_TEXT,
+                                               "A file with linux.resources, - for stdin" },
+                                             { NULL, 0, OPT_BOOL, NULL } };
 
 static int oci_cmd_update(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e), *res = NULL;
@@ -16315,17 +19109,23 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
     if (!file) return err_set(e, 0, "update: --resources FILE is required");
     res = js_load(AT_FDCWD, strcmp(file, "-") ? file : "/proc/self/fd/0", e);
     struct cgroup cg = { js_str(j, "cgroup") ? str_dup(js_str(j, "cgroup")) : NULL };
-    int rc = !res ? -1 : !cg.path ? err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0]) : cgroup_apply(&cg, res, e);
+    int rc = !res       ? -1
+             : !cg.path ? err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0])
+                        : cgroup_apply(&cg, res, e);
     cgroup_done(&cg);
     return rc;
 }
 
 static int oci_cmd_features(struct cli *c, struct err *e) {
     (void)c, (void)e;
-    AUTO_JSON *j = json_pack("{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:b},s:{s:b}}}", "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0",
-        "hooks", "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop", "linux",
-        "namespaces", "cgroup", "ipc", "mount", "network", "pid", "user", "uts", "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0,
-        "seccomp", "enabled", 1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
+    AUTO_JSON *j =
+        json_pack("{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
+                  "b},s:{s:b}}}",
+                  "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart",
+                  "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
+                  "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid", "user", "uts",
+                  "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled",
+                  1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
     json_t *opts = json_array();
     for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) js_push(opts, MNT_OPTS[i].name);
     js_set(j, "mountOptions", opts);
@@ -16347,18 +19147,34 @@ static int oci_cmd_spec(struct cli *c, struct err *e) {
     AUTO_FD d = dir_open(AT_FDCWD, bundle ? bundle : ".", e);
     if (d < 0) return -1;
     if (!faccessat(d, "config.json", F_OK, 0)) return err_set(e, 0, "config.json already exists");
-    AUTO_JSON *j = json_pack("{s:s,s:{s:b,s:{s:i,s:i},s:[s],s:[s,s],s:s,s:b},s:{s:s,s:b},s:s,s:{}}", "ociVersion", "1.2.0", "process", "terminal", 1, "user", "uid", 0, "gid", 0, "args", "sh",
-        "env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm", "cwd", "/", "noNewPrivileges", 1, "root", "path", "rootfs", "readonly", 1, "hostname", "skiff", "linux");
-    json_t *lin = js_get(j, "linux"), *m = js_suba(j, "mounts"), *caps = js_sub(js_get(j, "process"), "capabilities");
+    AUTO_JSON *j = json_pack("{s:s,s:{s:b,s:{s:i,s:i},s:[s],s:[s,s],s:s,s:b},s:{s:s,s:b},s:s,s:{}}",
+                             "ociVersion", "1.2.0", "process", "terminal", 1, "user", "uid", 0,
+                             "gid", 0, "args", "sh", "env",
+                             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                             "TERM=xterm", "cwd", "/", "noNewPrivileges", 1, "root", "path",
+                             "rootfs", "readonly", 1, "hostname", "skiff", "linux");
+    json_t *lin = js_get(j, "linux"), *m = js_suba(j, "mounts"),
+           *caps = js_sub(js_get(j, "process"), "capabilities");
     u64 few = CAP_BIT(CAP_AUDIT_WRITE) | CAP_BIT(CAP_KILL) | CAP_BIT(CAP_NET_BIND_SERVICE);
-    static const char *const SETS[] = { "bounding", "effective", "permitted" }, *const NS[] = { "pid", "ipc", "uts", "mount", "cgroup" };
+    static const char *const SETS[] = { "bounding", "effective", "permitted" }, *const NS[] = {
+        "pid", "ipc", "uts", "mount", "cgroup"
+    };
     for (size_t i = 0; i < ARRAY_LEN(SETS); i++) js_set(caps, SETS[i], cap_json(few));
-    for (size_t i = 0; i < ARRAY_LEN(NS); i++) json_array_append_new(js_suba(lin, "namespaces"), json_pack("{ss}", "type", NS[i]));
-    json_array_append_new(js_get(lin, "namespaces"), json_pack("{ss}", "type", rootless ? "user" : "network"));
-    if (rootless) make_idmap(lin, &(struct idmap){ .uid = { { 0, geteuid(), 1 } }, .uids = 1, .gid = { { 0, getegid(), 1 } }, .gids = 1 });
+    for (size_t i = 0; i < ARRAY_LEN(NS); i++)
+        json_array_append_new(js_suba(lin, "namespaces"), json_pack("{ss}", "type", NS[i]));
+    json_array_append_new(js_get(lin, "namespaces"),
+                          json_pack("{ss}", "type", rootless ? "user" : "network"));
+    if (rootless)
+        make_idmap(lin, &(struct idmap){ .uid = { { 0, geteuid(), 1 } },
+                                         .uids = 1,
+                                         .gid = { { 0, getegid(), 1 } },
+                                         .gids = 1 });
     mount_add(m, "/proc", "proc", "proc", "nosuid,noexec,nodev", false);
     mount_add(m, "/dev", "tmpfs", "tmpfs", "nosuid,strictatime,mode=755,size=65536k", false);
-    mount_add(m, "/dev/pts", "devpts", "devpts", rootless ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620" : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5", false);
+    mount_add(m, "/dev/pts", "devpts", "devpts",
+              rootless ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620"
+                       : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5",
+              false);
     mount_add(m, "/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777,size=65536k", false);
     mount_add(m, "/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev", false);
     if (rootless) mount_add(m, "/sys", "none", "/sys", "rbind,nosuid,noexec,nodev,ro", false);
@@ -16369,20 +19185,146 @@ static int oci_cmd_spec(struct cli *c, struct err *e) {
 }
 
 static const struct cmd OCI_CMDS[] = {
-    { "create", NULL, "[OPTIONS] CONTAINER", "Create a container from a bundle", oci_cmd_create, { OPT_OCI_RUN }, 1, 1, false, 1 },
-    { "delete", NULL, "[OPTIONS] CONTAINER", "Remove a container", oci_cmd_delete, { OPT_OCI_DELETE }, 1, 1, false, 1 },
-    { "exec", NULL, "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a process in a container", oci_cmd_exec, { OPT_OCI_EXEC }, 1, -1, true, 1 },
-    { "features", NULL, "", "Show the enabled features", oci_cmd_features, { NULL }, 0, 0, false, 1 },
-    { "kill", NULL, "[OPTIONS] CONTAINER [SIGNAL]", "Send a signal to a container's first process", oci_cmd_kill, { OPT_OCI_KILL }, 1, 2, false, 1 },
-    { "list", NULL, "[OPTIONS]", "List containers", oci_cmd_list, { OPT_OCI_LIST }, 0, 0, false, 1 },
-    { "pause", NULL, "CONTAINER", "Pause all processes of a container", oci_cmd_pause, { NULL }, 1, 1, false, 1 },
-    { "ps", NULL, "[OPTIONS] CONTAINER", "Show the processes of a container", oci_cmd_ps, { OPT_OCI_LIST }, 1, -1, false, 1 },
-    { "resume", NULL, "CONTAINER", "Resume all processes of a container", oci_cmd_pause, { NULL }, 1, 1, false, 1 },
-    { "run", NULL, "[OPTIONS] CONTAINER", "Create and start a container", oci_cmd_run, { OPT_OCI_RUN }, 1, 1, false, 1 },
-    { "spec", NULL, "[OPTIONS]", "Write a config.json to begin with", oci_cmd_spec, { OPT_OCI_SPEC }, 0, 0, false, 1 },
-    { "start", NULL, "CONTAINER", "Start a created container", oci_cmd_start, { NULL }, 1, 1, false, 1 },
-    { "state", NULL, "CONTAINER", "Show a container's state", oci_cmd_state, { NULL }, 1, 1, false, 1 },
-    { "update", NULL, "[OPTIONS] CONTAINER", "Change the limits of a container", oci_cmd_update, { OPT_OCI_UPDATE }, 1, 1, false, 1 },
+    { "create",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Create a container from a bundle",
+      oci_cmd_create,
+      { OPT_OCI_RUN },
+      1,
+      1,
+      false,
+      1 },
+    { "delete",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Remove a container",
+      oci_cmd_delete,
+      { OPT_OCI_DELETE },
+      1,
+      1,
+      false,
+      1 },
+    { "exec",
+      NULL,
+      "[OPTIONS] CONTAINER cmd [ARG...]",
+      "Execute a process in a container",
+      oci_cmd_exec,
+      { OPT_OCI_EXEC },
+      1,
+      -1,
+      true,
+      1 },
+    { "features",
+      NULL,
+      "",
+      "Show the enabled features",
+      oci_cmd_features,
+      { NULL },
+      0,
+      0,
+      false,
+      1 },
+    { "kill",
+      NULL,
+      "[OPTIONS] CONTAINER [SIGNAL]",
+      "Send a signal to a container's first process",
+      oci_cmd_kill,
+      { OPT_OCI_KILL },
+      1,
+      2,
+      false,
+      1 },
+    { "list",
+      NULL,
+      "[OPTIONS]",
+      "List containers",
+      oci_cmd_list,
+      { OPT_OCI_LIST },
+      0,
+      0,
+      false,
+      1 },
+    { "pause",
+      NULL,
+      "CONTAINER",
+      "Pause all processes of a container",
+      oci_cmd_pause,
+      { NULL },
+      1,
+      1,
+      false,
+      1 },
+    { "ps",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Show the processes of a container",
+      oci_cmd_ps,
+      { OPT_OCI_LIST },
+      1,
+      -1,
+      false,
+      1 },
+    { "resume",
+      NULL,
+      "CONTAINER",
+      "Resume all processes of a container",
+      oci_cmd_pause,
+      { NULL },
+      1,
+      1,
+      false,
+      1 },
+    { "run",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Create and start a container",
+      oci_cmd_run,
+      { OPT_OCI_RUN },
+      1,
+      1,
+      false,
+      1 },
+    { "spec",
+      NULL,
+      "[OPTIONS]",
+      "Write a config.json to begin with",
+      oci_cmd_spec,
+      { OPT_OCI_SPEC },
+      0,
+      0,
+      false,
+      1 },
+    { "start",
+      NULL,
+      "CONTAINER",
+      "Start a created container",
+      oci_cmd_start,
+      { NULL },
+      1,
+      1,
+      false,
+      1 },
+    { "state",
+      NULL,
+      "CONTAINER",
+      "Show a container's state",
+      oci_cmd_state,
+      { NULL },
+      1,
+      1,
+      false,
+      1 },
+    { "update",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Change the limits of a container",
+      oci_cmd_update,
+      { OPT_OCI_UPDATE },
+      1,
+      1,
+      false,
+      1 },
 };
 
 /* An error where the caller looks for it: the log file in its format, and stderr. */
@@ -16393,7 +19335,8 @@ static void oci_error(const struct err *e) {
     AUTO_JSON *j = json_object();
     js_sets(j, "msg", e->msg), js_sets(j, "level", "error"), js_sets(j, "time", now);
     AUTO_FREE char *json = js_dump(j, JSON_COMPACT);
-    AUTO_FREE char *line = str_eq(g_oci.log_format, "json") ? str_fmt("%s\n", json) : str_fmt("%s: %s\n", now, e->msg);
+    AUTO_FREE char *line =
+        str_eq(g_oci.log_format, "json") ? str_fmt("%s\n", json) : str_fmt("%s: %s\n", now, e->msg);
     if (fd >= 0) (void)!fd_write_all(fd, line, strlen(line));
     else fprintf(stderr, "%s", line);
 }
@@ -16404,11 +19347,18 @@ static int oci_main(int argc, char **argv) {
     const char *root = NULL;
     bool help = false;
     int i = 1;
+    g_oci.name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
+    if (!strcmp(g_oci.name, "oci")) g_oci.name = "skiff";
     for (; i < argc && *argv[i] == '-'; i++) {
-        static const char *const VALUE[] = { "--root", "--log", "--log-format", "--log-level", "--cgroup-manager", "--rootless", "--criu" };
+        static const char *const VALUE[] = {
+            "--root",           "--log",      "--log-format", "--log-level",
+            "--cgroup-manager", "--rootless", "--criu"
+        };
         const char *a = argv[i], *eq = strchr(a, '=');
         size_t n = eq ? (size_t)(eq - a) : strlen(a);
-        if (!strcmp(a, "--version") || !strcmp(a, "-v")) return printf("skiff version %s\nspec: 1.2.0\n+SECCOMP +CAP\n", SKIFF_VERSION), 0;
+        if (!strcmp(a, "--version") || !strcmp(a, "-v"))
+            return printf("%s version %s\nspec: 1.2.0\n+SECCOMP +CAP\n", g_oci.name, SKIFF_VERSION),
+                   0;
         if (!strcmp(a, "--systemd-cgroup") || !strcmp(a, "--debug")) continue;
         bool known = false;
         for (size_t k = 0; k < ARRAY_LEN(VALUE); k++) {
@@ -16418,19 +19368,40 @@ static int oci_main(int argc, char **argv) {
             if (k == 0) root = v;
             else if (k == 1) g_oci.log = v;
             else if (k == 2) g_oci.log_format = v;
+            const char *colon = k == 1 ? strchr(v, ':') : NULL;
+            if (colon && str_prefix(v, "file:")) g_oci.log = v + 5;
+            else if (colon && !memchr(v, '/', (size_t)(colon - v)) && !str_prefix(v, "syslog:") &&
+                     !str_prefix(v, "journald:"))
+                return g_oci.log = NULL, err_set(&e, 0, "--log %s: unknown kind of log", v),
+                       oci_error(&e), 1;
+            else if (colon && (str_prefix(v, "syslog:") || str_prefix(v, "journald:")))
+                g_oci.log = NULL;
+            if (k == 2 && strcmp(v, "text") && strcmp(v, "json"))
+                return err_set(&e, 0, "--log-format %s: expected text or json", v), oci_error(&e),
+                       1;
         }
-        if (!known && strcmp(a, "--help") && strcmp(a, "-h")) return err_set(&e, 0, "unknown flag: %s", a), oci_error(&e), 1;
+        if (!known && strcmp(a, "--help") && strcmp(a, "-h"))
+            return err_set(&e, 0, "unknown flag: %s", a), oci_error(&e), 1;
         help |= !known;
     }
-    for (size_t k = 0; i < argc && !help && k < ARRAY_LEN(OCI_CMDS); k++) if (!strcmp(OCI_CMDS[k].path, argv[i])) c.cmd = &OCI_CMDS[k];
+    for (size_t k = 0; i < argc && !help && k < ARRAY_LEN(OCI_CMDS); k++)
+        if (!strcmp(OCI_CMDS[k].path, argv[i])) c.cmd = &OCI_CMDS[k];
     if (!c.cmd) {
-        puts("Usage:  skiff oci [--root DIR] [--log FILE] [--log-format text|json] COMMAND\n\nCommands:");
-        for (size_t k = 0; k < ARRAY_LEN(OCI_CMDS); k++) printf("  %-12s %s\n", OCI_CMDS[k].path, OCI_CMDS[k].summary);
+        puts("Usage:  skiff oci [--root DIR] [--log FILE] [--log-format text|json] "
+             "COMMAND\n\nCommands:");
+        for (size_t k = 0; k < ARRAY_LEN(OCI_CMDS); k++)
+            printf("  %-12s %s\n", OCI_CMDS[k].path, OCI_CMDS[k].summary);
         return help ? 0 : 1;
     }
     int rc = opt_parse(c.cmd, argc - i - 1, argv + i + 1, &c, &help, &e);
-    if (!rc && help) return cmd_help(c.cmd), 0;
-    if (!rc && (c.nargs < c.cmd->min || (c.cmd->max >= 0 && c.nargs > c.cmd->max))) rc = err_set(&e, 0, "usage: %s %s", c.cmd->path, c.cmd->usage);
+    if (!rc && help) {
+        const char *rest =
+            str_prefix(c.cmd->usage, "[OPTIONS] ") ? c.cmd->usage + 10 : c.cmd->usage;
+        return printf("Usage: %s [OPTION...] %s %s\n\n", g_oci.name, c.cmd->path, rest),
+               cmd_help(c.cmd), 0;
+    }
+    if (!rc && (c.nargs < c.cmd->min || (c.cmd->max >= 0 && c.nargs > c.cmd->max)))
+        rc = err_set(&e, 0, "usage: %s %s", c.cmd->path, c.cmd->usage);
     if (!rc) rc = oci_root(root, &e);
     if (!rc) rc = c.cmd->run(&c, &e);
     if (rc < 0) {
@@ -16448,7 +19419,8 @@ static int hello_main(void) {
     FILE *f = fopen("/proc/self/mountinfo", "re");
     while (f && fgets(line, sizeof line, f)) {
         char *dash = strstr(line, " - ");
-        if (dash && strstr(line, " / / ")) snprintf(root, sizeof root, "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3);
+        if (dash && strstr(line, " / / "))
+            snprintf(root, sizeof root, "%.*s", (int)strcspn(dash + 3, " \n"), dash + 3);
     }
     if (f) fclose(f);
     struct rlimit files;
@@ -16462,9 +19434,11 @@ static int hello_main(void) {
     }
     file_line(AT_FDCWD, "/sys/fs/cgroup/memory.max", mem, sizeof mem);
     printf("Hello from a container.\n\n"
-           "  process id         %d\n  user               uid %u, map (inside outside count): %s\n  root file system   %s\n"
+           "  process id         %d\n  user               uid %u, map (inside outside count): %s\n "
+           " root file system   %s\n"
            "  seccomp            %s\n  memory limit       %s\n  open files         %llu\n\n"
-           "No root, no daemon: skiff made the namespaces, mounted the image, and ran this program in it.\n\n"
+           "No root, no daemon: skiff made the namespaces, mounted the image, and ran this program "
+           "in it.\n\n"
            "Next:\n  skiff run -it debian bash\n  skiff ps -a\n  skiff doctor\n",
            getpid(), getuid(), uid, root, seccomp, mem, (unsigned long long)files.rlim_cur);
     return 0;
@@ -16477,7 +19451,9 @@ static const struct opt OPT_TIME[] = {
     { "signal", 's', OPT_TEXT, "Signal to send to the container" },
     { NULL, 0, OPT_BOOL, NULL },
 };
-static const struct opt OPT_KILL[] = { { "signal", 's', OPT_TEXT, "Signal to send to the container (KILL)" }, { NULL, 0, OPT_BOOL, NULL } };
+static const struct opt OPT_KILL[] = { { "signal", 's', OPT_TEXT,
+                                         "Signal to send to the container (KILL)" },
+                                       { NULL, 0, OPT_BOOL, NULL } };
 static const struct opt OPT_RM[] = {
     { "force", 'f', OPT_BOOL, "Force the removal of a running container (uses SIGKILL)" },
     { "volumes", 'v', OPT_BOOL, "Remove anonymous volumes associated with the container" },
@@ -16488,7 +19464,8 @@ static const struct opt OPT_START[] = {
     { "attach", 'a', OPT_BOOL, "Attach STDOUT/STDERR and forward signals" },
     { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching" },
     { "interactive", 'i', OPT_BOOL, "Attach container's STDIN" },
-    { "checkpoint", 0, OPT_LATER_TEXT, "" }, { "checkpoint-dir", 0, OPT_LATER_TEXT, "" },
+    { "checkpoint", 0, OPT_LATER_TEXT, "" },
+    { "checkpoint-dir", 0, OPT_LATER_TEXT, "" },
     { NULL, 0, OPT_BOOL, NULL },
 };
 static const struct opt OPT_ATTACH[] = {
@@ -16508,65 +19485,533 @@ static const struct opt OPT_LOGS[] = {
 };
 
 static const struct cmd CMDS[] = {
-    { "container run", "run", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create and run a new container from an image", cmd_run, { OPT_RUN }, 0, -1, true, 125 },
-    { "container create", "create", "[OPTIONS] IMAGE [COMMAND] [ARG...]", "Create a new container", cmd_create, { OPT_RUN }, 0, -1, true, 125 },
-    { "container start", "start", "[OPTIONS] CONTAINER [CONTAINER...]", "Start one or more stopped containers", cmd_start, { OPT_START }, 1, -1, false, 1 },
-    { "container stop", "stop", "[OPTIONS] CONTAINER [CONTAINER...]", "Stop one or more running containers", cmd_stop, { OPT_TIME }, 1, -1, false, 1 },
-    { "container restart", "restart", "[OPTIONS] CONTAINER [CONTAINER...]", "Restart one or more containers", cmd_restart, { OPT_TIME }, 1, -1, false, 1 },
-    { "container kill", "kill", "[OPTIONS] CONTAINER [CONTAINER...]", "Kill one or more running containers", cmd_kill, { OPT_KILL }, 1, -1, false, 1 },
-    { "container pause", "pause", "CONTAINER [CONTAINER...]", "Pause all processes within one or more containers", cmd_pause, { NULL }, 1, -1, false, 1 },
-    { "container unpause", "unpause", "CONTAINER [CONTAINER...]", "Unpause all processes within one or more containers", cmd_pause, { NULL }, 1, -1, false, 1 },
-    { "container rm", "rm", "[OPTIONS] CONTAINER [CONTAINER...]", "Remove one or more containers", cmd_rm, { OPT_RM }, 1, -1, false, 1 },
-    { "container wait", "wait", "CONTAINER [CONTAINER...]", "Block until one or more containers stop, then print their exit codes", cmd_wait, { NULL }, 1, -1, false, 1 },
-    { "container attach", "attach", "[OPTIONS] CONTAINER", "Attach local standard input, output, and error streams to a running container", cmd_attach, { OPT_ATTACH }, 1, 1, false, 1 },
-    { "container exec", "exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", "Execute a command in a running container", cmd_exec, { OPT_EXEC }, 2, -1, true, 1 },
-    { "container logs", "logs", "[OPTIONS] CONTAINER", "Fetch the logs of a container", cmd_logs, { OPT_LOGS }, 1, 1, false, 1 },
-    { "container rename", "rename", "CONTAINER NEW_NAME", "Rename a container", cmd_rename, { NULL }, 2, 2, false, 1 },
+    { "container run",
+      "run",
+      "[OPTIONS] IMAGE [COMMAND] [ARG...]",
+      "Create and run a new container from an image",
+      cmd_run,
+      { OPT_RUN },
+      0,
+      -1,
+      true,
+      125 },
+    { "container create",
+      "create",
+      "[OPTIONS] IMAGE [COMMAND] [ARG...]",
+      "Create a new container",
+      cmd_create,
+      { OPT_RUN },
+      0,
+      -1,
+      true,
+      125 },
+    { "container start",
+      "start",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Start one or more stopped containers",
+      cmd_start,
+      { OPT_START },
+      1,
+      -1,
+      false,
+      1 },
+    { "container stop",
+      "stop",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Stop one or more running containers",
+      cmd_stop,
+      { OPT_TIME },
+      1,
+      -1,
+      false,
+      1 },
+    { "container restart",
+      "restart",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Restart one or more containers",
+      cmd_restart,
+      { OPT_TIME },
+      1,
+      -1,
+      false,
+      1 },
+    { "container kill",
+      "kill",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Kill one or more running containers",
+      cmd_kill,
+      { OPT_KILL },
+      1,
+      -1,
+      false,
+      1 },
+    { "container pause",
+      "pause",
+      "CONTAINER [CONTAINER...]",
+      "Pause all processes within one or more containers",
+      cmd_pause,
+      { NULL },
+      1,
+      -1,
+      false,
+      1 },
+    { "container unpause",
+      "unpause",
+      "CONTAINER [CONTAINER...]",
+      "Unpause all processes within one or more containers",
+      cmd_pause,
+      { NULL },
+      1,
+      -1,
+      false,
+      1 },
+    { "container rm",
+      "rm",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Remove one or more containers",
+      cmd_rm,
+      { OPT_RM },
+      1,
+      -1,
+      false,
+      1 },
+    { "container wait",
+      "wait",
+      "CONTAINER [CONTAINER...]",
+      "Block until one or more containers stop, then print their exit codes",
+      cmd_wait,
+      { NULL },
+      1,
+      -1,
+      false,
+      1 },
+    { "container attach",
+      "attach",
+      "[OPTIONS] CONTAINER",
+      "Attach local standard input, output, and error streams to a running container",
+      cmd_attach,
+      { OPT_ATTACH },
+      1,
+      1,
+      false,
+      1 },
+    { "container exec",
+      "exec",
+      "[OPTIONS] CONTAINER COMMAND [ARG...]",
+      "Execute a command in a running container",
+      cmd_exec,
+      { OPT_EXEC },
+      2,
+      -1,
+      true,
+      1 },
+    { "container logs",
+      "logs",
+      "[OPTIONS] CONTAINER",
+      "Fetch the logs of a container",
+      cmd_logs,
+      { OPT_LOGS },
+      1,
+      1,
+      false,
+      1 },
+    { "container rename",
+      "rename",
+      "CONTAINER NEW_NAME",
+      "Rename a container",
+      cmd_rename,
+      { NULL },
+      2,
+      2,
+      false,
+      1 },
     { "container ls", "ps", "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
     { "container list", NULL, "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
     { "container ps", NULL, "[OPTIONS]", "List containers", cmd_ps, { OPT_PS }, 0, 0, false, 1 },
-    { "container inspect", NULL, "[OPTIONS] CONTAINER [CONTAINER...]", "Display detailed information on one or more containers", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
-    { "container top", "top", "CONTAINER [ps OPTIONS]", "Display the running processes of a container", cmd_top, { NULL }, 1, -1, true, 1 },
-    { "container port", "port", "CONTAINER [PRIVATE_PORT[/PROTO]]", "List port mappings or a specific mapping for the container", cmd_port, { NULL }, 1, 2, false, 1 },
-    { "container stats", "stats", "[OPTIONS] [CONTAINER...]", "Display a live stream of container(s) resource usage statistics", cmd_stats, { OPT_STATS }, 0, -1, false, 1 },
-    { "container diff", "diff", "CONTAINER", "Inspect changes to files or directories on a container's filesystem", cmd_diff, { NULL }, 1, 1, false, 1 },
-    { "container export", "export", "[OPTIONS] CONTAINER", "Export a container's filesystem as a tar archive", cmd_export, { OPT_OUTPUT }, 1, 1, false, 1 },
-    { "container cp", "cp", "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|- | SRC_PATH|- CONTAINER:DEST_PATH", "Copy files/folders between a container and the local filesystem", cmd_cp, { OPT_CP }, 2, 2, false, 1 },
-    { "container commit", "commit", "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]", "Create a new image from a container's changes", cmd_commit, { OPT_COMMIT }, 1, 2, false, 1 },
-    { "container prune", NULL, "[OPTIONS]", "Remove all stopped containers", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
-    { "image ls", "images", "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
-    { "image list", NULL, "[OPTIONS] [REPOSITORY[:TAG]]", "List images", cmd_images, { OPT_IMAGES }, 0, 1, false, 1 },
-    { "image pull", "pull", "[OPTIONS] NAME[:TAG|@DIGEST]", "Download an image from a registry", cmd_pull, { OPT_PULL }, 1, 1, false, 1 },
-    { "image push", "push", "[OPTIONS] NAME[:TAG] [oci:DIR[:NAME]|oci-archive:FILE|docker-archive:FILE]", "Upload an image to a registry, or write it to a local place", cmd_push, { OPT_PULL }, 1, 2, false, 1 },
-    { "image tag", "tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE", cmd_tag, { NULL }, 2, 2, false, 1 },
-    { "image rm", "rmi", "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
-    { "image remove", NULL, "[OPTIONS] IMAGE [IMAGE...]", "Remove one or more images", cmd_rmi, { OPT_RMI }, 1, -1, false, 1 },
-    { "image inspect", NULL, "[OPTIONS] IMAGE [IMAGE...]", "Display detailed information on one or more images", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
-    { "image history", "history", "[OPTIONS] IMAGE", "Show the history of an image", cmd_history, { OPT_HISTORY }, 1, 1, false, 1 },
-    { "image prune", NULL, "[OPTIONS]", "Remove unused images", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
-    { "image save", "save", "[OPTIONS] IMAGE [IMAGE...]", "Save one or more images to a tar archive (streamed to STDOUT by default)", cmd_save, { OPT_OUTPUT }, 1, -1, false, 1 },
-    { "image load", "load", "[OPTIONS]", "Load an image from a tar archive or STDIN", cmd_load, { OPT_LOAD }, 0, 0, false, 1 },
-    { "image import", "import", "[OPTIONS] file|- [REPOSITORY[:TAG]]", "Import the contents from a tarball to create a filesystem image", cmd_import, { OPT_IMPORT }, 1, 2, false, 1 },
-    { "inspect", NULL, "[OPTIONS] NAME|ID [NAME|ID...]", "Return low-level information on skiff objects", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
-    { "login", NULL, "[OPTIONS] [SERVER]", "Authenticate to a registry", cmd_login, { OPT_LOGIN }, 0, 1, false, 1 },
+    { "container inspect",
+      NULL,
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Display detailed information on one or more containers",
+      cmd_inspect,
+      { OPT_INSPECT },
+      1,
+      -1,
+      false,
+      1 },
+    { "container top",
+      "top",
+      "CONTAINER [ps OPTIONS]",
+      "Display the running processes of a container",
+      cmd_top,
+      { NULL },
+      1,
+      -1,
+      true,
+      1 },
+    { "container port",
+      "port",
+      "CONTAINER [PRIVATE_PORT[/PROTO]]",
+      "List port mappings or a specific mapping for the container",
+      cmd_port,
+      { NULL },
+      1,
+      2,
+      false,
+      1 },
+    { "container stats",
+      "stats",
+      "[OPTIONS] [CONTAINER...]",
+      "Display a live stream of container(s) resource usage statistics",
+      cmd_stats,
+      { OPT_STATS },
+      0,
+      -1,
+      false,
+      1 },
+    { "container diff",
+      "diff",
+      "CONTAINER",
+      "Inspect changes to files or directories on a container's filesystem",
+      cmd_diff,
+      { NULL },
+      1,
+      1,
+      false,
+      1 },
+    { "container export",
+      "export",
+      "[OPTIONS] CONTAINER",
+      "Export a container's filesystem as a tar archive",
+      cmd_export,
+      { OPT_OUTPUT },
+      1,
+      1,
+      false,
+      1 },
+    { "container cp",
+      "cp",
+      "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|- | SRC_PATH|- CONTAINER:DEST_PATH",
+      "Copy files/folders between a container and the local filesystem",
+      cmd_cp,
+      { OPT_CP },
+      2,
+      2,
+      false,
+      1 },
+    { "container commit",
+      "commit",
+      "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]",
+      "Create a new image from a container's changes",
+      cmd_commit,
+      { OPT_COMMIT },
+      1,
+      2,
+      false,
+      1 },
+    { "container prune",
+      NULL,
+      "[OPTIONS]",
+      "Remove all stopped containers",
+      cmd_prune,
+      { OPT_PRUNE },
+      0,
+      0,
+      false,
+      1 },
+    { "image ls",
+      "images",
+      "[OPTIONS] [REPOSITORY[:TAG]]",
+      "List images",
+      cmd_images,
+      { OPT_IMAGES },
+      0,
+      1,
+      false,
+      1 },
+    { "image list",
+      NULL,
+      "[OPTIONS] [REPOSITORY[:TAG]]",
+      "List images",
+      cmd_images,
+      { OPT_IMAGES },
+      0,
+      1,
+      false,
+      1 },
+    { "image pull",
+      "pull",
+      "[OPTIONS] NAME[:TAG|@DIGEST]",
+      "Download an image from a registry",
+      cmd_pull,
+      { OPT_PULL },
+      1,
+      1,
+      false,
+      1 },
+    { "image push",
+      "push",
+      "[OPTIONS] NAME[:TAG] [oci:DIR[:NAME]|oci-archive:FILE|docker-archive:FILE]",
+      "Upload an image to a registry, or write it to a local place",
+      cmd_push,
+      { OPT_PULL },
+      1,
+      2,
+      false,
+      1 },
+    { "image tag",
+      "tag",
+      "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
+      "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE",
+      cmd_tag,
+      { NULL },
+      2,
+      2,
+      false,
+      1 },
+    { "image rm",
+      "rmi",
+      "[OPTIONS] IMAGE [IMAGE...]",
+      "Remove one or more images",
+      cmd_rmi,
+      { OPT_RMI },
+      1,
+      -1,
+      false,
+      1 },
+    { "image remove",
+      NULL,
+      "[OPTIONS] IMAGE [IMAGE...]",
+      "Remove one or more images",
+      cmd_rmi,
+      { OPT_RMI },
+      1,
+      -1,
+      false,
+      1 },
+    { "image inspect",
+      NULL,
+      "[OPTIONS] IMAGE [IMAGE...]",
+      "Display detailed information on one or more images",
+      cmd_inspect,
+      { OPT_INSPECT },
+      1,
+      -1,
+      false,
+      1 },
+    { "image history",
+      "history",
+      "[OPTIONS] IMAGE",
+      "Show the history of an image",
+      cmd_history,
+      { OPT_HISTORY },
+      1,
+      1,
+      false,
+      1 },
+    { "image prune",
+      NULL,
+      "[OPTIONS]",
+      "Remove unused images",
+      cmd_prune,
+      { OPT_PRUNE },
+      0,
+      0,
+      false,
+      1 },
+    { "image save",
+      "save",
+      "[OPTIONS] IMAGE [IMAGE...]",
+      "Save one or more images to a tar archive (streamed to STDOUT by default)",
+      cmd_save,
+      { OPT_OUTPUT },
+      1,
+      -1,
+      false,
+      1 },
+    { "image load",
+      "load",
+      "[OPTIONS]",
+      "Load an image from a tar archive or STDIN",
+      cmd_load,
+      { OPT_LOAD },
+      0,
+      0,
+      false,
+      1 },
+    { "image import",
+      "import",
+      "[OPTIONS] file|- [REPOSITORY[:TAG]]",
+      "Import the contents from a tarball to create a filesystem image",
+      cmd_import,
+      { OPT_IMPORT },
+      1,
+      2,
+      false,
+      1 },
+    { "inspect",
+      NULL,
+      "[OPTIONS] NAME|ID [NAME|ID...]",
+      "Return low-level information on skiff objects",
+      cmd_inspect,
+      { OPT_INSPECT },
+      1,
+      -1,
+      false,
+      1 },
+    { "login",
+      NULL,
+      "[OPTIONS] [SERVER]",
+      "Authenticate to a registry",
+      cmd_login,
+      { OPT_LOGIN },
+      0,
+      1,
+      false,
+      1 },
     { "logout", NULL, "[SERVER]", "Log out from a registry", cmd_logout, { NULL }, 0, 1, false, 1 },
-    { "volume create", NULL, "[OPTIONS] [VOLUME]", "Create a volume", cmd_volume_create, { OPT_VCREATE }, 0, 1, false, 1 },
+    { "volume create",
+      NULL,
+      "[OPTIONS] [VOLUME]",
+      "Create a volume",
+      cmd_volume_create,
+      { OPT_VCREATE },
+      0,
+      1,
+      false,
+      1 },
     { "volume ls", NULL, "[OPTIONS]", "List volumes", cmd_volume_ls, { OPT_PS }, 0, 0, false, 1 },
     { "volume list", NULL, "[OPTIONS]", "List volumes", cmd_volume_ls, { OPT_PS }, 0, 0, false, 1 },
-    { "volume inspect", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Display detailed information on one or more volumes", cmd_inspect, { OPT_INSPECT }, 1, -1, false, 1 },
-    { "volume rm", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Remove one or more volumes", cmd_volume_rm, { OPT_RM }, 1, -1, false, 1 },
-    { "volume remove", NULL, "[OPTIONS] VOLUME [VOLUME...]", "Remove one or more volumes", cmd_volume_rm, { OPT_RM }, 1, -1, false, 1 },
-    { "volume prune", NULL, "[OPTIONS]", "Remove unused local volumes", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "volume inspect",
+      NULL,
+      "[OPTIONS] VOLUME [VOLUME...]",
+      "Display detailed information on one or more volumes",
+      cmd_inspect,
+      { OPT_INSPECT },
+      1,
+      -1,
+      false,
+      1 },
+    { "volume rm",
+      NULL,
+      "[OPTIONS] VOLUME [VOLUME...]",
+      "Remove one or more volumes",
+      cmd_volume_rm,
+      { OPT_RM },
+      1,
+      -1,
+      false,
+      1 },
+    { "volume remove",
+      NULL,
+      "[OPTIONS] VOLUME [VOLUME...]",
+      "Remove one or more volumes",
+      cmd_volume_rm,
+      { OPT_RM },
+      1,
+      -1,
+      false,
+      1 },
+    { "volume prune",
+      NULL,
+      "[OPTIONS]",
+      "Remove unused local volumes",
+      cmd_prune,
+      { OPT_PRUNE },
+      0,
+      0,
+      false,
+      1 },
     { "system df", NULL, "[OPTIONS]", "Show disk usage", cmd_df, { OPT_DF }, 0, 0, false, 1 },
-    { "system prune", NULL, "[OPTIONS]", "Remove unused data", cmd_prune, { OPT_PRUNE }, 0, 0, false, 1 },
-    { "system check", NULL, "[OPTIONS]", "Verify every blob, index and chunk of the store", cmd_check, { OPT_CHECK }, 0, 0, false, 1 },
-    { "system info", "info", "[OPTIONS]", "Display system-wide information", cmd_info, { OPT_FORMAT }, 0, 0, false, 1 },
-    { "system events", "events", "[OPTIONS]", "Get real time events", cmd_events, { OPT_EVENTS }, 0, 0, false, 1 },
-    { "version", NULL, "[OPTIONS]", "Show the version information", cmd_version, { OPT_VERSION }, 0, 0, false, 1 },
-    { "doctor", NULL, "", "Try each thing that skiff needs of this host, and say what is lost without it", cmd_doctor, { NULL }, 0, 0, false, 1 },
-    { "image build", "build", "[OPTIONS] PATH | -", "Build an image from a Dockerfile", cmd_build, { OPT_BUILD }, 0, 1, false, 1 },
-    { "builder build", NULL, "[OPTIONS] PATH | -", "Build an image from a Dockerfile", cmd_build, { OPT_BUILD }, 0, 1, false, 1 },
-    { "builder prune", NULL, "[OPTIONS]", "Remove build cache", cmd_builder_prune, { OPT_PRUNE }, 0, 0, false, 1 },
+    { "system prune",
+      NULL,
+      "[OPTIONS]",
+      "Remove unused data",
+      cmd_prune,
+      { OPT_PRUNE },
+      0,
+      0,
+      false,
+      1 },
+    { "system check",
+      NULL,
+      "[OPTIONS]",
+      "Verify every blob, index and chunk of the store",
+      cmd_check,
+      { OPT_CHECK },
+      0,
+      0,
+      false,
+      1 },
+    { "system info",
+      "info",
+      "[OPTIONS]",
+      "Display system-wide information",
+      cmd_info,
+      { OPT_FORMAT },
+      0,
+      0,
+      false,
+      1 },
+    { "system events",
+      "events",
+      "[OPTIONS]",
+      "Get real time events",
+      cmd_events,
+      { OPT_EVENTS },
+      0,
+      0,
+      false,
+      1 },
+    { "version",
+      NULL,
+      "[OPTIONS]",
+      "Show the version information",
+      cmd_version,
+      { OPT_VERSION },
+      0,
+      0,
+      false,
+      1 },
+    { "doctor",
+      NULL,
+      "",
+      "Try each thing that skiff needs of this host, and say what is lost without it",
+      cmd_doctor,
+      { NULL },
+      0,
+      0,
+      false,
+      1 },
+    { "image build",
+      "build",
+      "[OPTIONS] PATH | -",
+      "Build an image from a Dockerfile",
+      cmd_build,
+      { OPT_BUILD },
+      0,
+      1,
+      false,
+      1 },
+    { "builder build",
+      NULL,
+      "[OPTIONS] PATH | -",
+      "Build an image from a Dockerfile",
+      cmd_build,
+      { OPT_BUILD },
+      0,
+      1,
+      false,
+      1 },
+    { "builder prune",
+      NULL,
+      "[OPTIONS]",
+      "Remove build cache",
+      cmd_builder_prune,
+      { OPT_PRUNE },
+      0,
+      0,
+      false,
+      1 },
 };
 /* }==== 26 cmd */
 
@@ -16577,7 +20022,8 @@ static const struct cmd CMDS[] = {
 static const struct cmd *main_find(int argc, char **argv, int *ret_used) {
     for (int words = argc < 2 ? argc : 2; words > 0; words--) {
         char path[96];
-        snprintf(path, sizeof path, words == 2 ? "%s %s" : "%s", argv[0], words == 2 ? argv[1] : "");
+        snprintf(path, sizeof path, words == 2 ? "%s %s" : "%s", argv[0],
+                 words == 2 ? argv[1] : "");
         for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
             if (!strcmp(CMDS[i].path, path) || (CMDS[i].alias && !strcmp(CMDS[i].alias, path))) {
                 *ret_used = words;
@@ -16588,13 +20034,15 @@ static const struct cmd *main_find(int argc, char **argv, int *ret_used) {
 }
 
 static void main_usage(void) {
-    puts("Usage:  skiff [OPTIONS] COMMAND\n\nContainers without root, daemon or installation. Try: skiff run hello\n\nCommands:");
+    puts("Usage:  skiff [OPTIONS] COMMAND\n\nContainers without root, daemon or installation. Try: "
+         "skiff run hello\n\nCommands:");
     for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
         printf("  %-24s %s\n", CMDS[i].alias ? CMDS[i].alias : CMDS[i].path, CMDS[i].summary);
     puts("\nGlobal Options:\n"
          "  -D, --debug                  Say more on standard error\n"
          "      --root DIR               The store (default $SKIFF_ROOT or ~/.local/share/skiff)\n"
-         "      --storage-driver NAME    overlay-fuse, overlay or copy instead of the best that works\n"
+         "      --storage-driver NAME    overlay-fuse, overlay or copy instead of the best that "
+         "works\n"
          "  -v, --version                Print version information and quit\n\n"
          "Run 'skiff COMMAND --help' for more information on a command.");
 }
@@ -16603,17 +20051,24 @@ static void main_usage(void) {
 static int main_globals(int argc, char **argv, bool *ret_version, bool *ret_help, struct err *e) {
     int i = 1;
     for (; i < argc && *argv[i] == '-'; i++) {
-        const char *a = argv[i], *eq = strchr(a, '='), *v = eq ? eq + 1 : i + 1 < argc ? argv[i + 1] : NULL;
+        const char *a = argv[i], *eq = strchr(a, '='),
+                   *v = eq             ? eq + 1
+                        : i + 1 < argc ? argv[i + 1]
+                                       : NULL;
         if (!strcmp(a, "-D") || !strcmp(a, "--debug")) g_log.debug = true;
         else if (!strcmp(a, "-v") || !strcmp(a, "--version")) *ret_version = true;
         else if (!strcmp(a, "-h") || !strcmp(a, "--help")) *ret_help = true;
-        else if (v && (str_prefix(a, "--root=") || !strcmp(a, "--root"))) setenv("SKIFF_ROOT", v, 1), i += !eq;
+        else if (v && (str_prefix(a, "--root=") || !strcmp(a, "--root")))
+            setenv("SKIFF_ROOT", v, 1), i += !eq;
         else if (v && (str_prefix(a, "--storage-driver=") || !strcmp(a, "--storage-driver"))) {
-            if (!word_in("overlay-fuse overlay copy vfs", v, strlen(v)) || !*v) return err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", v);
+            if (!word_in("overlay-fuse overlay copy vfs", v, strlen(v)) || !*v)
+                return err_set(
+                    e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", v);
             g_storage_driver = v;
             i += !eq;
-        }
-        else if (v && (str_prefix(a, "--log-level=") || !strcmp(a, "--log-level") || !strcmp(a, "-l"))) i += !eq;
+        } else if (v &&
+                   (str_prefix(a, "--log-level=") || !strcmp(a, "--log-level") || !strcmp(a, "-l")))
+            i += !eq;
         else return err_set(e, 0, "unknown flag: %s", a);
     }
     return i;
@@ -16646,7 +20101,9 @@ static int main_completion(const char *shell) {
     bool fish = !strcmp(shell, "fish");
     if (strcmp(shell, "bash") && strcmp(shell, "zsh") && !fish) {
         bool help = !strcmp(shell, "--help") || !strcmp(shell, "-h");
-        fputs("Usage:  skiff completion bash|zsh|fish\n\nPrint a completion script: source <(skiff completion bash)\n", help ? stdout : stderr);
+        fputs("Usage:  skiff completion bash|zsh|fish\n\nPrint a completion script: source <(skiff "
+              "completion bash)\n",
+              help ? stdout : stderr);
         return help ? 0 : 1;
     }
     if (fish) {
@@ -16657,13 +20114,17 @@ static int main_completion(const char *shell) {
             printf("complete -c skiff -n __fish_use_subcommand -a '%s'\n", word);
             for (size_t g = 0; g < ARRAY_LEN(CMDS[i].opts) && CMDS[i].opts[g]; g++)
                 for (const struct opt *o = CMDS[i].opts[g]; o->name; o++)
-                    if (o->kind < OPT_LATER_BOOL) printf("complete -c skiff -n '__fish_seen_subcommand_from %s' -l %s\n", word, o->name);
+                    if (o->kind < OPT_LATER_BOOL)
+                        printf("complete -c skiff -n '__fish_seen_subcommand_from %s' -l %s\n",
+                               word, o->name);
         }
         return 0;
     }
     if (!strcmp(shell, "zsh")) puts("#compdef skiff\nautoload -U +X bashcompinit && bashcompinit");
-    puts("_skiff() {\n  local cur=${COMP_WORDS[COMP_CWORD]} o= two=\"${COMP_WORDS[1]} ${COMP_WORDS[2]}\"\n  case $two in");
-    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) if (strchr(CMDS[i].path, ' ')) completion_case(&CMDS[i], CMDS[i].path);
+    puts("_skiff() {\n  local cur=${COMP_WORDS[COMP_CWORD]} o= two=\"${COMP_WORDS[1]} "
+         "${COMP_WORDS[2]}\"\n  case $two in");
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
+        if (strchr(CMDS[i].path, ' ')) completion_case(&CMDS[i], CMDS[i].path);
     puts("  esac\n  [ -n \"$o\" ] || case ${COMP_WORDS[1]} in");
     for (size_t i = 0; i < ARRAY_LEN(CMDS); i++) {
         if (CMDS[i].alias) completion_case(&CMDS[i], CMDS[i].alias);
@@ -16677,13 +20138,15 @@ static int main_completion(const char *shell) {
     }
     puts("'\n  if [ $COMP_CWORD -eq 1 ]; then COMPREPLY=($(compgen -W \"$c\" -- \"$cur\"))\n"
          "  elif [[ $cur == -* ]]; then COMPREPLY=($(compgen -W \"$o\" -- \"$cur\"))\n"
-         "  else COMPREPLY=($(compgen -W \"$(skiff ps -a --format '{{.Names}}' 2>/dev/null) $(skiff images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)\" -- \"$cur\")); fi\n"
+         "  else COMPREPLY=($(compgen -W \"$(skiff ps -a --format '{{.Names}}' 2>/dev/null) "
+         "$(skiff images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)\" -- \"$cur\")); fi\n"
          "}\ncomplete -o default -F _skiff skiff");
     return 0;
 }
 
 /* A container that got hold of our executable could write to it where the user may (CVE-2019-5736):
- * then we go on from a sealed copy in memory. An executable that the user cannot write needs none. */
+ * then we go on from a sealed copy in memory. An executable that the user cannot write needs none.
+ * */
 static void main_protect(char **argv) {
     static const char MARK[] = "SKIFF_SEALED=1";
     if (getenv("SKIFF_SEALED")) {
@@ -16692,7 +20155,8 @@ static void main_protect(char **argv) {
     }
     struct stat st;
     if (host_disabled("memfd") || stat("/proc/self/exe", &st)) return;
-    /* the owner may always write, whatever the mode says: container root has CAP_DAC_OVERRIDE over it */
+    /* the owner may always write, whatever the mode says: container root has CAP_DAC_OVERRIDE over
+     * it */
     if (st.st_uid != geteuid() && faccessat(AT_FDCWD, "/proc/self/exe", W_OK, AT_EACCESS)) return;
     AUTO_FD exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     AUTO_FD copy = (int)syscall(SYS_memfd_create, "skiff", 3u /* CLOEXEC, ALLOW_SEALING */);
@@ -16716,18 +20180,20 @@ int main(int argc, char **argv) {
     int used = 0;
     const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
-    for (int fd = 0; fd < 3; fd++) if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
-    struct rlimit files;                  /* a directory tree is held open level by level */
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    struct rlimit files; /* a directory tree is held open level by level */
     if (!getrlimit(RLIMIT_NOFILE, &files)) {
         g_nofile_soft = files.rlim_cur;
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    signal(SIGCHLD, SIG_DFL);             /* a caller that ignores it would make our waits fail */
-    signal(SIGXFSZ, SIG_IGN);             /* a file size limit is an error, not a death */
+    signal(SIGCHLD, SIG_DFL); /* a caller that ignores it would make our waits fail */
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error, not a death */
     main_protect(argv);
     setlocale(LC_CTYPE, "C.UTF-8");
-    if (!strcmp(base, "crun") || !strcmp(base, "runc") || !strcmp(base, "skiff-runtime")) return oci_main(argc, argv);
+    if (!strcmp(base, "crun") || !strcmp(base, "runc") || !strcmp(base, "skiff-runtime"))
+        return oci_main(argc, argv);
     if (argc > 1 && !strcmp(argv[1], "oci")) return oci_main(argc - 1, argv + 1);
     int at = main_globals(argc, argv, &version, &help, &e);
     if (at < 0) return cli_error(&c, &e), EXIT_ENGINE;
@@ -16741,23 +20207,33 @@ int main(int argc, char **argv) {
     if (!strcmp(argv[at], "completion")) return main_completion(at + 1 < argc ? argv[at + 1] : "");
     const struct cmd *cmd = c.cmd = main_find(argc - at, argv + at, &used);
     if (cmd && help) return cmd_help(cmd), 0;
-    if (!cmd && (argc - at == 1 || !strcmp(argv[at + 1], "--help") || help) && main_group(argv[at])) return 0;
+    if (!cmd && (argc - at == 1 || !strcmp(argv[at + 1], "--help") || help) && main_group(argv[at]))
+        return 0;
     if (!cmd) {
         AUTO_FREE char *shown = str_printable(argv[at]);
         fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
         return 1;
     }
-    if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e)) return cli_error(&c, &e), EXIT_ENGINE;
+    if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e))
+        return cli_error(&c, &e), EXIT_ENGINE;
     if (help) return cmd_help(cmd), 0;
     if (c.nargs < cmd->min || (cmd->max >= 0 && c.nargs > cmd->max)) {
         if (!cmd->max) {
-            fprintf(stderr, "skiff: \"skiff %s\" accepts no arguments.\nSee 'skiff %s --help'.\n", cmd->path, cmd->alias ? cmd->alias : cmd->path);
+            fprintf(stderr, "skiff: \"skiff %s\" accepts no arguments.\nSee 'skiff %s --help'.\n",
+                    cmd->path, cmd->alias ? cmd->alias : cmd->path);
             return 1;
         }
-        fprintf(stderr, "skiff: \"skiff %s\" requires %s%d argument%s.\nSee 'skiff %s --help'.\n\nUsage:  skiff %s %s\n\n%s\n",
-                cmd->path, cmd->min == cmd->max ? "exactly " : c.nargs < cmd->min ? "at least " : "at most ",
-                c.nargs < cmd->min ? cmd->min : cmd->max, (c.nargs < cmd->min ? cmd->min : cmd->max) == 1 ? "" : "s",
-                cmd->alias ? cmd->alias : cmd->path, cmd->alias ? cmd->alias : cmd->path, cmd->usage, cmd->summary);
+        fprintf(stderr,
+                "skiff: \"skiff %s\" requires %s%d argument%s.\nSee 'skiff %s --help'.\n\nUsage:  "
+                "skiff %s %s\n\n%s\n",
+                cmd->path,
+                cmd->min == cmd->max ? "exactly "
+                : c.nargs < cmd->min ? "at least "
+                                     : "at most ",
+                c.nargs < cmd->min ? cmd->min : cmd->max,
+                (c.nargs < cmd->min ? cmd->min : cmd->max) == 1 ? "" : "s",
+                cmd->alias ? cmd->alias : cmd->path, cmd->alias ? cmd->alias : cmd->path,
+                cmd->usage, cmd->summary);
         return cmd->fail == EXIT_ENGINE ? EXIT_ENGINE : 1;
     }
     int rc = cmd->run(&c, &e);
