@@ -12629,7 +12629,8 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     s += twice;
     AUTO_BUF word = { 0 }, rep = { 0 };
     buf_add(&word, "", 0), buf_add(&rep, "", 0);
-    if (!op || !strchr("-+?#%/", op) || depth > DF_NEST)
+    if (!op) return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
+    if (!strchr("-+?#%/", op) || depth > DF_NEST)
         return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
     if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
     if (op == '/' && *s == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
@@ -13685,120 +13686,177 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 
 /* ---- 25.9 RUN ---- */
 
-/* --mount=…: a mount of the step's plan. tmp: a directory of the container's for what it needs. */
-static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text,
-                     json_t *env, struct err *e) {
-    AUTO_STRV kv = { 0 };
-    const char *type = "bind", *target = NULL, *source = "", *from = NULL, *id = NULL;
-    const char *as_env = NULL, *size = NULL;
-    bool required = false, rw = false;
-    i64 mode = -1;
-    strv_split(&kv, text, ',');
-    for (size_t i = 0; i < kv.n; i++) {
-        char *v = strchr(kv.v[i], '='), *k = kv.v[i];
+/* The words of one --mount=… of RUN. Borrowed from `kv`. */
+struct run_mount {
+    struct strv kv;
+    const char *type, *target, *source, *from, *id, *env, *size;
+    bool required, rw;
+    i64 mode, uid, gid; /* -1: not told */
+};
+
+static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
+    *m = (struct run_mount){ .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1 };
+    strv_split(&m->kv, text, ',');
+    for (size_t i = 0; i < m->kv.n; i++) {
+        char *k = m->kv.v[i], *v = strchr(k, '=');
         if (v) *v++ = 0;
-        if (!strcmp(k, "type") && v) type = v;
-        else if ((!strcmp(k, "target") || !strcmp(k, "dst") || !strcmp(k, "destination")) && v)
-            target = v;
-        else if ((!strcmp(k, "source") || !strcmp(k, "src")) && v) source = v;
-        else if (!strcmp(k, "from") && v) from = v;
-        else if (!strcmp(k, "id") && v) id = v;
-        else if (!strcmp(k, "required")) required = !v || !strcmp(v, "true");
-        else if (!strcmp(k, "rw") || !strcmp(k, "readwrite")) rw = !v || !strcmp(v, "true");
-        else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) rw = v && !strcmp(v, "false");
-        else if (!strcmp(k, "mode") && v) mode = strtol(v, NULL, 8);
-        else if (!strcmp(k, "size") && v) size = v;
-        else if (!strcmp(k, "env") && v) as_env = v;
-        else if (!strcmp(k, "uid") || !strcmp(k, "gid") || !strcmp(k, "sharing")) continue;
-        else return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
+        bool yes = !v || !strcmp(v, "true");
+        if (!strcmp(k, "type") && v) m->type = v;
+        else if (word_in("target dst destination", k, strlen(k)) && v) m->target = v;
+        else if (word_in("source src", k, strlen(k)) && v) m->source = v;
+        else if (!strcmp(k, "from") && v) m->from = v;
+        else if (!strcmp(k, "id") && v) m->id = v;
+        else if (!strcmp(k, "size") && v) m->size = v;
+        else if (!strcmp(k, "env") && v) m->env = v;
+        else if (!strcmp(k, "required")) m->required = yes;
+        else if (!strcmp(k, "rw") || !strcmp(k, "readwrite")) m->rw = yes;
+        else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) m->rw = !yes;
+        else if (!strcmp(k, "mode") && v) m->mode = strtol(v, NULL, 8);
+        else if (!strcmp(k, "uid") && v && str_int(v, 0, INT32_MAX, &m->uid)) continue;
+        else if (!strcmp(k, "gid") && v && str_int(v, 0, INT32_MAX, &m->gid)) continue;
+        else if (strcmp(k, "sharing"))
+            return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
     }
-    json_t *mounts = js_suba(spec, "mounts");
-    AUTO_FREE char *at = target && *target != '/'
-                             ? str_fmt("%s/%s", js_str_or(spec, "process.cwd", "/"), target)
-                         : target ? str_dup(target)
-                                  : NULL;
-    if (!strcmp(type, "tmpfs") && at) {
-        AUTO_FREE char *o = size && str_bytes(size) >= 0
-                                ? str_fmt("nosuid,nodev,size=%" PRId64, str_bytes(size))
-                                : str_dup("nosuid,nodev");
-        return mount_add(mounts, at, "tmpfs", "tmpfs", o, false), 0;
+    return 0;
+}
+
+/* Gives a file of the store to ids of the container, in the user namespace where they exist. */
+struct run_owner {
+    int dir;
+    const char *name;
+    uid_t uid;
+    gid_t gid;
+};
+static int run_owner_set(void *arg) {
+    const struct run_owner *o = arg;
+    return fchownat(o->dir, o->name, o->uid, o->gid, AT_SYMLINK_NOFOLLOW) ? 1 : 0;
+}
+
+static void run_mount_own(const struct bstage *st, const struct run_mount *m, int dir,
+                          const char *name) {
+    struct err ignored;
+    struct run_owner o = { dir, name, (uid_t)m->uid, (gid_t)m->gid };
+    if ((m->uid > 0 || m->gid > 0) && !idmap_single(&st->m.ids))
+        launch_as_owner(&st->m.ids, run_owner_set, &o, &ignored);
+}
+
+static int run_mount_cache(struct build *b, struct bstage *st, const struct run_mount *m,
+                           json_t *mounts, const char *at, struct err *e) {
+    char digest[DIGEST_LEN + 1];
+    const char *key = m->id ? m->id : at;
+    digest_of(key, strlen(key), digest);
+    AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7);
+    AUTO_FREE char *full = str_fmt("%s/%s", b->s->path, dir);
+    bool fresh = faccessat(b->s->dir, dir, F_OK, 0) != 0;
+    if (dir_make(b->s->dir, dir, e)) return -1;
+    if (fresh) {
+        fchmodat(b->s->dir, dir, m->mode >= 0 ? (mode_t)m->mode : 0755, 0);
+        run_mount_own(st, m, b->s->dir, dir);
     }
-    if (!strcmp(type, "cache") && at) {
-        char digest[DIGEST_LEN + 1];
-        digest_of(id ? id : at, strlen(id ? id : at), digest);
-        AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7),
-                       *full = str_fmt("%s/%s", b->s->path, dir);
-        if (dir_make(b->s->dir, dir, e)) return -1;
-        AUTO_FD d = dir_open(b->s->dir, dir, e);
-        if (d >= 0) fchmod(d, mode >= 0 ? (mode_t)mode : 0755);
-        return mount_add(mounts, at, "bind", full, "rbind", false), 0;
+    return mount_add(mounts, at, "bind", full, "rbind", false), 0;
+}
+
+/* The text of --secret id=…: from a file, or from the environment. 1: there is none of that id. */
+static int run_secret_text(const char *spec, const char *want, struct buf *ret, struct err *e) {
+    AUTO_STRV s = { 0 };
+    const char *id = NULL, *src = NULL, *env = NULL;
+    strv_split(&s, spec, ',');
+    for (size_t k = 0; k < s.n; k++) {
+        if (str_prefix(s.v[k], "id=")) id = s.v[k] + 3;
+        else if (str_prefix(s.v[k], "src=")) src = s.v[k] + 4;
+        else if (str_prefix(s.v[k], "source=")) src = s.v[k] + 7;
+        else if (str_prefix(s.v[k], "env=")) env = s.v[k] + 4;
     }
-    if (!strcmp(type, "secret")) {
-        AUTO_STRV secrets = { 0 };
-        cli_list(b->cli, "secret", &secrets);
-        const char *want = id       ? id
-                           : target ? (strrchr(target, '/') ? strrchr(target, '/') + 1 : target)
-                                    : "";
-        AUTO_FREE char *dest = at ? str_dup(at) : str_fmt("/run/secrets/%s", want);
-        for (size_t i = 0; i < secrets.n; i++) {
-            AUTO_STRV s = { 0 };
-            const char *sid = NULL, *src = NULL, *envname = NULL;
-            strv_split(&s, secrets.v[i], ',');
-            for (size_t k = 0; k < s.n; k++) {
-                if (str_prefix(s.v[k], "id=")) sid = s.v[k] + 3;
-                else if (str_prefix(s.v[k], "src=")) src = s.v[k] + 4;
-                else if (str_prefix(s.v[k], "source=")) src = s.v[k] + 7;
-                else if (str_prefix(s.v[k], "env=")) envname = s.v[k] + 4;
-            }
-            if (!str_eq(sid, want)) continue;
-            AUTO_BUF text_of = { 0 };
-            if (!src && !envname && getenv(sid)) envname = sid;
-            if (envname && getenv(envname)) buf_adds(&text_of, getenv(envname));
-            else if (file_read(AT_FDCWD, src ? src : sid, 512 << 10, &text_of, e))
-                return err_wrap(e, "secret %s", want);
-            if (as_env) { /* in the environment, and a file only where one was asked for */
-                AUTO_FREE char *pair = str_fmt("%s=%s", as_env, text_of.p ? text_of.p : "");
-                js_push(env, pair);
-                if (!target) return 0;
-            }
-            AUTO_FREE char *name = str_fmt("secret-%zu", i),
-                           *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
-            if (file_replace(st->m.c.dir, name, text_of.p ? text_of.p : "", text_of.n,
-                             mode >= 0 ? (mode_t)mode : 0400, 0, e))
-                return -1;
-            return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
+    if (!str_eq(id, want)) return 1;
+    if (!src && !env && getenv(id)) env = id;
+    buf_add(ret, "", 0);
+    if (env && getenv(env)) buf_adds(ret, getenv(env));
+    else if (file_read(AT_FDCWD, src ? src : id, 512 << 10, ret, e))
+        return err_wrap(e, "secret %s", want);
+    return 0;
+}
+
+/* A secret lies in the container's directory while its step runs, and nowhere else. */
+static int run_mount_secret(struct build *b, struct bstage *st, const struct run_mount *m,
+                            json_t *mounts, const char *at, json_t *env, struct err *e) {
+    AUTO_STRV secrets = { 0 };
+    const char *slash = m->target ? strrchr(m->target, '/') : NULL;
+    const char *want = m->id ? m->id : slash ? slash + 1 : m->target ? m->target : "";
+    AUTO_FREE char *dest = at ? str_dup(at) : str_fmt("/run/secrets/%s", want);
+    cli_list(b->cli, "secret", &secrets);
+    for (size_t i = 0; i < secrets.n; i++) {
+        AUTO_BUF text = { 0 };
+        int rc = run_secret_text(secrets.v[i], want, &text, e);
+        if (rc < 0) return -1;
+        if (rc) continue;
+        if (m->env) { /* in the environment, and a file only where one was asked for */
+            AUTO_FREE char *pair = str_fmt("%s=%s", m->env, text.p);
+            js_push(env, pair);
+            if (!m->target) return 0;
         }
-        return required ? err_set(e, 0, "secret %s: not found", want) : 0;
+        AUTO_FREE char *name = str_fmt("secret-%zu", i);
+        AUTO_FREE char *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
+        mode_t mode = m->mode >= 0 ? (mode_t)m->mode : 0400;
+        if (file_replace(st->m.c.dir, name, text.p, text.n, mode, 0, e)) return -1;
+        run_mount_own(st, m, st->m.c.dir, name);
+        return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
     }
-    if (!strcmp(type, "ssh")) {
-        const char *sock = getenv("SSH_AUTH_SOCK");
-        if (!sock)
-            return required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set") : 0;
-        js_push(env, "SSH_AUTH_SOCK=/run/buildkit/ssh_agent.0");
-        return mount_add(mounts, at ? at : "/run/buildkit/ssh_agent.0", "bind", sock, "bind",
-                         false),
-               0;
-    }
-    if (strcmp(type, "bind") || !at)
-        return err_set(e, 0, "RUN --mount: type '%.20s' with target '%.100s' is not understood",
-                       type, target ? target : "");
-    if (rw)
-        return err_set(e, 0,
-                       "RUN --mount=type=bind,rw is not supported yet by skiff: the context is "
-                       "mounted read-only");
-    if (from)
-        return err_set(
-            e, 0, "RUN --mount=type=bind,from=… is not supported yet by skiff: use COPY --from");
-    AUTO_FREE char *clean = path_clean(source);
+    return m->required ? err_set(e, 0, "secret %s: not found", want) : 0;
+}
+
+/* A part of the context, read-only: a step must not change the user's own files. */
+static int run_mount_bind(struct build *b, const struct run_mount *m, json_t *mounts,
+                          const char *at, struct err *e) {
+    char link[40], path[PATH_MAX];
+    AUTO_FREE char *clean = path_clean(m->source);
+    if (m->rw || m->from)
+        return err_set(e, 0, "RUN --mount=type=bind with %s is not supported yet by skiff",
+                       m->rw ? "rw" : "from");
     AUTO_FD src =
         b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
-    char link[40], path[PATH_MAX];
-    if (src < 0) return err_set(e, errno, "RUN --mount: source %s of the context", source);
+    if (src < 0) return err_set(e, errno, "RUN --mount: source %s of the context", m->source);
     snprintf(link, sizeof link, "/proc/self/fd/%d", src);
     ssize_t k = readlink(link, path, sizeof path - 1);
-    if (k < 0) return err_set(e, errno, "RUN --mount: source %s", source);
+    if (k < 0) return err_set(e, errno, "RUN --mount: source %s", m->source);
     path[k] = 0;
     return mount_add(mounts, at, "bind", path, "rbind,ro,rro", false), 0;
+}
+
+/* --mount=…: a mount of the step's plan; env: the step's environment. */
+static int run_mount_add(struct build *b, struct bstage *st, json_t *spec,
+                         const struct run_mount *m, json_t *env, struct err *e) {
+    json_t *mounts = js_suba(spec, "mounts");
+    const char *cwd = js_str_or(spec, "process.cwd", "/"), *sock = getenv("SSH_AUTH_SOCK");
+    AUTO_FREE char *at = NULL;
+    if (m->target) at = *m->target == '/' ? str_dup(m->target) : str_fmt("%s/%s", cwd, m->target);
+    if (!strcmp(m->type, "secret")) return run_mount_secret(b, st, m, mounts, at, env, e);
+    if (!strcmp(m->type, "ssh")) {
+        if (!sock)
+            return m->required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set")
+                               : 0;
+        const char *dest = at ? at : "/run/buildkit/ssh_agent.0";
+        AUTO_FREE char *pair = str_fmt("SSH_AUTH_SOCK=%s", dest);
+        js_push(env, pair);
+        return mount_add(mounts, dest, "bind", sock, "bind", false), 0;
+    }
+    if (!at) return err_set(e, 0, "RUN --mount=type=%.20s: target is required", m->type);
+    if (!strcmp(m->type, "cache")) return run_mount_cache(b, st, m, mounts, at, e);
+    if (!strcmp(m->type, "bind")) return run_mount_bind(b, m, mounts, at, e);
+    if (strcmp(m->type, "tmpfs"))
+        return err_set(e, 0, "RUN --mount: type '%.20s' is not understood", m->type);
+    i64 size = m->size ? str_bytes(m->size) : -1;
+    AUTO_FREE char *o =
+        size >= 0 ? str_fmt("nosuid,nodev,size=%" PRId64, size) : str_dup("nosuid,nodev");
+    return mount_add(mounts, at, "tmpfs", "tmpfs", o, false), 0;
+}
+
+static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text,
+                     json_t *env, struct err *e) {
+    struct run_mount m;
+    int rc = run_mount_parse(text, &m, e);
+    if (!rc) rc = run_mount_add(b, st, spec, &m, env, e);
+    strv_done(&m.kv);
+    return rc;
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
@@ -14428,7 +14486,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
                                     S_ISDIR(s.st_mode);
         AUTO_FREE char *flags = str_join(&in->flags, " "), *names = str_join(&words, " "),
                        *what = str_fmt("%s %s %s %s", in->name, flags, names, dest);
-        AUTO_FREE char *by = str_fmt("%s %s # skiff", in->name, names);
+        AUTO_FREE char *by =
+            str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
         build_key(st, what, digest);
         i64 began = time_mono_ms();
         if (!build_cached(b, st, &record)) {
@@ -18313,7 +18372,8 @@ static int cmd_build(struct cli *c, struct err *e) {
     AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
     int rc = build_context(&b, c->args[0], &tmp, &text, e);
     if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e)))
-        rc = text.p ? err_wrap(e, "Dockerfile parse error")
+        rc = text.p ? err_wrap(e, "%s: parse error",
+                               cli_text(c, "file") ? cli_text(c, "file") : "Dockerfile")
                     : err_set(e, 0, "the Dockerfile cannot be empty");
     if (!rc) rc = build_target(&b, cli_text(c, "target"), &st, e);
     if (!rc) rc = build_finish(&b, st, e);
