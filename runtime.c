@@ -2717,7 +2717,8 @@ static u64 store_sweep(const struct store *s, const char *dir, const char *prefi
     while (d && (de = dir_next(d))) {
         char key[80];
         snprintf(key, sizeof key, "%s%.64s", prefix, de->d_name);
-        if (strlen(de->d_name) < HEX_LEN || js_get(live, key)) continue;
+        bool stray = str_prefix(de->d_name, ".tmp-"); /* of a writer that was killed */
+        if (!stray && (strlen(de->d_name) < HEX_LEN || js_get(live, key))) continue;
         tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
         /* the name goes at once: a tree of mapped ids may resist, and half a tree must not be found
          * again */
@@ -14053,7 +14054,8 @@ struct copying {
     struct build *b;
     struct bstage *st;
     struct copy_src src;
-    struct strv from; /* expanded sources */
+    struct strv from;  /* expanded sources */
+    struct strv pivot; /* with --parents: what stood before "/./" in a source */
     const char *dest;
     i64 uid, gid, mode; /* -1: as they are */
     bool add, parents;
@@ -14234,6 +14236,15 @@ static int doc_text(struct build *b, const struct df_heredoc *h, const struct df
     return rc;
 }
 
+/* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
+static const char *copy_name(const struct copying *k, const char *p) {
+    for (size_t i = 0; i < k->pivot.n; i++) {
+        size_t n = strlen(k->pivot.v[i]);
+        if (n && !strncmp(p, k->pivot.v[i], n) && p[n] == '/') return p + n + 1;
+    }
+    return p;
+}
+
 /* Feeds the sources to the pipe as one archive. */
 static int copy_feed(struct copying *k, int fd, struct err *e) {
     struct tarring t = { .clamp = k->b->epoch, .squash_owner = k->src.dir >= 0 };
@@ -14257,7 +14268,7 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
                                          S_ISDIR(st.st_mode) ? "" : base, 0, e);
             } else
                 rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p,
-                                     k->parents            ? p
+                                     k->parents            ? copy_name(k, p)
                                      : S_ISDIR(st.st_mode) ? ""
                                                            : base,
                                      0, e);
@@ -14265,7 +14276,7 @@ static int copy_feed(struct copying *k, int fd, struct err *e) {
             const struct idx_inode *in = idx_resolve(k->src.x, p);
             rc = !in ? err_set(e, 0, "\"/%s\": not found", p)
                      : tar_add_idx(&t, &k->src, in,
-                                   k->parents          ? p
+                                   k->parents          ? copy_name(k, p)
                                    : S_ISDIR(in->mode) ? ""
                                                        : base,
                                    0, e);
@@ -14464,6 +14475,11 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     bool own_dir = false;
     for (size_t i = 0; !rc && i + 1 < words.n; i++) {
         if (str_prefix(words.v[i], "<<")) continue;
+        const char *dot = strstr(words.v[i], "/./");
+        if (dot) {
+            AUTO_FREE char *before = str_dupn(words.v[i], (size_t)(dot - words.v[i]));
+            strv_take(&k.pivot, path_clean(before));
+        }
         if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://")))
             rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
         else if (!from && b->ctx < 0)
@@ -14502,7 +14518,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     if (k.tmp) tree_remove(b->s->dir, k.tmp);
     free(k.tmp), free(k.checksum);
     fd_closep(&layers);
-    strv_done(&k.from), strv_done(&k.src.exclude);
+    strv_done(&k.from), strv_done(&k.pivot), strv_done(&k.src.exclude);
     return rc;
 }
 
