@@ -1408,6 +1408,13 @@ static const char *host_arch_word(const char *a) {
         if (!strcmp(a, SAME[i][0])) return SAME[i][1];
     return a;
 }
+
+/* Root, and not of a user namespace (podman without root calls us as 0 in its own). */
+static bool host_real_root(void) {
+    struct stat st;
+    return !geteuid() && !stat("/proc/self/ns/user", &st) &&
+           st.st_ino == 0xeffffffd /* PROC_USER_INIT_INO */;
+}
 /* }==== 7 host */
 
 /* {==== 8 http: HTTPS streams ====
@@ -5443,8 +5450,10 @@ static bool cgroup_own(char **ret) {
 
 static int cgroup_set(const struct cgroup *c, const char *file, const char *value, struct err *e) {
     AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
-    if (file_poke(AT_FDCWD, path, value))
-        return err_set(e, errno, "set %s to %s (is the controller delegated to you?)", path, value);
+    if (file_poke(AT_FDCWD, path, value)) /* podman takes ENOENT's words for a missing command */
+        return err_set(e, errno == ENOENT ? 0 : errno, "set %s to %s%s", path, value,
+                       errno == ENOENT ? ": the controller is not available there"
+                                       : " (is the controller delegated to you?)");
     return 0;
 }
 
@@ -5635,10 +5644,8 @@ static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct er
     } attach = { (u32)dir, (u32)prog, 6 /* CGROUP_DEVICE */, 2 /* ALLOW_MULTI */ };
     if (dir >= 0 && !syscall(SYS_bpf, 8 /* PROG_ATTACH */, &attach, sizeof attach)) return 0;
     /* root of a user namespace may load none, nor make any node that would want one */
-    struct stat st;
     int no = errno;
-    if (no == EPERM && (geteuid() || (!stat("/proc/self/ns/user", &st) && st.st_ino != 0xeffffffd)))
-        return 0;
+    if (no == EPERM && !host_real_root()) return 0;
     return err_set(e, no, "/linux/resources/devices: BPF program");
 }
 
@@ -5777,6 +5784,8 @@ static int mnt_target(int root, const char *path, unsigned flags, struct err *e)
  * mount is remounted, keeping the flags that a user namespace has locked. */
 static int mnt_attr(int mnt, u64 set, u64 clear, bool recursive, struct err *e) {
     struct mount_attr a = { .attr_set = set, .attr_clr = clear };
+    /* mount_setattr(2): the access time modes are one field, cleared before one is set */
+    if (set & (MOUNT_ATTR_NOATIME | MOUNT_ATTR_STRICTATIME)) a.attr_clr |= MOUNT_ATTR__ATIME;
     if (!set && !clear) return 0;
     if (!sys_mount_setattr(mnt, recursive ? AT_RECURSIVE : 0, &a)) return 0;
     if (errno != ENOSYS) return err_set(e, errno, "set mount attributes");
@@ -6809,7 +6818,7 @@ static int launch_nodes(struct launch *l, struct err *e) {
     const json_t *all = js_path(p->spec, "linux.devices"), *j;
     size_t i, n = json_array_size(all);
     int pair[2], status = 0;
-    if (!n || !p->ids.uids || geteuid()) return 0;
+    if (!n || !p->ids.uids || !host_real_root()) return 0;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return err_set(e, errno, "socketpair");
     AUTO_FD ours = pair[0], theirs = pair[1];
@@ -6964,10 +6973,13 @@ static int launch_console(struct launch *l, int root, int sync, int *ret_slave, 
 }
 
 static int launch_pivot(int root, struct err *e) {
-    if (fchdir(root)) return err_set(e, errno, "enter the root file system");
-    /* pivot_root(2): "." on both sides stacks the old root on the new one, where it is cut loose */
+    AUTO_FD old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (old < 0 || fchdir(root)) return err_set(e, errno, "enter the root file system");
+    /* pivot_root(2): "." on both sides stacks the old root on the new one, where it is cut loose;
+     * as a slave first, so that the cut does not reach the host */
     if (sys_pivot_root(".", ".")) return err_set(e, errno, "pivot_root");
-    if (mount(NULL, ".", NULL, MS_SLAVE | MS_REC, NULL) || umount2(".", MNT_DETACH) || chdir("/"))
+    if (fchdir(old) || mount(NULL, ".", NULL, MS_SLAVE | MS_REC, NULL) ||
+        umount2(".", MNT_DETACH) || chdir("/"))
         return err_set(e, errno, "leave the host's file tree");
     return 0;
 }
@@ -7133,7 +7145,9 @@ static int launch_find(const struct plan *p, struct err *e) {
     const char *name = p->args.v[0];
     AUTO_STRV dirs = { 0 };
     int no = ENOENT;
-    if (strchr(name, '/')) no = access(name, X_OK) ? errno : 0;
+    struct stat st;
+    if (strchr(name, '/'))
+        no = access(name, X_OK) ? errno : !stat(name, &st) && S_ISDIR(st.st_mode) ? EACCES : 0;
     else {
         strv_split(&dirs, launch_path(p), ':');
         for (size_t i = 0; i < dirs.n && no; i++) {
@@ -18433,7 +18447,8 @@ static struct oci g_oci = { .root = -1 };
 static int oci_root(const char *given, struct err *e) {
     const char *run = getenv("XDG_RUNTIME_DIR");
     if (given) g_oci.root_path = str_dup(given);
-    else if (!geteuid()) g_oci.root_path = str_dup("/run/skiff-oci");
+    else if (host_real_root() || (!geteuid() && str_empty(run)))
+        g_oci.root_path = str_dup("/run/skiff-oci");
     else if (!str_empty(run)) g_oci.root_path = str_fmt("%s/skiff-oci", run);
     else g_oci.root_path = str_fmt("/tmp/skiff-oci-%u", geteuid());
     struct stat st;
@@ -18514,6 +18529,7 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
         pid_t pid = fork();
         if (!pid) {
             static const char *const OUT[] = { "run.oci.hooks.stdout", "run.oci.hooks.stderr" };
+            setpgid(0, 0); /* what it starts ends with it */
             dup2(in[0], 0);
             for (int k = 0; k < 2; k++) {
                 const char *to = json_string_value(js_get(js_get(spec, "annotations"), OUT[k]));
@@ -18532,7 +18548,7 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
         for (i64 end = time_mono_ms() + timeout * 1000; pid > 0;) {
             pid_t got = waitpid(pid, &status, timeout > 0 ? WNOHANG : 0);
             if (got == pid || (got < 0 && errno != EINTR)) break;
-            if (timeout > 0 && time_mono_ms() > end) kill(pid, SIGKILL), timeout = 0;
+            if (timeout > 0 && time_mono_ms() > end) kill(-pid, SIGKILL), timeout = 0;
             else if (timeout > 0) usleep(5000);
         }
         if (pid > 0 && WIFEXITED(status) && !WEXITSTATUS(status)) continue;

@@ -179,7 +179,6 @@ def test_lifecycle(sk):
         eq(b.get("one")["status"], "running")
     with sk.case("kill"):
         b("kill one NOSUCHSIGNAL").exits(None, "NOSUCHSIGNAL")
-        b("kill one 0").ok
         b("kill one SIGTERM").ok
         b.becomes("one", "stopped")
         b("kill one").exits(None, "not running")
@@ -212,10 +211,9 @@ def test_lifecycle(sk):
 @image(None)
 def test_exit_codes(sk):
     b = Bundle(sk)
-    for args, want in [(["true"], 0), (["sh", "-c", "exit 42"], 42), (["sh", "-c", "kill -9 $$; sleep 9"], 0), (["sh", "-c", "kill -9 1; exit 5"], 5)]:
-        if want or args == ["true"]:
-            with sk.case("run " + args[-1]):
-                b.run(*args).exits(want)
+    for script, want in ("true", 0), ("exit 42", 42), ("kill -9 1; exit 5", 5), ("sh -c 'kill -9 $$'; exit $?", 137):
+        with sk.case("run " + script):
+            b.sh(script).exits(want)
     with sk.case("killed from outside"):
         b.write("sleep", "1000")
         with sk.popen(["oci", "--root", b.state, "run", "-b", b.dir, "killed"]) as p:
@@ -234,7 +232,8 @@ def test_exit_codes(sk):
         b.run("nosuch").exits(127, "nosuch")
     with sk.case("not a program"):
         b.run("/etc").exits(126, "/etc")
-        b.write("/etc/hostname")
+        sk.file("bundle/rootfs/bin/text", "#no", mode=0o644)
+        b.run("/bin/text").exits(126, "/bin/text")
     with sk.case("create says it, not start"):
         b.write("/no/such")
         b("create -b", b.dir, "bad").exits(127, "/no/such")
@@ -358,7 +357,7 @@ def test_list_and_ps(sk):
     with sk.case("nothing"):
         eq(b("list -q").ok.out, "")
         eq(b("list -f json").ok.json, [])
-    b.up("a1", "sh", "-c", "sleep 1000 & sleep 1001")
+    b.up("a1", "sh", "-c", "sleep 1000 & sleep 1001 & wait")
     b.create("b2", "true")
     with sk.case("table"):
         lines = sorted(b("list").ok.lines)
@@ -419,8 +418,7 @@ def test_preserve_fds(sk):
             b("exec --preserve-fds 1 fds cat /proc/self/fd/3", pass_fds=[fd]).says("through")
             b("exec fds", "ls", "/proc/self/fd", pass_fds=[fd]).prints("0\n1\n2\n3$")
     with sk.case("nothing of ours comes along"):
-        eq(b.sh("ls -l /proc/1/fd | grep -c ' -> '").ok.out, "4" if False else b.sh("ls -l /proc/self/fd | grep -c ' -> '").ok.out)
-        no_match(b.sh("ls -l /proc/1/fd").ok.out, "skiff|oci|rootfs")
+        eq(b.sh("ls /proc/1/fd; true").ok.lines, ["0", "1", "2"])
     b("delete -f fds").ok
 
 
@@ -453,8 +451,7 @@ def test_console_socket(sk):
             p, master = receive_pty(server, lambda: sk.popen(["oci", "--root", b.state, "create", "--console-socket", path, "-b", b.dir, "tty"]))
             eq(p.wait(lib.PATIENCE), 0)
             b("start tty").ok
-            read_pty(master, "/dev/(pts/0|console)")
-            read_pty(master, "33 99") if False else None
+            read_pty(master, "33 99")
             os.write(master, b"word\n")
             read_pty(master, "got word")
             b.becomes("tty", "stopped")
@@ -477,8 +474,7 @@ def test_terminal(sk):
     b = Bundle(sk)
     b.spec["process"]["terminal"] = True
     b.write("sh", "-c", "tty; stty size; read x; exit $x")
-    t = lib.Terminal(sk, ["oci", "--root", b.state, "run", "-b"], b.dir, "term", rows=30, cols=70) if False else \
-        lib.Terminal(sk, "oci --root %s run -b" % b.state, b.dir, "term", rows=30, cols=70)
+    t = lib.Terminal(sk, "oci --root %s run -b" % b.state, b.dir, "term", rows=30, cols=70)
     t.expect("/dev/(pts/0|console)")
     t.expect("30 70")
     t.send("9\n")
@@ -532,18 +528,12 @@ def test_exec(sk):
         eq(more[2], "00000000000404e1")
         b("exec --cap CAP_NONSENSE e true").exits(None, "CAP_NONSENSE")
     with sk.case("detached"):
-        r = b("exec -d --pid-file %s/exec.pid e sleep 500" % sk.dir, stdout=None) if False else None
         p = sk.popen(["oci", "--root", b.state, "exec", "-d", "--pid-file", "exec.pid", "e", "sleep", "500"],
                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eq(p.wait(lib.PATIENCE), 0)
         pid = int(read(sk.dir + "/exec.pid"))
         true(pid in b("ps -f json e").ok.json, "the process of the pid file in ps")
         eq(read("/proc/%d/cmdline" % pid), "sleep\x00500\x00")
-        del r
-    with sk.case("a created container"):
-        b.create("f", "true")
-        b("exec f echo early").says("early")
-        b("delete -f f").ok
     with sk.case("a stopped container"):
         b("kill e KILL").ok
         b.becomes("e", "stopped")
@@ -622,7 +612,7 @@ def test_hooks(sk):
         b.run("true").exits(0, "hook")
         match(read(log), "^last")
     with sk.case("timeout"), b.changed() as spec:
-        spec["hooks"] = {"prestart": [hook(log, "x", "sleep 60", timeout=1)]}
+        spec["hooks"] = {"prestart": [hook(log, "x", "exec sleep 60", timeout=1)]}
         began = time.monotonic()
         b.run("true").exits(1, "prestart")
         true(time.monotonic() - began < 20, "the hook to be ended after its second")
@@ -672,7 +662,6 @@ def test_process(sk):
         show = "grep Cap /proc/self/status | cut -f2 | tr '\\n' ' '"  # Inh Prm Eff Bnd Amb
         spec["process"]["capabilities"] = {"bounding": ["CAP_CHOWN", "CAP_KILL"], "permitted": ["CAP_CHOWN", "CAP_KILL"], "effective": ["CAP_KILL"],
                                            "inheritable": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"]}
-        b.spec["process"]["user"]["uid"] = 0
         got = b.sh(show).ok.out.split()
         eq((got[3], got[0]), ("%016x" % 0x21, "%016x" % 1), "bounding and inheritable")
         spec["process"].pop("capabilities")
@@ -778,9 +767,12 @@ def test_mounts(sk):
         b.mount("/mnt/b", "beside", "bind")
         b.run("cat", "/mnt/b/file").says("beside")
     with sk.case("options"), b.changed():
-        b.mount("/mnt/a", source, "bind", "nosuid", "nodev", "noexec", "ro", "noatime")
+        b.mount("/mnt/a", source, "bind", "nosuid", "nodev", "noexec", "ro")
+        b.mount("/mnt/t", "tmpfs", "noatime", "nodiratime", type="tmpfs")
         o = set(b.sh("grep ' /mnt/a ' /proc/mounts").ok.out.split()[3].split(","))
-        true({"ro", "nosuid", "nodev", "noexec", "noatime"} <= o, "all options, got %s" % sorted(o))
+        true({"ro", "nosuid", "nodev", "noexec"} <= o, "all options, got %s" % sorted(o))
+        o = set(b.sh("grep ' /mnt/t ' /proc/mounts").ok.out.split()[3].split(","))
+        true({"noatime", "nodiratime"} <= o, "noatime and nodiratime, got %s" % sorted(o))
     with sk.case("the last word wins"), b.changed():
         b.mount("/mnt/t", "tmpfs", "ro", "rw", "exec", "noexec", type="tmpfs")
         o = b.sh("grep ' /mnt/t ' /proc/mounts").ok.out.split()[3].split(",")
@@ -889,8 +881,7 @@ def test_seccomp(sk):
         server.listen(1)
         server.settimeout(lib.PATIENCE)
         spec["linux"]["seccomp"] = {**rule("SCMP_ACT_NOTIFY", "mkdir", "mkdirat"), "listenerPath": path, "listenerMetadata": "words"}
-        b.write("sleep", "1000")
-        b.up("lis", "sleep", "1000")
+        b.up("lis")
         with server.accept()[0] as c:
             text, ancillary, _, _ = c.recvmsg(65536, socket.CMSG_SPACE(4))
         eq(len(ancillary), 1, "descriptors at the listener's socket")
@@ -908,7 +899,7 @@ def test_devices(sk):
     b = Bundle(sk)
     with sk.case("what every /dev has"):
         b.sh("ls -l /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty | cut -c1 | sort -u").says("c")
-        b.sh("readlink /dev/fd /dev/stdin /dev/ptmx").says("/proc/self/fd\n/proc/self/fd/0\npts/ptmx")
+        b.sh("for l in fd stdin ptmx; do readlink /dev/$l; done").says("/proc/self/fd\n/proc/self/fd/0\npts/ptmx")
         b.sh("awk '$5 == \"/dev/null\" {print $6}' /proc/self/mountinfo").prints("nosuid.*noexec")
     with sk.case("linux.devices"), b.changed() as spec:
         spec["linux"]["devices"] = [{"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666}]
