@@ -18751,12 +18751,25 @@ static void oci_env(struct plan *p, unsigned *keep) {
     if (names) strv_take(&p->env, str_fmt("LISTEN_FDNAMES=%s", names));
 }
 
+/* A path that stays true after chdir(2). NULL stays NULL. Caller owns it. */
+static char *path_from_cwd(const char *path) {
+    if (!path || *path == '/') return path ? str_dup(path) : NULL;
+    AUTO_FREE char *cwd = getcwd(NULL, 0);
+    return str_fmt("%s/%s", cwd ? cwd : ".", path);
+}
+
 /* create: everything up to the process waiting at its FIFO. *l stays with the caller. */
 static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l,
                       json_t **ret_state, struct err *e) {
     char now[40];
     json_object_del(spec, "skiff"); /* our own words are not for strangers */
     AUTO_FREE char *bundle = realpath(o->bundle, NULL);
+    AUTO_FREE char *pid_file = path_from_cwd(o->pid_file), *console = path_from_cwd(o->console);
+    static const char *const NO_HOOKS[] = { "createContainer", "startContainer" };
+    for (size_t i = 0; i < ARRAY_LEN(NO_HOOKS); i++)
+        if (json_array_size(js_get(js_get(spec, "hooks"), NO_HOOKS[i])))
+            return err_set(e, 0, "/hooks/%s: not supported; use createRuntime or poststart",
+                           NO_HOOKS[i]);
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
@@ -18797,8 +18810,8 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
         if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) ||
             oci_save(o->id, s, spec, e) ||
-            (o->pid_file && file_put(o->pid_file, pid, strlen(pid), 0644, e)) ||
-            (p->terminal && o->console && oci_send_console(o->console, l->console, e)))
+            (pid_file && file_put(pid_file, pid, strlen(pid), 0644, e)) ||
+            (p->terminal && console && oci_send_console(console, l->console, e)))
             rc = -1;
     }
     if (rc) {
@@ -18894,6 +18907,8 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
     sigfillset(&set);
     sigprocmask(SIG_BLOCK, &set, &old);
     int rc = spec ? oci_create(&o, spec, &p, &l, &state, e) : -1;
+    struct winsize ws;
+    if (!rc && l.console >= 0 && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(l.console, TIOCSWINSZ, &ws);
     if (!rc) rc = oci_start(o.id, e);
     if (!rc && !o.detach) {
         if (l.console >= 0 && !o.console) {
@@ -19210,16 +19225,22 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
 
 static int oci_cmd_features(struct cli *c, struct err *e) {
     (void)c, (void)e;
-    AUTO_JSON *j =
-        json_pack("{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
-                  "b},s:{s:b}}}",
-                  "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart",
-                  "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
-                  "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid", "user", "uts",
-                  "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled",
-                  1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
+    AUTO_JSON *j = json_pack(
+        "{s:s,s:s,s:[s,s,s,s],s:{s:[s,s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
+        "b},s:{s:b}}}",
+        "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
+        "poststart", "poststop", "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid",
+        "time", "user", "uts", "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0,
+        "seccomp", "enabled", 1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
     json_t *opts = json_array();
-    for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) js_push(opts, MNT_OPTS[i].name);
+    for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {
+        AUTO_FREE char *below = str_fmt("r%s", MNT_OPTS[i].name);
+        js_push(opts, MNT_OPTS[i].name);
+        js_push(opts, below);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++) js_push(opts, MNT_PROP[i].name);
+    static const char *const MORE[] = { "bind", "rbind", "tmpcopyup", "defaults" };
+    for (size_t i = 0; i < ARRAY_LEN(MORE); i++) js_push(opts, MORE[i]);
     js_set(j, "mountOptions", opts);
     js_set(js_get(j, "linux"), "capabilities", cap_json(CAP_ALL));
     AUTO_FREE char *t = js_dump(j, JSON_INDENT(2));

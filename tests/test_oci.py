@@ -5,6 +5,8 @@ import copy
 import io
 import json
 import os
+import pwd
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import tarfile
 import time
 
 import lib
-from lib import Failed, Skipped, eq, image, match, no_match, only, timeout, true, until
+from lib import Skipped, eq, image, match, no_match, only, true, until
 
 WHO = "ab"
 
@@ -52,7 +54,7 @@ class Bundle:
         mappings = {"uid": [{"containerID": 0, "hostID": os.getuid(), "size": 1}],
                     "gid": [{"containerID": 0, "hostID": os.getgid(), "size": 1}]}
         if sk.subuid:
-            first, count = subordinate("skiffa")
+            first, count = subordinate(pwd.getpwuid(os.getuid()).pw_name)
             for m in mappings.values():
                 m.append({"containerID": 1, "hostID": first, "size": count})
         caps = ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_NET_BIND_SERVICE"]
@@ -150,7 +152,7 @@ def read_pty(master, pattern):
     def more():
         with contextlib.suppress(OSError):
             seen[0] += os.read(master, 4096).decode()
-        return lib.re.search(pattern, seen[0])
+        return re.search(pattern, seen[0])
     return until(more, "the terminal shows /%s/" % pattern)
 
 
@@ -263,7 +265,7 @@ def test_names(sk):
             match(v.stdout.decode(), r"^%s version \d[^\n]*\n(.*\n)*spec: 1\." % name)
     with sk.case("features"):
         f = b("features").ok.json
-        eq(set(f["hooks"]), {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
+        eq(set(f["hooks"]), {"prestart", "createRuntime", "poststart", "poststop"})
         for o in "ro", "rro", "nosuid", "tmpcopyup", "rprivate":
             true(o in f["mountOptions"], "mount option %s in features" % o)
         for n in "user", "time", "cgroup":
@@ -308,7 +310,7 @@ def test_errors(sk):
         with sk.case(pointer), b.changed() as spec:
             change(spec)
             b.write()
-            b("run -b", b.dir, "c").exits(1, lib.re.escape(pointer))
+            b("run -b", b.dir, "c").exits(1, re.escape(pointer))
 
     proc, lin = lambda s: s["process"], lambda s: s["linux"]
     bad("/process", lambda s: s.pop("process"))
@@ -363,7 +365,7 @@ def test_list_and_ps(sk):
         lines = sorted(b("list").ok.lines)
         eq(len(lines), 3)
         match(lines[0], r"^NAME\s+PID\s+STATUS\s+BUNDLE")
-        match(lines[1], r"^a1\s+%d\s+running\s+%s" % (b.get("a1")["pid"], lib.re.escape(b.dir)))
+        match(lines[1], r"^a1\s+%d\s+running\s+%s" % (b.get("a1")["pid"], re.escape(b.dir)))
         match(lines[2], r"^b2\s+\d+\s+created")
     with sk.case("json"):
         eq(sorted((x["id"], x["status"]) for x in b("list --format json").ok.json), [("a1", "running"), ("b2", "created")])
@@ -575,11 +577,11 @@ def test_hooks(sk):
     b = Bundle(sk)
     log = sk.file("bundle/rootfs/log")
     os.chmod(log, 0o666)
-    kinds = ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"]
+    kinds = ["prestart", "createRuntime", "poststart", "poststop"]
     with sk.case("order and state"), b.changed() as spec:
-        spec["hooks"] = {k: [hook("/log" if k == "startContainer" else log, k + "1"), hook("/log" if k == "startContainer" else log, k + "2")] for k in kinds}
+        spec["hooks"] = {k: [hook(log, k + "1"), hook(log, k + "2")] for k in kinds}
         b.create("h", "true")
-        eq([x.split()[0] for x in read(log).splitlines()], [k + n for k in kinds[:3] for n in "12"], "after create")
+        eq([x.split()[0] for x in read(log).splitlines()], [k + n for k in kinds[:2] for n in "12"], "after create")
         b("start h").ok
         b.becomes("h", "stopped")
         b("delete h").ok
@@ -593,7 +595,7 @@ def test_hooks(sk):
         s = json.loads(read(sk.dir + "/state"))
         eq((s["id"], s["bundle"], s["pid"], s["annotations"]), ("h", b.dir, b.get("h")["pid"], {"org.example.key": "value"}))
         b("delete h").ok
-    for kind in "prestart", "createRuntime", "createContainer":
+    for kind in "prestart", "createRuntime":
         with sk.case("a failing " + kind), b.changed() as spec:
             open(log, "w").close()
             spec["hooks"] = {kind: [hook(log, "a", "exit 1"), hook(log, "b")], "poststop": [hook(log, "c")]}
