@@ -7534,6 +7534,17 @@ static void launch_abort(struct launch *l) {
     cgroup_remove(&l->cgroup);
 }
 
+/* setns(2), again for a second on EPERM: between its change of credentials and execve(2) a process
+ * may not be traced, so its namespaces may not be joined. */
+static int setns_patiently(int pidfd, int namespaces) {
+    const struct timespec pause = { .tv_nsec = 5000000 };
+    for (int i = 0; setns(pidfd, namespaces); i++) {
+        if (errno != EPERM || i == 200) return -1;
+        nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
 /* ---- 18.5 joining a running container ---- */
 
 /* Creates a process in the namespaces of `target` (a living pid of the container, known by pidfd).
@@ -7562,7 +7573,7 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         if (launch_hide(p, &ce))
             launch_fail(theirs, &ce); /* before the first namespace: CVE-2016-9962 */
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
-        if (setns(pidfd, (int)namespaces)) {
+        if (setns_patiently(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
             launch_fail(theirs, &ce);
         }
