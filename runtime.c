@@ -6887,8 +6887,8 @@ static int launch_device(struct launch *l, const json_t *j, size_t at, int root,
                             : sys_open_tree(AT_FDCWD, host ? host : path, OPEN_TREE_CLONE);
     AUTO_FD on = node >= 0 ? mnt_target(root, path, 0, e)
                            : err_set(e, errno, "device %s", host ? host : path);
-    return on < 0 || mnt_attr(node, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e) ||
-                   mnt_attach(node, on, e)
+    return on < 0 || mnt_attach(node, on, e) ||
+                   mnt_attr(node, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e)
                ? -1
                : 0;
 }
@@ -6921,8 +6921,8 @@ static int launch_dev(struct launch *l, int root, struct err *e) {
             openat(dev, DEV[i].name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
         if (on < 0 && errno == EEXIST) continue;
         if (tree < 0 || on < 0) return err_set(e, errno, "make %s", path);
-        if (mnt_attr(tree, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e) ||
-            mnt_attach(tree, on, e))
+        if (mnt_attach(tree, on, e) ||
+            mnt_attr(tree, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, 0, false, e))
             return -1;
     }
     for (size_t i = 0; i < ARRAY_LEN(LINKS); i++)
