@@ -36,15 +36,16 @@
  *   blobs/sha256/HEX           manifests, configurations, layers as they came
  *   layers/HEX.pack, HEX.idx   one layer, HEX = its diff-id; the formats stand in part 11
  *   layers/HEX.tree[-MAP]/     the same unpacked, where FUSE cannot be had; MAP = the id mapping
+ *   layers/init/               the mount points of every container, the lowest layer of all
  *   merged/HEX.idx             one image, HEX = its chain-id; the same index format
  *   names/NAME                 symbolic link whose text is a container's id
  *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
- *   containers/ID/state.json   status, pid, exit code, times
+ *   containers/ID/state.json   status, pid, exit code, times; none before the first start
  *   containers/ID/lock         flock held by the living supervisor
  *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
  *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
- *   containers/ID/{hosts,hostname,resolv.conf}    bound over the files of that name in /etc
- *   containers/ID/{upper,work,lower,l,rootfs}/   the writable layer, lower layers, mount point
+ *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to lower layers
+ *   containers/ID/rootfs/             the whole tree, where there is no overlay
  *   volumes/NAME/{meta.json,_data/}
  *   cache/                     compiled seccomp filters, build cache records; always safe to delete
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
@@ -967,9 +968,14 @@ static ssize_t fd_recv(int sock, void *data, size_t n, int *fds, unsigned *nfds,
     return k;
 }
 
-/* Runs a helper program of the host to its end with a clean set of descriptors; its output (both
- * streams, bounded) goes to `out` when given, and `input` is fed to it. -1: could not be run. */
-static int proc_run(char *const argv[], const char *input, struct buf *out, struct err *e) {
+/* A helper program of the host that runs. */
+struct proc {
+    pid_t pid;
+    int out; /* owned: its output, both streams */
+};
+
+/* Starts one with a clean set of descriptors; `input` is fed to it. After it: proc_end. */
+static int proc_begin(char *const argv[], const char *input, struct proc *ret, struct err *e) {
     int in[2] = { -1, -1 }, op[2] = { -1, -1 };
     if (pipe2(in, O_CLOEXEC) || pipe2(op, O_CLOEXEC)) return err_set(e, errno, "pipe");
     pid_t pid = fork();
@@ -985,15 +991,30 @@ static int proc_run(char *const argv[], const char *input, struct buf *out, stru
     close(op[1]);
     if (pid > 0 && input) (void)!fd_write_all(in[1], input, strlen(input));
     close(in[1]);
+    if (pid < 0) {
+        close(op[0]);
+        return err_set(e, errno, "fork");
+    }
+    *ret = (struct proc){ pid, op[0] };
+    return 0;
+}
+
+/* Waits for its end: the exit status. Its output (bounded) goes to `out` when given. */
+static int proc_end(struct proc *p, struct buf *out) {
     struct buf text = { 0 };
-    if (pid > 0) (void)!fd_slurp(op[0], 1 << 20, &text);
-    close(op[0]);
     int status = -1;
-    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    (void)!fd_slurp(p->out, 1 << 20, &text);
+    fd_closep(&p->out);
+    while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR) continue;
     if (out) buf_add(out, text.p ? text.p : "", text.n);
     buf_done(&text);
-    if (pid < 0) return err_set(e, errno, "fork");
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Both: the exit status, or -1: it could not be run. */
+static int proc_run(char *const argv[], const char *input, struct buf *out, struct err *e) {
+    struct proc p;
+    return proc_begin(argv, input, &p, e) ? -1 : proc_end(&p, out);
 }
 /* }==== 4 fs */
 
@@ -4673,28 +4694,35 @@ static u32 idmap_outside_id(const struct idmap_range *r, unsigned n, u32 id) {
     return id;
 }
 
-/* Lets the helpers write the maps of a process. */
+/* Lets the helpers write the maps of a process: both at once, since their start is what costs. */
 static int idmap_helper(pid_t pid, const struct idmap *m, struct err *e) {
-    for (int g = 0; g < 2; g++) {
-        const struct idmap_range *r = g ? m->gid : m->uid;
-        unsigned n = g ? m->gids : m->uids;
+    static const char *const NAME[] = { "newuidmap", "newgidmap" };
+    struct proc p[2];
+    int started = 0, rc = 0;
+    for (; started < 2; started++) {
+        const struct idmap_range *r = started ? m->gid : m->uid;
+        unsigned n = started ? m->gids : m->uids;
         AUTO_STRV args = { 0 };
-        AUTO_BUF out = { 0 };
-        strv_add(&args, g ? "newgidmap" : "newuidmap");
+        strv_add(&args, NAME[started]);
         strv_take(&args, str_fmt("%d", (int)pid));
         for (unsigned i = 0; i < n; i++) {
             strv_take(&args, str_fmt("%u", r[i].inside));
             strv_take(&args, str_fmt("%u", r[i].outside));
             strv_take(&args, str_fmt("%u", r[i].count));
         }
-        int rc = proc_run(args.v, NULL, &out, e);
-        if (rc < 0) return -1;
-        if (out.n && out.p[out.n - 1] == '\n') out.p[out.n - 1] = 0;
-        if (rc)
-            return err_set(e, 0, "%s failed: %s", args.v[0],
-                           out.p && *out.p ? out.p : "no message");
+        if (proc_begin(args.v, NULL, &p[started], e)) {
+            rc = -1;
+            break;
+        }
     }
-    return 0;
+    for (int i = 0; i < started; i++) {
+        AUTO_BUF out = { 0 };
+        int status = proc_end(&p[i], &out);
+        if (out.n && out.p[out.n - 1] == '\n') out.p[out.n - 1] = 0;
+        if (status && !rc)
+            rc = err_set(e, 0, "%s failed: %s", NAME[i], out.p && *out.p ? out.p : "no message");
+    }
+    return rc;
 }
 
 /* Writes the maps of a process in a new user namespace, from outside or (pid 0) for oneself. */
@@ -5317,6 +5345,8 @@ static int filter_compile(const struct filter_want *w, struct filter *ret, struc
                  : SCMP_ACT_ERRNO(SECCOMP_DEFAULT_ERRNO);
     if (!dflt) return err_set(e, 0, "seccomp: /defaultAction: missing, unknown or unsupported");
     scmp_filter_ctx ctx = mem_check(seccomp_init(dflt));
+    /* a binary tree: the kernel runs the filter once a call number when it is loaded */
+    seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     int max = 0, rc = -1;
     const struct scmp_arch *native = filter_native();
     size_t at;
@@ -5902,6 +5932,7 @@ struct plan_mount {
     bool src_nofollow, dest_nofollow, copy_symlink;
     bool idmap, ridmap;
     struct idmap ids; /* with idmap: uids 0: the container's own */
+    const char *text; /* borrowed; a file of these contents, in memory; NULL: not of that kind */
 };
 
 struct plan_rlimit {
@@ -6162,6 +6193,7 @@ static int plan_mounts(struct plan *p, struct err *e) {
         m->data = data.p;
         if (plan_mount_idmap(m, j, i, &opts, e)) return -1;
         m->optional = js_bool(j, "skiffOptional");
+        m->text = js_str(j, "skiffText");
         if (!m->bind && !*m->type)
             return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
         if (m->bind && !*m->source)
@@ -6499,6 +6531,7 @@ struct launch {
     struct cgroup cgroup; /* owned */
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent, volatile_upper;
+    bool stubs;   /* the mount points that every container has lie below the image (layers/init) */
     int start_fd; /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
     /* owned: bind sources of plan->mounts, opened before the user namespace; NULL: opened there */
     int *sources;
@@ -6588,7 +6621,9 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
               NULL))
         return err_set(e, errno, "make mounts private");
     if (launch_enter(l, e)) return -1;
-    const char *at = "rootfs";
+    /* Any directory will do to mount on, so none is made for it: the store's names/, which nobody
+     * looks at in this namespace. The overlay covers the file server's mount. */
+    const char *at = "../../names";
     if (!strcmp(p->driver, "overlay-fuse") || !strcmp(p->driver, "overlay")) {
         AUTO_BUF data = { 0 };
         buf_adds(&data, "lowerdir=");
@@ -6599,11 +6634,12 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
             size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
             for (size_t i = n; i-- > 0;) buf_addf(&data, "l/%zu%s", i, i ? ":" : "");
         } else {
-            int fds[UFS_MAX_THREADS], n = ufs_mount("lower", fds, e);
+            int fds[UFS_MAX_THREADS], n = ufs_mount(at, fds, e);
             if (n < 0 || launch_say(sync, MSG_FUSE, fds, (unsigned)n, e)) return -1;
             while (n > 0) close(fds[--n]);
-            buf_adds(&data, "lower");
+            buf_adds(&data, at);
         }
+        if (l->stubs && !access("../../layers/init", F_OK)) buf_adds(&data, ":../../layers/init");
         buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
         size_t plain = data.n;
         if (l->volatile_upper) buf_adds(&data, ",volatile");
@@ -6611,7 +6647,7 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
             (data.p[plain] = 0, mount("skiff", at, "overlay", 0, data.p)))
             return err_set(e, errno, "mount overlay (%s)", data.p);
     } else {
-        at = p->root ? p->root : at;
+        at = p->root ? p->root : "rootfs";
         AUTO_FD tree = sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | AT_RECURSIVE);
         AUTO_FD on = tree >= 0 ? open(at, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
         if (on < 0) return err_set(e, errno, "root file system %s", at);
@@ -7022,6 +7058,40 @@ static int launch_become_root(const struct plan *p, struct err *e) {
     return 0;
 }
 
+/* A tmpfs with the files that are in memory, each by the number of its mount; -2: there are none.
+ * It lies over the working directory: a tree can only be cloned from a mount that is attached. */
+static int launch_texts(const struct plan *p, struct err *e) {
+    AUTO_FD tmp = -1;
+    for (size_t i = 0; i < p->nmounts; i++) {
+        char name[24];
+        if (!p->mounts[i].text) continue;
+        if (tmp < 0) {
+            AUTO_FD on = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+            tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
+            if (tmp < 0 || mnt_attach(tmp, on, e)) return -1;
+        }
+        snprintf(name, sizeof name, "%zu", i);
+        if (file_replace(tmp, name, p->mounts[i].text, strlen(p->mounts[i].text), 0644, FILE_FRESH,
+                         e))
+            return -1;
+    }
+    return tmp < 0 ? -2 : fd_steal(&tmp);
+}
+
+/* The tree of mount i where it is open before its turn; -1: it is not. */
+static int launch_opened(struct launch *l, size_t i, int texts) {
+    char name[24];
+    if (!l->plan->mounts[i].text) return l->sources ? fd_steal(&l->sources[i]) : -1;
+    snprintf(name, sizeof name, "%zu", i);
+    return sys_open_tree(texts, name, OPEN_TREE_CLONE);
+}
+
+static void launch_texts_detach(int texts) {
+    char path[40];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", texts);
+    if (texts >= 0) umount2(path, MNT_DETACH);
+}
+
 /* Phase (a) and the pivot. */
 static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err *e) {
     const struct plan *p = l->plan;
@@ -7029,9 +7099,12 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
     AUTO_FD null = root < 0 ? -1 : mnt_device("/dev/null", 1, 3, e);
     if (null < 0) return -1;
     if (launch_become_root(p, e)) return -1;
+    AUTO_FD texts = launch_texts(p, e);
+    if (texts == -1) return -1;
     for (size_t i = 0; i < p->nmounts; i++)
-        if (launch_mount(p, &p->mounts[i], l->sources ? fd_steal(&l->sources[i]) : -1, root, e))
+        if (launch_mount(p, &p->mounts[i], launch_opened(l, i, texts), root, e))
             return err_wrap(e, "mount %s", p->mounts[i].dest);
+    launch_texts_detach(texts);
     AUTO_FD cwd = mnt_target(root, p->cwd, MNT_DIR, e);
     if (cwd < 0) return err_wrap(e, "working directory");
     if (launch_dev(l, root, e)) return -1;
@@ -7471,6 +7544,7 @@ static int launch_sources(struct launch *l, struct err *e) {
 static int launch_begin(struct launch *l, struct err *e) {
     const struct plan *p = l->plan;
     int pair[2];
+    l->stubs = true;
     if (launch_prepare(l, e) || launch_nodes(l, e) || launch_sources(l, e)) return -1;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return err_set(e, errno, "socketpair");
@@ -9313,6 +9387,13 @@ static bool ctr_alive(const struct ctr *c) {
     return ctr_is(c, "running") || ctr_is(c, "paused") || ctr_is(c, "restarting");
 }
 
+/* The state of a container that was never started; it is not written before that. */
+static json_t *ctr_state_new(void) {
+    return json_pack("{s:s,s:i,s:i,s:s,s:s,s:s}", "status", "created", "pid", 0, "exitCode", 0,
+                     "error", "", "startedAt", "0001-01-01T00:00:00Z", "finishedAt",
+                     "0001-01-01T00:00:00Z");
+}
+
 static int ctr_save_state(struct ctr *c, struct err *e) {
     return js_save(c->dir, "state.json", c->state, 0, e);
 }
@@ -9334,6 +9415,7 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
     if (c.dir < 0) return err_set(e, 0, "No such container: %s", id);
     c.config = js_load(c.dir, "config.json", e);
     c.state = c.config ? js_load(c.dir, "state.json", e) : NULL;
+    if (c.config && !c.state && e->no == ENOENT) c.state = ctr_state_new();
     if (!c.state) {
         ctr_done(&c);
         return err_wrap(e, "container %.12s is damaged ('skiff rm -f %.12s' removes it)", id, id);
@@ -9466,17 +9548,25 @@ static int ctr_remove_files(void *arg) {
     return failed ? 1 : 0;
 }
 
-/* Deletes a container that is not running, and with `volumes` its anonymous volumes. */
-static int ctr_remove(struct ctr *c, bool volumes, struct err *e) {
-    struct plan p = { 0 };
-    struct err ignored;
+/* Takes a container that is not running out of sight, name and all: half a container is never seen.
+ * What is left of it is removed by ctr_purge, or collected after a kill. */
+static int ctr_hide(const struct ctr *c, struct err *e) {
     AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
                    *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
     char owner[HEX_LEN + 1] = "";
-    /* out of sight first: half a container is never seen, and what a kill leaves is collected later
-     * */
     if (renameat(c->s->dir, path, c->s->dir, gone))
         return err_set(e, errno, "remove container %.12s", c->id);
+    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id))
+        unlinkat(c->s->dir, link, 0);
+    ctr_event(c, "destroy", NULL);
+    return 0;
+}
+
+/* Deletes the files of a hidden container, and with `volumes` its anonymous volumes. */
+static void ctr_purge(const struct ctr *c, bool volumes) {
+    struct plan p = { 0 };
+    struct err ignored;
+    AUTO_FREE char *gone = str_fmt("tmp/gone-%s", c->id);
     struct ctr_removal x = { c, gone, volumes };
     if (!plan_parse(c->config, &p, &ignored)) {
         /* with one id, or none, all files are ours */
@@ -9485,9 +9575,11 @@ static int ctr_remove(struct ctr *c, bool volumes, struct err *e) {
         plan_done(&p);
     }
     ctr_remove_files(&x);
-    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id))
-        unlinkat(c->s->dir, link, 0);
-    ctr_event(c, "destroy", NULL);
+}
+
+static int ctr_remove(const struct ctr *c, bool volumes, struct err *e) {
+    if (ctr_hide(c, e)) return -1;
+    ctr_purge(c, volumes);
     return 0;
 }
 
@@ -10266,14 +10358,15 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     }
     log_close(&s->log, c->dir);
     unlinkat(c->dir, "sock", 0);
-    if (js_bool(c->config, "skiff.autoRemove")) {
+    bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, &e);
+    close(s->lock);
+    super_tell_exit(s);
+    if (hidden) { /* nobody waits for the files to go */
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        ctr_remove(c, true, &e);
+        ctr_purge(c, true);
     }
-    close(s->lock);
-    super_tell_exit(s);
     _exit(0);
 }
 
@@ -11729,18 +11822,20 @@ static int make_volumes(struct make *m, json_t *spec, struct err *e) {
 }
 
 /* ---- 24.6 /etc files ---- */
-static int make_etc_file(struct make *m, json_t *spec, const char *name, const char *text,
-                         struct err *e) {
-    if (file_replace(m->c.dir, name, text, strlen(text), 0644, FILE_FRESH, e)) return -1;
-    AUTO_FREE char *from = str_fmt("%s/containers/%s/%s", m->s->path, m->c.id, name),
-                   *to = str_fmt("/etc/%s", name);
+/* A file of the container's memory over /etc/NAME, unless the user mounts something there. */
+static void make_etc_file(struct make *m, json_t *spec, const char *name, const char *text) {
+    AUTO_FREE char *to = str_fmt("/etc/%s", name);
+    AUTO_BUF clean = { 0 };
     json_t *old;
     size_t i;
     json_array_foreach (js_get(m->sk, "mounts"), i, old)
         if (str_eq(js_str(old, "Destination"), to) || str_eq(js_str(old, "Destination"), "/etc"))
-            return 0;
-    mount_add(js_suba(spec, "mounts"), to, "bind", from, "bind,rprivate", false);
-    return 0;
+            return;
+    json_t *mounts = js_suba(spec, "mounts");
+    mount_add(mounts, to, "bind", name, "bind,rprivate", false);
+    buf_add_utf8(&clean, text, strlen(text));
+    js_sets(json_array_get(mounts, json_array_size(mounts) - 1), "skiffText",
+            clean.p ? clean.p : "");
 }
 
 static int make_etc(struct make *m, json_t *spec, const char *hostname, struct err *e) {
@@ -11800,11 +11895,10 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
         AUTO_FREE char *j = str_join(&opt, " ");
         buf_addf(&resolv, "options %s\n", j);
     }
-    return make_etc_file(m, spec, "hosts", hosts.p, e) ||
-                   make_etc_file(m, spec, "hostname", name_line, e) ||
-                   make_etc_file(m, spec, "resolv.conf", resolv.p ? resolv.p : "", e)
-               ? -1
-               : 0;
+    make_etc_file(m, spec, "hosts", hosts.p);
+    make_etc_file(m, spec, "hostname", name_line);
+    make_etc_file(m, spec, "resolv.conf", resolv.p ? resolv.p : "");
+    return 0;
 }
 
 /* ---- 24.7 the root file system's rung ---- */
@@ -11889,24 +11983,47 @@ static int make_copy_run(void *arg) {
     return 1;
 }
 
+/* layers/init: the mount points that every container needs, as the lowest layer of all, so that
+ * they need not be made in each container's own. */
+static int make_stubs(const struct store *s, struct err *e) {
+    static const char *const DIRS[] = { "dev", "proc", "sys", "etc" },
+                            *const FILES[] = { "etc/hosts", "etc/hostname", "etc/resolv.conf" };
+    if (!faccessat(s->dir, "layers/init", F_OK, 0)) return 0;
+    char id[HEX_LEN + 1];
+    id_random(id);
+    AUTO_FREE char *tmp = str_fmt("tmp/init-%.16s", id);
+    if (dir_make(s->dir, tmp, e)) return -1;
+    AUTO_FD d = dir_open(s->dir, tmp, e);
+    if (d < 0 || fchmod(d, 0755)) return -1;
+    for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
+        if (mkdirat(d, DIRS[i], 0755)) return err_set(e, errno, "make %s/%s", tmp, DIRS[i]);
+    for (size_t i = 0; i < ARRAY_LEN(FILES); i++)
+        if (file_replace(d, FILES[i], "", 0, 0644, FILE_FRESH, e)) return -1;
+    if (renameat(s->dir, tmp, s->dir, "layers/init") && errno != EEXIST && errno != ENOTEMPTY)
+        return err_set(e, errno, "make layers/init");
+    tree_remove(s->dir, tmp); /* another was faster */
+    return 0;
+}
+
 /* Makes the directories of the container's tree for its rung. */
 static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
-    static const struct {
+    json_t *r = js_sub(m->sk, "rootfs");
+    bool layers = !strcmp(m->driver, "overlay"),
+         overlay = layers || !strcmp(m->driver, "overlay-fuse");
+    const struct {
         const char *name;
         mode_t mode;
-        bool overlay, fuse, layers;
+        bool wanted;
     } DIRS[] = {
-        { "rootfs", 0755, false, false, false }, { "upper", 0755, true, false, false },
-        { "work", 0700, true, false, false },    { "lower", 0700, true, true, false },
-        { "l", 0700, true, false, true },
+        { "rootfs", 0755, !overlay },
+        { "upper", 0755, overlay },
+        { "work", 0700, overlay },
+        { "l", 0700, layers },
     };
-    json_t *r = js_sub(m->sk, "rootfs");
-    bool fuse = !strcmp(m->driver, "overlay-fuse"), layers = !strcmp(m->driver, "overlay");
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
-        if (((!DIRS[i].overlay || fuse || layers) && (!DIRS[i].fuse || fuse) &&
-             (!DIRS[i].layers || layers)) &&
-            mkdirat(m->c.dir, DIRS[i].name, DIRS[i].mode))
+        if (DIRS[i].wanted && mkdirat(m->c.dir, DIRS[i].name, DIRS[i].mode))
             return err_set(e, errno, "make the container's directory %s", DIRS[i].name);
+    if (overlay && make_stubs(m->s, e)) return -1;
     js_sets(r, "driver", m->driver);
     if (!m->image.manifest) { /* --rootfs DIR, as it is */
         js_sets(js_sub(spec, "root"), "path", cli_text(m->cli, "rootfs"));
@@ -12532,23 +12649,15 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     bool claimed = !rc;
     if (!rc) rc = make_spec(m, argv, e);
     if (!rc) {
-        json_t *sk = m->sk, *st = m->c.state = json_object();
+        json_t *sk = m->sk;
+        m->c.state = ctr_state_new();
         js_sets(sk, "id", m->c.id);
         js_sets(sk, "name", m->name);
         js_sets(sk, "image", m->image_name ? m->image_name : "");
         js_sets(sk, "imageId", m->image.id);
         js_sets(sk, "manifest", m->image.desc ? js_str(m->image.desc, "digest") : NULL);
         js_sets(sk, "created", time_rfc3339(time_now_ns(), now));
-        js_sets(st, "status", "created");
-        js_seti(st, "pid", 0);
-        js_seti(st, "exitCode", 0);
-        js_sets(st, "error", "");
-        js_sets(st, "startedAt", "0001-01-01T00:00:00Z");
-        js_sets(st, "finishedAt", "0001-01-01T00:00:00Z");
-        rc = js_save(m->c.dir, "state.json", st, FILE_FRESH, e) ||
-                     js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e)
-                 ? -1
-                 : 0;
+        rc = js_save(m->c.dir, "config.json", m->c.config, FILE_FRESH, e);
         if (!rc && renameat(m->s->dir, dir, m->s->dir, home))
             rc = err_set(e, errno, "rename %s", dir);
     }
@@ -15992,11 +16101,9 @@ static json_t *ctr_inspect(const struct ctr *k) {
     AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id),
                    *log = str_fmt("%s/log.json", dir);
     js_sets(j, "Image", image);
-    AUTO_FREE char *resolv = str_fmt("%s/resolv.conf", dir),
-                   *hostname = str_fmt("%s/hostname", dir), *hosts = str_fmt("%s/hosts", dir);
-    js_sets(j, "ResolvConfPath", resolv);
-    js_sets(j, "HostnamePath", hostname);
-    js_sets(j, "HostsPath", hosts);
+    js_sets(j, "ResolvConfPath", ""); /* these three are in the container's memory */
+    js_sets(j, "HostnamePath", "");
+    js_sets(j, "HostsPath", "");
     js_sets(j, "LogPath", str_eq(js_str(c, "skiff.log.driver"), "none") ? "" : log);
     js_sets(j, "Name", name);
     js_seti(j, "RestartCount", js_int(k->state, "restartCount", 0));
