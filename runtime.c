@@ -36,7 +36,7 @@
  *   blobs/sha256/HEX           manifests, configurations, layers as they came
  *   layers/HEX.pack, HEX.idx   one layer, HEX = its diff-id; the formats stand in part 11
  *   layers/HEX.tree[-MAP]/     the same unpacked, where FUSE cannot be had; MAP = the id mapping
- *   layers/init/               the mount points of every container, the lowest layer of all
+ *   cache/init/               the mount points of every container, the lowest layer of all
  *   merged/HEX.idx             one image, HEX = its chain-id; the same index format
  *   names/NAME                 symbolic link whose text is a container's id
  *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
@@ -4381,18 +4381,22 @@ static int idx_unpack(const struct idx *x, int layers, int root, bool chown, str
 /* }==== 11 layer */
 
 /* {==== 12 ufs: the file server ====
- * Answers the kernel's FUSE requests from a merged index. The tree cannot change, so everything is
- * cached for ever: entries, attributes, links and negative answers with timeouts of 2^30 s, ENOSYS
- * to OPEN and OPENDIR, so that a warm walk never comes here. No lock anywhere: the index is
- * read-only memory, a node id is an inode number + 1, and FORGET needs no answer. The kernel's
- * overlay above takes the writes. The device is opened, mounted and cloned by pid 1 inside its own
- * user namespace (the kernel wants opener and mounter in one) and handed to this process, which
- * holds no mount namespace alive. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later;
- * fuse(4). */
+ * Answers the kernel's FUSE requests from a merged index. Nobody but the kernel changes the tree,
+ * so everything is cached for ever: entries, attributes, links and negative answers with timeouts
+ * of 2^30 s, ENOSYS to OPEN and OPENDIR, so that a warm walk never comes here. What is only read
+ * (12.2) takes no lock: the index is read-only memory, a node id is an inode number + 1, and
+ * FORGET needs no answer. Either the kernel's overlay above takes the writes, or the server itself
+ * (12.3 and on). The device is opened, mounted and cloned by pid 1 inside its own user namespace
+ * (the kernel wants opener and mounter in one) and handed to this process, which holds no mount
+ * namespace alive. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4). */
+
+/* ---- 12.1 the server's threads ---- */
+struct rw;
 enum {
     UFS_MAX_THREADS = 8,
     UFS_READ_MAX = 256 << 10, /* longest READ that is answered */
-    UFS_BUFFER = 64 << 10,    /* longest request: max_write is one page, names are short */
+    UFS_BUFFER = 64 << 10,    /* longest request without the bytes of a WRITE */
+    UFS_WRITE_MAX = 1 << 20,  /* longest WRITE to a writable tree */
 };
 static const u64 UFS_FOREVER = 1ull << 30; /* seconds */
 
@@ -4401,6 +4405,7 @@ struct ufs {
     struct packs packs;
     bool squash; /* one id in the user namespace: everything belongs to it */
     u32 uid, gid;
+    struct rw *rw; /* owned: the writable tree; NULL: read-only */
 };
 
 struct ufs_thread {
@@ -4409,6 +4414,7 @@ struct ufs_thread {
     u8 *out; /* UFS_READ_MAX bytes */
 };
 
+/* ---- 12.2 answers from the index ---- */
 static void ufs_attr(const struct ufs *u, u32 ino, struct fuse_attr *a) {
     const struct idx_inode *i = &u->x.inodes[ino];
     *a = (struct fuse_attr){
@@ -4450,6 +4456,8 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
     u32 want = FUSE_ASYNC_READ | FUSE_PARALLEL_DIROPS | FUSE_CACHE_SYMLINKS | FUSE_MAX_PAGES |
                FUSE_DO_READDIRPLUS | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT |
                FUSE_EXPLICIT_INVAL_DATA;
+    if (t->u->rw)
+        want |= FUSE_WRITEBACK_CACHE | FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL;
     struct fuse_init_out o = {
         .major = FUSE_KERNEL_VERSION,
         .minor = FUSE_KERNEL_MINOR_VERSION,
@@ -4457,9 +4465,9 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
         .flags = in->flags & want,
         .max_background = 64,
         .congestion_threshold = 48,
-        .max_write = 4096,
+        .max_write = t->u->rw ? UFS_WRITE_MAX : 4096,
         .time_gran = 1,
-        .max_pages = UFS_READ_MAX / 4096,
+        .max_pages = (t->u->rw ? UFS_WRITE_MAX : UFS_READ_MAX) / 4096,
     };
     if (in->minor < FUSE_KERNEL_MINOR_VERSION) o.minor = in->minor;
     ufs_reply(t, unique, 0, &o, sizeof o);
@@ -4515,7 +4523,7 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
     const char *name;
     const u8 *value;
     /* ENOSYS ends these requests for the connection: most images have no attributes at all */
-    if (!t->u->x.head->has_xattrs) return ufs_reply(t, unique, -ENOSYS, NULL, 0);
+    if (!t->u->x.head->has_xattrs && !t->u->rw) return ufs_reply(t, unique, -ENOSYS, NULL, 0);
     while (idx_xattr_next(&t->u->x, i, &at, &left, &name, &nlen, &value, &vlen)) {
         if (want && (strlen(want) != nlen || memcmp(want, name, nlen))) continue;
         size_t n = want ? vlen : nlen + 1u;
@@ -4544,10 +4552,1585 @@ static void ufs_statfs(struct ufs_thread *t, u64 unique) {
     ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
+/* ---- 12.3 the writable tree: nodes ----
+ * Where the kernel's overlay cannot take the writes, the server does: the same merged index below,
+ * an upper directory in overlay's own format above (whiteouts are character devices 0:0,
+ * user.overlay.opaque hides what is below), so that an upper may move between the rungs.
+ *
+ * What was never written has no node and is answered by 12.2 without a lock: a bit for each inode
+ * of the index says whether it was touched. A node is what was: its id stays what the kernel knows
+ * it by, also after its file was copied up. A node has one place (directory and name) at a time;
+ * hard links are further entries with the same id. What has lost its last place keeps a
+ * descriptor, for as long as the kernel remembers it.
+ *
+ * Invariants: (1) nobody else changes the upper, so a directory's listing, once read, is the truth;
+ * (2) a lower file with several names gets all of them in the upper when it is copied up, so links
+ * hold and nlink is right; (3) a lower directory is never renamed (EXDEV, as overlay says); (4) a
+ * file appears in the upper whole: made in work/skiff, then renamed; (5) all of it under one lock,
+ * but the copying and the contents. */
+struct rw_entry {
+    char *name; /* owned; NULL: gone */
+    u64 id;     /* of its node; 0: not looked up yet */
+    u64 seq;    /* never reused: a position for readdir */
+    u32 next;   /* in its chain; UINT32_MAX: the end */
+    u16 len;
+    u8 type; /* DT_* */
+    bool whiteout;
+};
+
+struct rw_list {
+    struct rw_entry *e; /* owned, in the order of seq */
+    u32 *head;          /* owned: chains */
+    u32 n, cap, live, mask;
+};
+
+struct rw_node {
+    u64 id;
+    u32 lower; /* the inode it merges with, or was copied from; NO_INODE */
+    u32 type;  /* S_IF* */
+    bool upper, loaded, copying, gone;
+    struct rw_node *parent; /* its place; NULL: the root, or none */
+    char *name;             /* owned */
+    u64 ino;                /* in the upper */
+    u64 lookups;            /* of the kernel's; counted for ids above the index only */
+    u32 kids, pins;
+    int fd;     /* owned; a directory's O_PATH, a file's O_RDWR; -1: not open */
+    int orphan; /* owned; what has no place; -1 */
+    struct rw_list list;
+    struct rw_node *id_next, *ino_next, *older, *newer;
+};
+
+enum { RW_OPEN_MAX = 512 }; /* descriptors kept open for nodes */
+#define RW_INO_BASE (1ull << 48)  /* inode numbers of the upper are shown above the index's */
+#define RW_SEQ_BASE (1ull << 40)  /* readdir's positions in the upper's part of a listing */
+#define RW_ORIGIN "user.overlay.skiff" /* the index's inode number, kept with a copied file */
+
+struct rw {
+    struct ufs *u;
+    int upper, work; /* owned; work is private to this server */
+    bool is_volatile;
+    pthread_mutex_t lock;
+    pthread_cond_t copied;
+    u8 *touched; /* owned: a bit an inode of the index */
+    struct rw_node *root, **by_id, **by_ino, *newest, *oldest;
+    u32 nodes, mask, opened, temps;
+    u64 next_id, seq;
+};
+
+static bool rw_touched(const struct rw *w, u64 id) {
+    return id > w->u->x.head->inodes ||
+           __atomic_load_n(&w->touched[(id - 1) / 8], __ATOMIC_ACQUIRE) >> ((id - 1) % 8) & 1;
+}
+
+static u32 rw_hash(const char *s, size_t n) {
+    u32 h = 2166136261u;
+    for (size_t i = 0; i < n; i++) h = (h ^ (u8)s[i]) * 16777619u;
+    return h ^ h >> 15;
+}
+
+static struct rw_node *rw_find(const struct rw *w, u64 id) {
+    struct rw_node *n = id ? w->by_id[id & w->mask] : NULL;
+    while (n && n->id != id) n = n->id_next;
+    return n;
+}
+
+static void rw_ino_add(struct rw *w, struct rw_node *n) {
+    struct rw_node **slot = &w->by_ino[n->ino & w->mask];
+    n->ino_next = *slot;
+    *slot = n;
+}
+
+static void rw_ino_remove(struct rw *w, struct rw_node *n) {
+    struct rw_node **p = &w->by_ino[n->ino & w->mask];
+    while (*p && *p != n) p = &(*p)->ino_next;
+    if (*p) *p = n->ino_next;
+}
+
+static void rw_grow(struct rw *w) {
+    u32 old = w->mask;
+    struct rw_node **ids = w->by_id;
+    w->mask = w->mask * 4 + 3;
+    w->by_id = mem_new((w->mask + 1ul) * sizeof *w->by_id);
+    free(w->by_ino);
+    w->by_ino = mem_new((w->mask + 1ul) * sizeof *w->by_ino);
+    for (u32 i = 0; i <= old; i++)
+        for (struct rw_node *n = ids[i], *next; n; n = next) {
+            next = n->id_next;
+            n->id_next = w->by_id[n->id & w->mask];
+            w->by_id[n->id & w->mask] = n;
+            if (n->upper) rw_ino_add(w, n);
+        }
+    free(ids);
+}
+
+/* Gives a node a place; takes it from the old one. */
+static void rw_move(struct rw_node *n, struct rw_node *parent, const char *name) {
+    if (parent) parent->kids++;
+    if (n->parent) n->parent->kids--;
+    char *old = n->name;
+    n->parent = parent;
+    n->name = name ? str_dup(name) : NULL;
+    free(old);
+}
+
+/* id 0: a new one. */
+static struct rw_node *rw_node_new(struct rw *w, u64 id, u32 lower, u32 type,
+                                   struct rw_node *parent, const char *name) {
+    if (w->nodes > w->mask) rw_grow(w);
+    struct rw_node *n = mem_new(sizeof *n);
+    *n = (struct rw_node){ .id = id ? id : w->next_id++,
+                           .lower = lower,
+                           .type = type,
+                           .fd = -1,
+                           .orphan = -1 };
+    n->id_next = w->by_id[n->id & w->mask];
+    w->by_id[n->id & w->mask] = n;
+    w->nodes++;
+    rw_move(n, parent, name);
+    return n;
+}
+
+/* The node has an object in the upper from here on. */
+static void rw_mark_upper(struct rw *w, struct rw_node *n, u64 ino) {
+    n->upper = true;
+    n->ino = ino;
+    rw_ino_add(w, n);
+}
+
+static void rw_touch(struct rw *w, const struct rw_node *n) {
+    if (n->id <= w->u->x.head->inodes)
+        __atomic_fetch_or(&w->touched[(n->id - 1) / 8], (u8)(1u << ((n->id - 1) % 8)),
+                          __ATOMIC_ACQ_REL);
+}
+
+/* ---- 12.4 the writable tree: listings ---- */
+static void rw_list_done(struct rw_list *l) {
+    for (u32 i = 0; i < l->n; i++) free(l->e[i].name);
+    free(l->e);
+    free(l->head);
+    *l = (struct rw_list){ 0 };
+}
+
+static void rw_list_chain(struct rw_list *l) {
+    free(l->head);
+    l->mask = 7;
+    while (l->mask < l->live) l->mask = l->mask * 2 + 1;
+    l->head = mem_new((l->mask + 1ul) * sizeof *l->head);
+    memset(l->head, 0xff, (l->mask + 1ul) * sizeof *l->head);
+    u32 k = 0;
+    for (u32 i = 0; i < l->n; i++) {
+        if (!l->e[i].name) continue;
+        l->e[k] = l->e[i];
+        u32 *h = &l->head[rw_hash(l->e[k].name, l->e[k].len) & l->mask];
+        l->e[k].next = *h;
+        *h = k++;
+    }
+    l->n = k;
+}
+
+static struct rw_entry *rw_list_find(const struct rw_list *l, const char *name, size_t len) {
+    u32 i = l->head ? l->head[rw_hash(name, len) & l->mask] : UINT32_MAX;
+    while (i != UINT32_MAX && (l->e[i].len != len || memcmp(l->e[i].name, name, len)))
+        i = l->e[i].next;
+    return i == UINT32_MAX ? NULL : &l->e[i];
+}
+
+/* The entry of a name, made where there is none; its place in the order stays. */
+static struct rw_entry *rw_list_set(struct rw *w, struct rw_list *l, const char *name, size_t len,
+                                    u64 id, u8 type, bool whiteout) {
+    struct rw_entry *e = rw_list_find(l, name, len);
+    if (!e) {
+        if (l->n == l->cap) {
+            if (l->live < l->n / 2) rw_list_chain(l);
+            else l->e = mem_grow(l->e, l->cap = l->cap * 2 + 8, sizeof *l->e);
+        }
+        e = &l->e[l->n++];
+        *e = (struct rw_entry){ .name = str_dupn(name, len), .len = (u16)len, .seq = ++w->seq };
+        l->live++;
+        if (!l->head || l->live > l->mask) {
+            rw_list_chain(l);
+            e = rw_list_find(l, name, len);
+        } else {
+            u32 *h = &l->head[rw_hash(name, len) & l->mask];
+            e->next = *h;
+            *h = (u32)(e - l->e);
+        }
+    }
+    e->id = id;
+    e->type = type;
+    e->whiteout = whiteout;
+    return e;
+}
+
+static void rw_list_remove(struct rw_list *l, const char *name, size_t len) {
+    struct rw_entry *e = rw_list_find(l, name, len);
+    if (!e) return;
+    u32 i = (u32)(e - l->e), *p = &l->head[rw_hash(name, len) & l->mask];
+    while (*p != i) p = &l->e[*p].next;
+    *p = e->next;
+    mem_freep(&e->name);
+    l->live--;
+}
+
+/* ---- 12.5 the writable tree: descriptors and places ---- */
+static void rw_fd_drop(struct rw *w, struct rw_node *n) {
+    if (n->fd < 0 || n == w->root) return;
+    *(n->older ? &n->older->newer : &w->oldest) = n->newer;
+    *(n->newer ? &n->newer->older : &w->newest) = n->older;
+    n->older = n->newer = NULL;
+    fd_closep(&n->fd);
+    w->opened--;
+}
+
+/* Keeps an open descriptor with its node; the one unused for longest is closed for it. */
+static int rw_fd_keep(struct rw *w, struct rw_node *n, int fd) {
+    if (fd < 0) return -1;
+    for (struct rw_node *o = w->oldest; o && w->opened >= RW_OPEN_MAX; o = o->newer)
+        if (!o->pins) {
+            rw_fd_drop(w, o);
+            break;
+        }
+    n->fd = fd;
+    n->older = w->newest;
+    n->newer = NULL;
+    *(w->newest ? &w->newest->newer : &w->oldest) = n;
+    w->newest = n;
+    w->opened++;
+    return fd;
+}
+
+/* A directory's descriptor, for names below it; the caller holds the lock, and pins what it needs
+ * beyond the next call. -1 with errno. */
+static int rw_dir(struct rw *w, struct rw_node *n) {
+    if (n->fd >= 0) return n->fd;
+    if (n->orphan >= 0) return n->orphan;
+    if (!n->parent) return errno = ESTALE, -1;
+    int at = rw_dir(w, n->parent);
+    if (at < 0) return -1;
+    return rw_fd_keep(w, n,
+                      openat(at, n->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+}
+
+static int rw_stat(struct rw *w, struct rw_node *n, struct stat *st) {
+    if (n->orphan >= 0) return fstatat(n->orphan, "", st, AT_EMPTY_PATH);
+    if (n == w->root) return fstat(w->upper, st);
+    int at = n->parent ? rw_dir(w, n->parent) : (errno = ESTALE, -1);
+    return at < 0 ? -1 : fstatat(at, n->name, st, AT_SYMLINK_NOFOLLOW);
+}
+
+/* A path for calls that have no descriptor form; last component not to be followed. */
+static int rw_path(struct rw *w, struct rw_node *n, char *out, size_t size) {
+    if (n->orphan >= 0 || n == w->root)
+        return snprintf(out, size, "/proc/self/fd/%d", n == w->root ? w->upper : n->orphan), 0;
+    int at = n->parent ? rw_dir(w, n->parent) : (errno = ESTALE, -1);
+    return at < 0 ? -1 : (snprintf(out, size, "/proc/self/fd/%d/%s", at, n->name), 0);
+}
+
+/* getxattr and its kin follow the link of an orphan's descriptor, and no other. */
+static ssize_t rw_getxattr(struct rw *w, struct rw_node *n, const char *name, void *out,
+                           size_t size) {
+    char path[64 + NAME_LIMIT];
+    if (rw_path(w, n, path, sizeof path)) return -1;
+    bool link = n->orphan >= 0 || n == w->root;
+    return link ? getxattr(path, name, out, size) : lgetxattr(path, name, out, size);
+}
+
+/* The descriptor of a file's contents in the upper, pinned: rw_unpin gives it back. */
+static int rw_file(struct rw *w, struct rw_node *n) {
+    if (n->fd < 0) {
+        char path[64 + NAME_LIMIT];
+        if (n->type != S_IFREG) return errno = EINVAL, -1;
+        if (rw_path(w, n, path, sizeof path)) return -1;
+        int flags = O_CLOEXEC | (n->orphan >= 0 ? 0 : O_NOFOLLOW), fd = open(path, O_RDWR | flags);
+        if (fd < 0) fd = open(path, O_RDONLY | flags);
+        if (rw_fd_keep(w, n, fd) < 0) return -1;
+    }
+    n->pins++;
+    return n->fd;
+}
+
+static void rw_free(struct rw *w, struct rw_node *n);
+
+static void rw_unpin(struct rw *w, struct rw_node *n) {
+    pthread_mutex_lock(&w->lock);
+    n->pins--;
+    rw_free(w, n);
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* Forgets a node that neither the kernel nor another node refers to. Nodes of the index stay: their
+ * number is bounded by what was written. */
+static void rw_free(struct rw *w, struct rw_node *n) {
+    while (n && n->id > w->u->x.head->inodes && !n->lookups && !n->kids && !n->pins) {
+        struct rw_node *parent = n->parent, **p = &w->by_id[n->id & w->mask];
+        rw_fd_drop(w, n);
+        fd_closep(&n->orphan);
+        rw_ino_remove(w, n);
+        while (*p != n) p = &(*p)->id_next;
+        *p = n->id_next;
+        w->nodes--;
+        rw_list_done(&n->list);
+        rw_move(n, NULL, NULL);
+        free(n);
+        n = parent;
+    }
+}
+
+/* Takes a node's place away before its name goes. It keeps a descriptor for what is still open. */
+static void rw_detach(struct rw *w, struct rw_node *n) {
+    if (n->upper && n->orphan < 0) {
+        int at = n->parent ? rw_dir(w, n->parent) : -1;
+        if (at >= 0) n->orphan = openat(at, n->name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    }
+    rw_touch(w, n);
+    n->gone = true;
+    rw_move(n, NULL, NULL);
+}
+
+/* Reads a directory's listing from the upper, once. */
+static int rw_load(struct rw *w, struct rw_node *d) {
+    if (d->loaded || !d->upper) return 0;
+    int at = rw_dir(w, d);
+    AUTO_FD fd = at < 0 ? -1 : openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *s = fd < 0 ? NULL : fdopendir(fd);
+    if (!s) return -1;
+    fd_steal(&fd);
+    struct dirent *de;
+    while ((de = dir_next(s))) {
+        struct stat st;
+        u8 type = de->d_type;
+        bool white = false;
+        if (type == DT_UNKNOWN || type == DT_CHR) {
+            if (fstatat(at, de->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
+            type = (u8)IFTODT(st.st_mode);
+            white = type == DT_CHR && !st.st_rdev;
+        }
+        rw_list_set(w, &d->list, de->d_name, strlen(de->d_name), 0, type, white);
+    }
+    closedir(s);
+    d->loaded = true;
+    return 0;
+}
+
+/* The lower entry of a name, if the directory has a lower part. */
+static const struct idx_dirent *rw_lower(const struct rw *w, const struct rw_node *d,
+                                         const char *name, size_t len) {
+    const struct idx *x = &w->u->x;
+    const struct idx_dirent *l =
+        d->lower == NO_INODE ? NULL : idx_lookup(x, &x->inodes[d->lower], name, len);
+    return l && l->inode < x->head->inodes ? l : NULL;
+}
+
+/* The node of an entry of the upper that nobody has looked up yet. */
+static struct rw_node *rw_adopt(struct rw *w, struct rw_node *d, struct rw_entry *e) {
+    struct rw_node *n = rw_find(w, e->id);
+    if (n) {
+        if (n->gone) { /* another name of what lost its place */
+            rw_move(n, d, e->name);
+            fd_closep(&n->orphan);
+            n->gone = false;
+        }
+        return n;
+    }
+    struct stat st;
+    char path[64 + NAME_LIMIT], text[16] = "";
+    int at = rw_dir(w, d);
+    if (at < 0 || fstatat(at, e->name, &st, AT_SYMLINK_NOFOLLOW)) return NULL;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", at, e->name);
+    const struct idx *x = &w->u->x;
+    u32 type = st.st_mode & S_IFMT, lower = NO_INODE;
+    if (type == S_IFDIR) {
+        const struct idx_dirent *l = rw_lower(w, d, e->name, e->len);
+        if (l && S_ISDIR(x->inodes[l->inode].mode) &&
+            (lgetxattr(path, "user.overlay.opaque", text, 1) != 1 || *text != 'y'))
+            lower = l->inode;
+    } else {
+        if (st.st_nlink > 1)
+            for (n = w->by_ino[st.st_ino & w->mask]; n; n = n->ino_next)
+                if (n->ino == st.st_ino && n->upper && n->type == type) break;
+        if (n) {
+            e->id = n->id;
+            return rw_adopt(w, d, e);
+        }
+        i64 from;
+        if (type == S_IFREG && lgetxattr(path, RW_ORIGIN, text, sizeof text - 1) > 0 &&
+            str_int(text, 0, x->head->inodes - 1, &from) &&
+            (x->inodes[from].mode & S_IFMT) == type && !rw_find(w, (u64)from + 1))
+            lower = (u32)from;
+    }
+    n = lower == NO_INODE ? NULL : rw_find(w, lower + 1ull);
+    if (n) rw_move(n, d, e->name);
+    else n = rw_node_new(w, lower == NO_INODE ? 0 : lower + 1ull, lower, type, d, e->name);
+    rw_mark_upper(w, n, st.st_ino);
+    rw_touch(w, n);
+    e->id = n->id;
+    return n;
+}
+
+/* What a name is: a node, or (*ret_lower) an inode of the index without one. -1 with errno. */
+static int rw_resolve(struct rw *w, struct rw_node *d, const char *name, struct rw_node **ret,
+                      u32 *ret_lower) {
+    size_t len = strlen(name);
+    *ret = NULL;
+    *ret_lower = NO_INODE;
+    if (d->gone) return errno = ENOENT, -1;
+    if (len > NAME_LIMIT) return errno = ENAMETOOLONG, -1;
+    if (rw_load(w, d)) return -1;
+    struct rw_entry *e = rw_list_find(&d->list, name, len);
+    if (e) {
+        if (e->whiteout) return errno = ENOENT, -1;
+        return (*ret = rw_adopt(w, d, e)) ? 0 : -1;
+    }
+    const struct idx_dirent *l = rw_lower(w, d, name, len);
+    if (!l) return errno = ENOENT, -1;
+    *ret_lower = l->inode;
+    *ret = rw_find(w, l->inode + 1ull);
+    return 0;
+}
+
+/* The name of an inode in a directory of the index. */
+static const char *rw_lower_name(const struct idx *x, u32 dir, u32 ino, char *out) {
+    u32 n;
+    const struct idx_dirent *d = idx_dir(x, &x->inodes[dir], &n);
+    for (u32 i = 0; i < n; i++) {
+        const char *s = d[i].inode == ino ? idx_name(x, d[i].name, d[i].name_len) : NULL;
+        if (s && d[i].name_len <= NAME_LIMIT)
+            return snprintf(out, NAME_LIMIT + 1, "%.*s", d[i].name_len, s), out;
+    }
+    return NULL;
+}
+
+/* The node of a lower directory; NULL where the upper hides it. */
+static struct rw_node *rw_lower_dir(struct rw *w, u32 ino, int depth) {
+    const struct idx *x = &w->u->x;
+    char name[NAME_LIMIT + 1];
+    struct rw_node *n = rw_find(w, ino + 1ull);
+    if (n) return n->gone ? NULL : n;
+    u32 up = x->inodes[ino].parent;
+    if (depth > MAX_TREE_DEPTH || up >= x->head->inodes || !rw_lower_name(x, up, ino, name))
+        return NULL;
+    struct rw_node *d = rw_lower_dir(w, up, depth + 1);
+    u32 lower;
+    if (!d || rw_resolve(w, d, name, &n, &lower)) return NULL;
+    if (n) return n->lower == ino ? n : NULL;
+    return lower == ino ? rw_node_new(w, ino + 1ull, ino, S_IFDIR, d, name) : NULL;
+}
+
+/* The node behind an id that the kernel sent; the caller holds the lock. */
+static struct rw_node *rw_node(struct rw *w, u64 id) {
+    const struct idx *x = &w->u->x;
+    struct rw_node *n = rw_find(w, id), *d;
+    char name[NAME_LIMIT + 1];
+    if (n || !id || id > x->head->inodes) return n;
+    u32 ino = (u32)(id - 1), up = x->inodes[ino].parent;
+    if (S_ISDIR(x->inodes[ino].mode)) return rw_lower_dir(w, ino, 0);
+    d = up < x->head->inodes ? rw_lower_dir(w, up, 0) : NULL;
+    bool named = d && rw_lower_name(x, up, ino, name);
+    n = rw_node_new(w, id, ino, x->inodes[ino].mode & S_IFMT, named ? d : NULL,
+                    named ? name : NULL);
+    return n;
+}
+
+/* ---- 12.6 the writable tree: copying up ---- */
+static void rw_temp_name(struct rw *w, char out[24]) {
+    snprintf(out, 24, "t%u", __atomic_add_fetch(&w->temps, 1, __ATOMIC_RELAXED));
+}
+
+/* Gives an object of the upper the attributes of an inode of the index; path as rw_path's. */
+static int rw_copy_attrs(struct rw *w, const struct idx_inode *i, int at, const char *name) {
+    const struct ufs *u = w->u;
+    char path[64 + NAME_LIMIT];
+    if (!u->squash && fchownat(at, name, i->uid, i->gid, AT_SYMLINK_NOFOLLOW)) return -1;
+    if (!S_ISLNK(i->mode) && fchmodat(at, name, i->mode & 07777, 0)) return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", at, name);
+    u64 pos = 0;
+    u16 left, nlen;
+    u32 vlen;
+    const char *key;
+    const u8 *value;
+    while (idx_xattr_next(&u->x, i, &pos, &left, &key, &nlen, &value, &vlen)) {
+        char k[NAME_LIMIT + 1];
+        snprintf(k, sizeof k, "%.*s", nlen, key);
+        if (lsetxattr(path, k, value, vlen, 0) && str_prefix(k, "user.")) return -1;
+    }
+    struct timespec ts[2] = { { i->mtime, i->mtime_ns }, { i->mtime, i->mtime_ns } };
+    return utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
+}
+
+/* Makes sure that a directory is in the upper. */
+static int rw_up_dir(struct rw *w, struct rw_node *d) {
+    struct stat st;
+    char temp[24];
+    if (d->upper) return rw_load(w, d);
+    if (d->gone || !d->parent) return errno = ENOENT, -1;
+    if (rw_up_dir(w, d->parent)) return -1;
+    struct stat above;
+    int at = rw_dir(w, d->parent);
+    if (at < 0 || fstat(at, &above)) return -1;
+    rw_temp_name(w, temp);
+    if (mkdirat(w->work, temp, 0700)) return -1;
+    if (rw_copy_attrs(w, &w->u->x.inodes[d->lower], w->work, temp) ||
+        renameat(w->work, temp, at, d->name) || fstatat(at, d->name, &st, AT_SYMLINK_NOFOLLOW)) {
+        int no = errno;
+        unlinkat(w->work, temp, AT_REMOVEDIR);
+        return errno = no, -1;
+    }
+    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, above.st_mtim };
+    AUTO_FREE char *dot = str_fmt("/proc/self/fd/%d", at);
+    utimensat(AT_FDCWD, dot, ts, 0);
+    rw_list_set(w, &d->parent->list, d->name, strlen(d->name), d->id, DT_DIR, false);
+    rw_mark_upper(w, d, st.st_ino);
+    d->loaded = true; /* empty */
+    rw_touch(w, d);
+    return 0;
+}
+
+/* Writes the contents of a lower file, its first `size` bytes, without the lock. */
+static int rw_copy_data(struct rw *w, const struct idx_inode *i, int fd, u64 size) {
+    u32 count;
+    struct packs *packs = &w->u->packs;
+    const struct idx_chunk *c = idx_chunks(&w->u->x, i, &count);
+    AUTO_FREE u8 *buf = NULL;
+    if (size > i->size) size = i->size;
+    if (ftruncate(fd, (off_t)size)) return -1;
+    for (u64 k = 0, off = 0; off < size; k++, off += 1ull << i->chunk_shift) {
+        if (!c || k >= count) return errno = EIO, -1;
+        u64 n = c[k].len < size - off ? c[k].len : size - off;
+        if (!c[k].stored) continue;
+        int pack = packs_fd(packs, c[k].pack);
+        loff_t from = (loff_t)c[k].off, to = (loff_t)off;
+        u64 done = 0;
+        while (c[k].stored == c[k].len && pack >= 0 && done < n) { /* shares the blocks if it can */
+            ssize_t got = copy_file_range(pack, &from, fd, &to, n - done, 0);
+            if (got <= 0) break;
+            done += (u64)got;
+        }
+        if (!buf) buf = mem_new(256 << 10);
+        while (done < n) {
+            size_t part = n - done < 256 << 10 ? (size_t)(n - done) : 256 << 10;
+            if (packs_read(packs, i, buf, part, off + done) != (ssize_t)part)
+                return errno = EIO, -1;
+            if (fd_pwrite_all(fd, buf, part, off + done)) return -1;
+            done += part;
+        }
+    }
+    return 0;
+}
+
+/* All visible names of an inode of the index: calls fn until one fails. */
+static int rw_each_name(struct rw *w, u32 ino,
+                        int (*fn)(struct rw *w, struct rw_node *d, const char *name, void *arg),
+                        void *arg) {
+    const struct idx *x = &w->u->x;
+    char name[NAME_LIMIT + 1];
+    bool many = x->inodes[ino].nlink > 1;
+    u32 first = many ? 0 : x->inodes[ino].parent, last = many ? x->head->inodes - 1 : first;
+    for (u32 dir = first; dir <= last && dir < x->head->inodes; dir++) {
+        u32 n;
+        const struct idx_dirent *d = idx_dir(x, &x->inodes[dir], &n);
+        for (u32 k = 0; k < n; k++) {
+            if (d[k].inode != ino) continue;
+            const char *s = idx_name(x, d[k].name, d[k].name_len);
+            struct rw_node *up = s ? rw_lower_dir(w, dir, 0) : NULL;
+            if (!up || rw_load(w, up) || rw_list_find(&up->list, s, d[k].name_len)) continue;
+            snprintf(name, sizeof name, "%.*s", d[k].name_len, s);
+            int rc = fn(w, up, name, arg);
+            if (rc) return rc;
+        }
+    }
+    return 0;
+}
+
+struct rw_placing {
+    struct rw_node *n;
+    const char *temp; /* in work/ */
+    int placed;
+};
+
+/* Puts a copied file under one of its names, and keeps the times of the directory. */
+static int rw_place(struct rw *w, struct rw_node *d, const char *name, void *arg) {
+    struct rw_placing *p = arg;
+    struct stat above;
+    int at = rw_up_dir(w, d) ? -1 : rw_dir(w, d);
+    if (at < 0 || fstat(at, &above)) return -1;
+    if (linkat(w->work, p->temp, at, name, 0)) return -1;
+    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, above.st_mtim };
+    AUTO_FREE char *dot = str_fmt("/proc/self/fd/%d", at);
+    utimensat(AT_FDCWD, dot, ts, 0);
+    rw_list_set(w, &d->list, name, strlen(name), p->n->id, (u8)IFTODT(p->n->type), false);
+    if (!p->placed++) rw_move(p->n, d, name);
+    return 0;
+}
+
+/* Makes the copy of a lower object in work/, without the lock. */
+static int rw_copy(struct rw *w, const struct idx_inode *i, const char *temp, u64 size) {
+    char text[PATH_MAX];
+    int rc = -1;
+    if (S_ISREG(i->mode)) {
+        AUTO_FD fd = openat(w->work, temp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd < 0 || rw_copy_data(w, i, fd, size)) return -1;
+        snprintf(text, sizeof text, "%u", (u32)(i - w->u->x.inodes));
+        fsetxattr(fd, RW_ORIGIN, text, strlen(text), 0); /* only the inode number depends on it */
+        rc = 0;
+    } else if (S_ISLNK(i->mode)) {
+        const char *s = idx_name(&w->u->x, i->data, i->count);
+        if (!s || i->count >= sizeof text) return errno = EIO, -1;
+        memcpy(text, s, i->count);
+        text[i->count] = 0;
+        rc = symlinkat(text, w->work, temp);
+    } else rc = mknodat(w->work, temp, i->mode & (S_IFMT | 07777), i->rdev);
+    return rc ? -1 : rw_copy_attrs(w, i, w->work, temp);
+}
+
+/* Makes sure that an object is in the upper; of a lower file at most `size` bytes are copied. The
+ * lock is let go while it copies. */
+static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
+    if (n->type == S_IFDIR) return rw_up_dir(w, n);
+    while (n->copying) pthread_cond_wait(&w->copied, &w->lock);
+    if (n->upper) return 0;
+    if (n->lower == NO_INODE) return errno = ESTALE, -1;
+    const struct idx_inode *i = &w->u->x.inodes[n->lower];
+    char temp[24];
+    struct stat st;
+    rw_temp_name(w, temp);
+    n->copying = true;
+    pthread_mutex_unlock(&w->lock);
+    int rc = rw_copy(w, i, temp, size), no = errno;
+    pthread_mutex_lock(&w->lock);
+    n->copying = false;
+    pthread_cond_broadcast(&w->copied);
+    struct rw_placing p = { n, temp, 0 };
+    if (!rc && !n->gone) rc = rw_each_name(w, n->lower, rw_place, &p), no = errno;
+    if (!rc && !p.placed) { /* unlinked while open */
+        n->orphan = openat(w->work, temp, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        n->gone = true;
+        if (n->orphan < 0) rc = -1, no = errno;
+    }
+    if (!rc) rc = fstatat(w->work, temp, &st, AT_SYMLINK_NOFOLLOW), no = errno;
+    unlinkat(w->work, temp, 0);
+    if (rc) return errno = no, -1;
+    rw_mark_upper(w, n, st.st_ino);
+    rw_touch(w, n);
+    return 0;
+}
+
+/* ---- 12.7 the writable tree: changes ---- */
+
+/* A whiteout under a new name in work/: one inode for all of them. */
+static int rw_whiteout(struct rw *w, int at, const char *name) {
+    if (!linkat(w->work, "wh", at, name, 0)) return 0;
+    if (errno != EMLINK && errno != ENOENT) return -1;
+    unlinkat(w->work, "wh", 0);
+    if (mknodat(w->work, "wh", S_IFCHR, 0)) return -1;
+    return linkat(w->work, "wh", at, name, 0);
+}
+
+/* Removes the whiteouts in a directory of the upper that shows nothing. */
+static void rw_empty(int at, const char *name) {
+    AUTO_DIR *s = dir_stream(at, name);
+    struct dirent *de;
+    while (s && (de = dir_next(s))) unlinkat(dirfd(s), de->d_name, 0);
+}
+
+/* 1: a directory shows nothing, 0: something, -1: errno. */
+static int rw_dir_empty(struct rw *w, struct rw_node *d) {
+    const struct idx *x = &w->u->x;
+    u32 n = 0;
+    if (rw_load(w, d)) return -1;
+    for (u32 i = 0; i < d->list.n; i++)
+        if (d->list.e[i].name && !d->list.e[i].whiteout) return 0;
+    const struct idx_dirent *l =
+        d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
+    for (u32 k = 0; k < n; k++) {
+        const char *s = idx_name(x, l[k].name, l[k].name_len);
+        if (s && !rw_list_find(&d->list, s, l[k].name_len)) return 0;
+    }
+    return 1;
+}
+
+/* Where a new object is made: at once under its name, or, where a whiteout is, in work/ first. */
+struct rw_new {
+    struct rw_node *d;
+    const char *name;
+    int at;
+    const char *as; /* the name below `at` */
+    char temp[24];
+    bool over, opaque; /* a whiteout is there; a lower directory is below it */
+};
+
+static int rw_new_begin(struct rw *w, struct rw_node *d, const char *name, struct rw_new *ret) {
+    struct rw_node *old;
+    u32 lower;
+    *ret = (struct rw_new){ .d = d, .name = name, .as = name };
+    if (!rw_resolve(w, d, name, &old, &lower)) return errno = EEXIST, -1;
+    if (errno != ENOENT || d->gone || rw_up_dir(w, d)) return -1;
+    struct rw_entry *e = rw_list_find(&d->list, name, strlen(name));
+    const struct idx_dirent *l = rw_lower(w, d, name, strlen(name));
+    ret->over = e != NULL;
+    ret->opaque = l && S_ISDIR(w->u->x.inodes[l->inode].mode);
+    if ((ret->at = rw_dir(w, d)) < 0) return -1;
+    if (!ret->over) return 0;
+    rw_temp_name(w, ret->temp);
+    ret->at = w->work;
+    ret->as = ret->temp;
+    return 0;
+}
+
+/* Gives the new object to its owner, puts it in place, and makes its node; NULL with errno. */
+static struct rw_node *rw_new_end(struct rw *w, struct rw_new *x,
+                                  const struct fuse_in_header *h) {
+    struct stat st, dir;
+    int at = rw_dir(w, x->d), no;
+    char path[64 + NAME_LIMIT];
+    if (at < 0 || fstat(at, &dir) || fstatat(x->at, x->as, &st, AT_SYMLINK_NOFOLLOW)) goto fail;
+    gid_t gid = dir.st_mode & S_ISGID ? dir.st_gid : h->gid;
+    bool is_dir = S_ISDIR(st.st_mode);
+    if ((st.st_uid != h->uid || st.st_gid != gid) &&
+        fchownat(x->at, x->as, h->uid, gid, AT_SYMLINK_NOFOLLOW))
+        goto fail;
+    mode_t mode = st.st_mode & 07777;
+    if (is_dir && dir.st_mode & S_ISGID) mode |= S_ISGID;
+    if (!S_ISLNK(st.st_mode) && (mode & 06000) && fchmodat(x->at, x->as, mode, 0)) goto fail;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", x->at, x->as);
+    if (is_dir && x->opaque && lsetxattr(path, "user.overlay.opaque", "y", 1, 0)) goto fail;
+    if (x->over) {
+        if (syscall(SYS_renameat2, x->at, x->as, at, x->name, is_dir ? 2u /* EXCHANGE */ : 0u))
+            goto fail;
+        if (is_dir) unlinkat(x->at, x->as, 0);
+    }
+    struct rw_node *n = rw_node_new(w, 0, NO_INODE, st.st_mode & S_IFMT, x->d, x->name);
+    rw_mark_upper(w, n, st.st_ino);
+    n->loaded = is_dir;
+    rw_list_set(w, &x->d->list, x->name, strlen(x->name), n->id, (u8)IFTODT(st.st_mode), false);
+    return n;
+fail:
+    no = errno;
+    unlinkat(x->at, x->as, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
+    return errno = no, NULL;
+}
+
+/* Makes an object; `text` is a symlink's. The umask is set for this thread alone. */
+static struct rw_node *rw_make(struct rw *w, const struct fuse_in_header *h, const char *name,
+                               mode_t mode, u32 rdev, u32 mask, const char *text) {
+    struct rw_node *d = rw_node(w, h->nodeid), *n;
+    struct rw_new x;
+    dev_t dev = makedev(rdev >> 8 & 0xfff, (rdev & 0xff) | (rdev >> 12 & 0xfff00));
+    if (!d) return errno = ESTALE, NULL;
+    if (S_ISCHR(mode) && !dev) return errno = EPERM, NULL; /* it would be a whiteout */
+    if (rw_new_begin(w, d, name, &x)) return NULL;
+    umask(mask & 0777);
+    int rc;
+    if (S_ISDIR(mode)) rc = mkdirat(x.at, x.as, mode & 07777);
+    else if (S_ISLNK(mode)) rc = symlinkat(text, x.at, x.as);
+    else if (S_ISREG(mode)) {
+        int fd = openat(x.at, x.as, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+                        mode & 07777);
+        rc = fd < 0 ? -1 : 0;
+        if (!rc) {
+            if ((n = rw_new_end(w, &x, h))) rw_fd_keep(w, n, fd);
+            else close(fd);
+            umask(0);
+            return n;
+        }
+    } else rc = mknodat(x.at, x.as, mode, dev);
+    int no = errno;
+    umask(0);
+    if (rc) return errno = no, NULL;
+    return rw_new_end(w, &x, h);
+}
+
+/* Takes a name out of the tree; `dir`: what rmdir means. */
+static int rw_remove(struct rw *w, struct rw_node *d, const char *name, bool dir) {
+    struct rw_node *n;
+    u32 lower;
+    char temp[24];
+    if (rw_resolve(w, d, name, &n, &lower)) return -1;
+    if (!n && !(n = rw_node(w, lower + 1ull))) return errno = ENOENT, -1;
+    while (n->copying) pthread_cond_wait(&w->copied, &w->lock);
+    if (dir != (n->type == S_IFDIR)) return errno = dir ? ENOTDIR : EISDIR, -1;
+    int empty = dir ? rw_dir_empty(w, n) : 1;
+    if (empty != 1) return empty < 0 ? -1 : (errno = ENOTEMPTY, -1);
+    /* of several names one goes: the others must know */
+    if (!dir && !n->upper && w->u->x.inodes[n->lower].nlink > 1 && rw_up(w, n, UINT64_MAX))
+        return -1;
+    bool below = rw_lower(w, d, name, strlen(name)) != NULL;
+    if (below && rw_up_dir(w, d)) return -1;
+    int at = rw_dir(w, d);
+    if (at < 0) return -1;
+    struct rw_entry *e = rw_list_find(&d->list, name, strlen(name));
+    bool here = n->parent == d && n->name && !strcmp(n->name, name);
+    if (here) rw_detach(w, n);
+    int rc = 0;
+    if (!e) rc = rw_whiteout(w, at, name);
+    else if (!below) {
+        rc = unlinkat(at, name, dir ? AT_REMOVEDIR : 0);
+        if (rc && dir && (errno == ENOTEMPTY || errno == EEXIST))
+            rw_empty(at, name), rc = unlinkat(at, name, AT_REMOVEDIR);
+    } else {
+        rw_temp_name(w, temp);
+        rc = rw_whiteout(w, w->work, temp);
+        if (!rc)
+            rc = (int)syscall(SYS_renameat2, w->work, temp, at, name, dir ? 2u /* EXCHANGE */ : 0u);
+        if (!rc && dir) rw_empty(w->work, temp), unlinkat(w->work, temp, AT_REMOVEDIR);
+        else if (rc) unlinkat(w->work, temp, 0);
+    }
+    if (rc) {
+        int no = errno;
+        if (here) { /* it still is where it was */
+            rw_move(n, d, name);
+            fd_closep(&n->orphan);
+            n->gone = false;
+        }
+        return errno = no, -1;
+    }
+    if (below) rw_list_set(w, &d->list, name, strlen(name), 0, DT_CHR, true);
+    else rw_list_remove(&d->list, name, strlen(name));
+    rw_free(w, n);
+    return 0;
+}
+
+/* Clears the way for a directory that takes the place of an empty one. */
+static int rw_make_way(struct rw *w, struct rw_node *dst, int at, const char *name) {
+    char path[64 + NAME_LIMIT];
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", at, name);
+    if (!dst->upper) return 0;
+    if (dst->lower != NO_INODE && lsetxattr(path, "user.overlay.opaque", "y", 1, 0)) return -1;
+    rw_empty(at, name);
+    return 0;
+}
+
+/* What rename needs to know of one side. */
+struct rw_side {
+    struct rw_node *d, *n; /* n NULL: there is nothing */
+    const char *name;
+    bool below; /* a lower entry of this name */
+    int at;
+};
+
+static int rw_side(struct rw *w, struct rw_side *s, bool must) {
+    u32 lower;
+    if (rw_resolve(w, s->d, s->name, &s->n, &lower)) {
+        if (must || errno != ENOENT || s->d->gone) return -1;
+    } else if (!s->n && !(s->n = rw_node(w, lower + 1ull))) return errno = ENOENT, -1;
+    s->below = rw_lower(w, s->d, s->name, strlen(s->name)) != NULL;
+    return 0;
+}
+
+/* An object that is to be moved is in the upper; directories of the index do not move. */
+static int rw_movable(struct rw *w, struct rw_node *n) {
+    if (n->type == S_IFDIR && n->lower != NO_INODE) return errno = EXDEV, -1;
+    return rw_up(w, n, UINT64_MAX);
+}
+
+static int rw_hide_below(const struct rw_side *to, const struct rw_node *n, const struct rw *w,
+                         int at, const char *name) {
+    const struct idx_dirent *l = rw_lower(w, to->d, to->name, strlen(to->name));
+    char path[64 + NAME_LIMIT];
+    if (n->type != S_IFDIR || !l || !S_ISDIR(w->u->x.inodes[l->inode].mode)) return 0;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", at, name);
+    return lsetxattr(path, "user.overlay.opaque", "y", 1, 0);
+}
+
+static int rw_exchange(struct rw *w, struct rw_side *a, struct rw_side *b) {
+    if (rw_movable(w, b->n)) return -1;
+    if (rw_hide_below(b, a->n, w, a->at, a->name) || rw_hide_below(a, b->n, w, b->at, b->name) ||
+        syscall(SYS_renameat2, a->at, a->name, b->at, b->name, 2u /* EXCHANGE */))
+        return -1;
+    rw_list_set(w, &a->d->list, a->name, strlen(a->name), b->n->id, (u8)IFTODT(b->n->type), false);
+    rw_list_set(w, &b->d->list, b->name, strlen(b->name), a->n->id, (u8)IFTODT(a->n->type), false);
+    rw_move(a->n, b->d, b->name);
+    rw_move(b->n, a->d, a->name);
+    return 0;
+}
+
+/* The rename itself, once both directories are in the upper. */
+static int rw_rename_now(struct rw *w, struct rw_side *a, struct rw_side *b) {
+    bool dir = a->n->type == S_IFDIR;
+    struct rw_entry *e = rw_list_find(&b->d->list, b->name, strlen(b->name));
+    bool white = e && e->whiteout, left = false; /* a whiteout is left at the old name */
+    if (b->n && dir && rw_make_way(w, b->n, b->at, b->name)) return -1;
+    if (rw_hide_below(b, a->n, w, a->at, a->name)) return -1;
+    struct rw_node *dst = b->n;
+    bool here = dst && dst->parent == b->d && !strcmp(dst->name, b->name);
+    if (here) rw_detach(w, dst);
+    int rc;
+    if (dir && white) { /* the two change places */
+        rc = (int)syscall(SYS_renameat2, a->at, a->name, b->at, b->name, 2u);
+        left = !rc;
+    } else if (a->below) {
+        rc = (int)syscall(SYS_renameat2, a->at, a->name, b->at, b->name, 4u /* WHITEOUT */);
+        left = !rc;
+        if (rc && (errno == EINVAL || errno == EPERM))
+            rc = renameat(a->at, a->name, b->at, b->name);
+    } else rc = renameat(a->at, a->name, b->at, b->name);
+    if (rc) {
+        int no = errno;
+        if (here) rw_move(dst, b->d, b->name), fd_closep(&dst->orphan), dst->gone = false;
+        return errno = no, -1;
+    }
+    if (a->below && !left) rw_whiteout(w, a->at, a->name);
+    else if (!a->below && left) unlinkat(a->at, a->name, 0);
+    if (a->below) rw_list_set(w, &a->d->list, a->name, strlen(a->name), 0, DT_CHR, true);
+    else rw_list_remove(&a->d->list, a->name, strlen(a->name));
+    rw_list_set(w, &b->d->list, b->name, strlen(b->name), a->n->id, (u8)IFTODT(a->n->type), false);
+    rw_move(a->n, b->d, b->name);
+    if (dst) rw_free(w, dst);
+    return 0;
+}
+
+static int rw_rename(struct rw *w, struct rw_node *from, const char *old, struct rw_node *to,
+                     const char *new, u32 flags) {
+    struct rw_side a = { .d = from, .name = old }, b = { .d = to, .name = new };
+    bool exchange = flags & 2;
+    if (flags & ~3u) return errno = EINVAL, -1;
+    if (rw_side(w, &a, true) || rw_side(w, &b, exchange)) return -1;
+    if (b.n && (flags & 1)) return errno = EEXIST, -1;
+    if (a.n == b.n) return 0;
+    bool adir = a.n->type == S_IFDIR, bdir = b.n && b.n->type == S_IFDIR;
+    if (b.n && !exchange && adir != bdir) return errno = adir ? ENOTDIR : EISDIR, -1;
+    if (bdir && !exchange) {
+        int empty = rw_dir_empty(w, b.n);
+        if (empty != 1) return empty < 0 ? -1 : (errno = ENOTEMPTY, -1);
+    }
+    if (b.n && !bdir && !b.n->upper && !exchange && w->u->x.inodes[b.n->lower].nlink > 1 &&
+        rw_up(w, b.n, UINT64_MAX))
+        return -1;
+    if (rw_movable(w, a.n) || rw_up_dir(w, to)) return -1;
+    if ((a.at = rw_dir(w, from)) < 0) return -1;
+    from->pins++; /* the next call must not close it */
+    b.at = rw_dir(w, to);
+    int rc = b.at < 0 ? -1 : exchange ? rw_exchange(w, &a, &b) : rw_rename_now(w, &a, &b);
+    from->pins--;
+    return rc;
+}
+
+static int rw_link(struct rw *w, struct rw_node *n, struct rw_node *d, const char *name) {
+    struct rw_new x;
+    char path[64];
+    if (n->type == S_IFDIR) return errno = EPERM, -1;
+    if (rw_up(w, n, UINT64_MAX) || rw_new_begin(w, d, name, &x)) return -1;
+    int from = -1, rc;
+    d->pins++;
+    if (n->orphan >= 0) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", n->orphan);
+        rc = linkat(AT_FDCWD, path, x.at, x.as, AT_SYMLINK_FOLLOW);
+    } else
+        rc = n->parent && (from = rw_dir(w, n->parent)) >= 0 ? linkat(from, n->name, x.at, x.as, 0)
+                                                             : -1;
+    if (!rc && x.over) {
+        int at = rw_dir(w, d);
+        rc = at < 0 ? -1 : renameat(x.at, x.as, at, name);
+    }
+    d->pins--;
+    if (rc) return -1;
+    rw_list_set(w, &d->list, name, strlen(name), n->id, (u8)IFTODT(n->type), false);
+    if (n->gone) {
+        rw_move(n, d, name);
+        fd_closep(&n->orphan);
+        n->gone = false;
+    }
+    return 0;
+}
+
+/* ---- 12.8 the writable tree: answers ---- */
+static void rw_attr(const struct rw *w, const struct rw_node *n, const struct stat *st,
+                    struct fuse_attr *a) {
+    *a = (struct fuse_attr){
+        .ino = n->lower != NO_INODE ? n->lower + 1ull : st->st_ino + RW_INO_BASE,
+        .size = (u64)st->st_size,
+        .blocks = (u64)st->st_blocks,
+        .blksize = 4096,
+        .atime = (u64)st->st_atim.tv_sec,
+        .mtime = (u64)st->st_mtim.tv_sec,
+        .ctime = (u64)st->st_ctim.tv_sec,
+        .atimensec = (u32)st->st_atim.tv_nsec,
+        .mtimensec = (u32)st->st_mtim.tv_nsec,
+        .ctimensec = (u32)st->st_ctim.tv_nsec,
+        .mode = st->st_mode,
+        .nlink = S_ISDIR(st->st_mode) && n->lower != NO_INODE ? 1 : (u32)st->st_nlink,
+        .rdev = (u32)((minor(st->st_rdev) & 0xff) | major(st->st_rdev) << 8 |
+                      (minor(st->st_rdev) & ~0xffu) << 12),
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+    };
+}
+
+/* The attributes of a node, wherever it is. */
+static int rw_getattr(struct rw *w, struct rw_node *n, struct fuse_attr *a) {
+    struct stat st;
+    if (!n->upper) {
+        ufs_attr(w->u, n->lower, a);
+        if (n->gone) a->nlink = 0;
+        return 0;
+    }
+    if (rw_stat(w, n, &st)) return -1;
+    rw_attr(w, n, &st, a);
+    return 0;
+}
+
+/* An entry for the kernel, which then knows the node. */
+static int rw_entry_out(struct rw *w, struct rw_node *n, struct fuse_entry_out *o) {
+    *o = (struct fuse_entry_out){ .nodeid = n->id,
+                                  .entry_valid = UFS_FOREVER,
+                                  .attr_valid = UFS_FOREVER };
+    if (rw_getattr(w, n, &o->attr)) return -1;
+    n->lookups++;
+    return 0;
+}
+
+static void rw_lookup(struct ufs_thread *t, struct rw_node *d, u64 unique, const char *name) {
+    struct rw *w = t->u->rw;
+    struct fuse_entry_out o = { .entry_valid = UFS_FOREVER };
+    struct rw_node *n;
+    u32 lower;
+    int rc = rw_resolve(w, d, name, &n, &lower);
+    if (!rc && n) rc = rw_entry_out(w, n, &o);
+    else if (!rc) ufs_entry(t->u, lower, &o);
+    ufs_reply(t, unique, rc && errno != ENOENT ? -errno : 0, &o, sizeof o);
+}
+
+/* One name of a listing into the buffer; false: full. */
+static bool rw_dirent(struct ufs_thread *t, size_t *used, u32 max, bool plus, const char *name,
+                      size_t len, u64 off, u8 type, struct rw_node *n, u32 lower) {
+    size_t head = plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET;
+    size_t size = (head + len + 7) & ~(size_t)7;
+    struct rw *w = t->u->rw;
+    struct fuse_entry_out o = { 0 };
+    if (*used + size > max) return false;
+    u8 *p = t->out + *used;
+    bool dots = *name == '.' && (len == 1 || (len == 2 && name[1] == '.'));
+    memset(p, 0, size);
+    u64 ino = lower != NO_INODE ? lower + 1ull
+              : !n              ? 1
+              : n->lower != NO_INODE ? n->lower + 1ull
+                                     : n->ino + RW_INO_BASE;
+    if (plus && !dots) {
+        if (n && rw_entry_out(w, n, &o)) return true; /* gone from the disk: left out */
+        if (!n) ufs_entry(t->u, lower, &o);
+        memcpy(p, &o, sizeof o);
+    }
+    struct fuse_dirent de = { .ino = ino, .off = off, .namelen = (u32)len, .type = type };
+    memcpy(p + head - FUSE_NAME_OFFSET, &de, FUSE_NAME_OFFSET);
+    memcpy(p + head, name, len);
+    *used += size;
+    return true;
+}
+
+/* A merged listing: "." and "..", the lower's names in its order, what only the upper has in the
+ * order of its making. A name that is copied up while it is read keeps its place. */
+static int rw_readdir(struct ufs_thread *t, struct rw_node *d, const struct fuse_read_in *r,
+                      bool plus, size_t *used) {
+    struct rw *w = t->u->rw;
+    const struct idx *x = &w->u->x;
+    u32 n = 0, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
+    u64 off = r->offset;
+    if (rw_load(w, d)) return -1;
+    const struct idx_dirent *l =
+        d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
+    for (; off < n + 2ull; off++) {
+        struct rw_node *c = off == 0 ? d : d->parent ? d->parent : d;
+        if (off < 2) {
+            if (!rw_dirent(t, used, max, plus, "..", off + 1, off + 1, DT_DIR, c, NO_INODE))
+                return 0;
+            continue;
+        }
+        const char *name = idx_name(x, l[off - 2].name, l[off - 2].name_len);
+        u32 len = l[off - 2].name_len, lower = l[off - 2].inode;
+        u8 type = l[off - 2].type;
+        if (!name || lower >= x->head->inodes || len > NAME_LIMIT) continue;
+        struct rw_entry *e = rw_list_find(&d->list, name, len);
+        if (e && e->whiteout) continue;
+        c = e ? rw_adopt(w, d, e) : rw_find(w, lower + 1ull);
+        if (e && !c) continue;
+        if (!rw_dirent(t, used, max, plus, name, len, off + 1, e ? e->type : type, c,
+                       c ? NO_INODE : lower))
+            return 0;
+    }
+    u32 lo = 0, hi = d->list.n;
+    u64 seq = off > RW_SEQ_BASE ? off - RW_SEQ_BASE : 0; /* the last one that was given */
+    while (lo < hi) {
+        u32 mid = lo + (hi - lo) / 2;
+        if (d->list.e[mid].seq <= seq) lo = mid + 1;
+        else hi = mid;
+    }
+    for (; lo < d->list.n; lo++) {
+        struct rw_entry *e = &d->list.e[lo];
+        if (!e->name || e->whiteout || rw_lower(w, d, e->name, e->len)) continue;
+        struct rw_node *c = rw_adopt(w, d, e);
+        if (c && !rw_dirent(t, used, max, plus, e->name, e->len, RW_SEQ_BASE + e->seq, e->type, c,
+                            NO_INODE))
+            return 0;
+    }
+    return 0;
+}
+
+static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
+
+static ssize_t rw_listxattr(struct rw *w, struct rw_node *n, char *out, size_t size) {
+    char path[64 + NAME_LIMIT];
+    AUTO_FREE char *all = mem_new(XATTR_MAX_VALUE);
+    if (rw_path(w, n, path, sizeof path)) return -1;
+    ssize_t k = n->orphan >= 0 || n == w->root ? listxattr(path, all, XATTR_MAX_VALUE)
+                                               : llistxattr(path, all, XATTR_MAX_VALUE);
+    size_t used = 0;
+    for (ssize_t i = 0; i < k;) {
+        size_t len = strlen(all + i) + 1;
+        if (!rw_xattr_hidden(all + i)) {
+            if (size && used + len > size) return errno = ERANGE, -1;
+            if (size) memcpy(out + used, all + i, len);
+            used += len;
+        }
+        i += (ssize_t)len;
+    }
+    return k < 0 ? -1 : (ssize_t)used;
+}
+
+static int rw_setxattr(struct rw *w, struct rw_node *n, const char *name, const void *value,
+                       size_t size, int flags, bool remove) {
+    char path[64 + NAME_LIMIT];
+    if (rw_xattr_hidden(name)) return errno = EPERM, -1;
+    if (rw_up(w, n, UINT64_MAX) || rw_path(w, n, path, sizeof path)) return -1;
+    bool follow = n->orphan >= 0 || n == w->root;
+    if (remove) return follow ? removexattr(path, name) : lremovexattr(path, name);
+    return follow ? setxattr(path, name, value, size, flags)
+                  : lsetxattr(path, name, value, size, flags);
+}
+
+static int rw_times(const struct fuse_setattr_in *s, int at, const char *name, int flags) {
+    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } };
+    if (!(s->valid & (FATTR_ATIME | FATTR_MTIME))) return 0;
+    if (s->valid & FATTR_ATIME)
+        ts[0] = (struct timespec){ (time_t)s->atime, s->valid & FATTR_ATIME_NOW ? UTIME_NOW
+                                                                              : (long)s->atimensec };
+    if (s->valid & FATTR_MTIME)
+        ts[1] = (struct timespec){ (time_t)s->mtime, s->valid & FATTR_MTIME_NOW ? UTIME_NOW
+                                                                              : (long)s->mtimensec };
+    return utimensat(at, name, ts, flags);
+}
+
+static int rw_setattr(struct rw *w, struct rw_node *n, const struct fuse_setattr_in *s) {
+    char path[64 + NAME_LIMIT];
+    struct stat st;
+    if (rw_up(w, n, s->valid & FATTR_SIZE ? s->size : UINT64_MAX) ||
+        rw_path(w, n, path, sizeof path))
+        return -1;
+    bool follow = n->orphan >= 0 || n == w->root;
+    int nofollow = follow ? 0 : AT_SYMLINK_NOFOLLOW;
+    if ((s->valid & (FATTR_UID | FATTR_GID)) &&
+        fchownat(AT_FDCWD, path, s->valid & FATTR_UID ? s->uid : (uid_t)-1,
+                 s->valid & FATTR_GID ? s->gid : (gid_t)-1, nofollow))
+        return -1;
+    if ((s->valid & FATTR_MODE) && chmod(path, s->mode & 07777)) return -1;
+    if (s->valid & FATTR_SIZE) {
+        int fd = rw_file(w, n);
+        if (fd < 0) return -1;
+        int rc = ftruncate(fd, (off_t)s->size);
+        n->pins--;
+        if (rc) return -1;
+    }
+    if ((s->valid & FATTR_KILL_SUIDGID) && !(s->valid & FATTR_MODE) && !rw_stat(w, n, &st) &&
+        (st.st_mode & 06000) && S_ISREG(st.st_mode)) {
+        mode_t m = st.st_mode & 07777 & ~(mode_t)S_ISUID;
+        if (m & S_IXGRP) m &= ~(mode_t)S_ISGID;
+        chmod(path, m);
+    }
+    return rw_times(s, AT_FDCWD, path, nofollow);
+}
+
+static int rw_tmpfile(struct rw *w, const struct fuse_in_header *h, const struct fuse_create_in *c,
+                      struct rw_node **ret) {
+    struct rw_node *d = rw_node(w, h->nodeid);
+    struct stat st;
+    if (!d) return errno = ESTALE, -1;
+    int at = rw_up_dir(w, d) ? -1 : rw_dir(w, d);
+    if (at < 0) return -1;
+    umask(c->umask & 0777);
+    AUTO_FD fd = openat(at, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, c->mode & 07777);
+    int no = errno;
+    umask(0);
+    if (fd < 0) return errno = no, -1;
+    if (fchown(fd, h->uid, h->gid) || fstat(fd, &st)) return -1;
+    *ret = rw_node_new(w, 0, NO_INODE, S_IFREG, NULL, NULL);
+    (*ret)->orphan = fd_steal(&fd);
+    (*ret)->gone = true;
+    rw_mark_upper(w, *ret, st.st_ino);
+    return 0;
+}
+
+/* ---- 12.9 the writable tree: contents, without the lock ---- */
+
+/* A node's file in the upper, pinned, with `up` copied there first; -1 with errno; -2: the contents
+ * are the index's. */
+static int rw_contents(struct rw *w, u64 id, bool up, struct rw_node **ret) {
+    pthread_mutex_lock(&w->lock);
+    struct rw_node *n = *ret = rw_node(w, id);
+    int fd = -1;
+    if (!n) errno = ESTALE;
+    else if (!up && !n->upper) fd = -2;
+    else if (!rw_up(w, n, UINT64_MAX)) fd = rw_file(w, n);
+    int no = errno;
+    pthread_mutex_unlock(&w->lock);
+    return errno = no, fd;
+}
+
+static void rw_read(struct ufs_thread *t, const struct fuse_in_header *h,
+                    const struct fuse_read_in *r) {
+    struct rw *w = t->u->rw;
+    struct rw_node *n;
+    size_t size = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
+    int fd = rw_contents(w, h->nodeid, false, &n);
+    if (fd == -1) return ufs_reply(t, h->unique, -errno, NULL, 0);
+    ssize_t k;
+    if (fd == -2) {
+        k = packs_read(&t->u->packs, &t->u->x.inodes[n->lower], t->out, size, r->offset);
+        if (k < 0) errno = EIO;
+    } else {
+        k = pread(fd, t->out, size, (off_t)r->offset);
+        rw_unpin(w, n);
+    }
+    ufs_reply(t, h->unique, k < 0 ? -errno : 0, t->out, k < 0 ? 0 : (size_t)k);
+}
+
+static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
+                     const struct fuse_write_in *in) {
+    struct rw *w = t->u->rw;
+    struct rw_node *n;
+    struct fuse_write_out o = { 0 };
+    struct stat st;
+    int fd = rw_contents(w, h->nodeid, true, &n);
+    if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
+    ssize_t k = pwrite(fd, in + 1, in->size, (off_t)in->offset);
+    int no = errno;
+    if (k >= 0 && (in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
+        (st.st_mode & 06000))
+        fchmod(fd, st.st_mode & 07777 & ~(mode_t)(S_ISUID | (st.st_mode & S_IXGRP ? S_ISGID : 0)));
+    rw_unpin(w, n);
+    o.size = k < 0 ? 0 : (u32)k;
+    ufs_reply(t, h->unique, k < 0 ? -no : 0, &o, sizeof o);
+}
+
+/* fsync, fallocate, lseek and copy_file_range: each a call on descriptors of the upper. */
+static int rw_fsync(struct rw *w, const struct fuse_in_header *h, const struct fuse_fsync_in *s) {
+    struct rw_node *n;
+    if (w->is_volatile || !rw_touched(w, h->nodeid)) return 0;
+    int fd = rw_contents(w, h->nodeid, false, &n);
+    if (fd < 0) return fd == -2 ? 0 : -errno;
+    int rc = (s->fsync_flags & 1 ? fdatasync(fd) : fsync(fd)) ? -errno : 0;
+    rw_unpin(w, n);
+    return rc;
+}
+
+static int rw_fsyncdir(struct rw *w, u64 id) {
+    pthread_mutex_lock(&w->lock);
+    struct rw_node *n = rw_node(w, id);
+    int at = n && n->upper ? rw_dir(w, n) : -1;
+    AUTO_FD fd = at < 0 ? -1 : openat(at, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    pthread_mutex_unlock(&w->lock);
+    return fd >= 0 && !w->is_volatile && fsync(fd) ? -errno : 0;
+}
+
+static int rw_fallocate(struct rw *w, u64 id, const struct fuse_fallocate_in *f) {
+    struct rw_node *n;
+    int fd = rw_contents(w, id, true, &n);
+    if (fd < 0) return -errno;
+    int rc = fallocate(fd, (int)f->mode, (off_t)f->offset, (off_t)f->length) ? -errno : 0;
+    rw_unpin(w, n);
+    return rc;
+}
+
+/* SEEK_DATA and SEEK_HOLE in the chunks of a lower file; -1 with errno. */
+static i64 rw_seek_lower(const struct ufs *u, const struct idx_inode *i, u64 off, bool hole) {
+    u32 n;
+    const struct idx_chunk *c = idx_chunks(&u->x, i, &n);
+    if (off >= i->size) return errno = ENXIO, -1;
+    for (u64 k = off >> i->chunk_shift; c && k < n; k++) {
+        u64 at = k << i->chunk_shift;
+        if (hole == !c[k].stored) return (i64)(at > off ? at : off);
+    }
+    return hole ? (i64)i->size : (errno = ENXIO, -1);
+}
+
+static void rw_lseek(struct ufs_thread *t, const struct fuse_in_header *h,
+                     const struct fuse_lseek_in *s) {
+    struct rw *w = t->u->rw;
+    struct rw_node *n;
+    struct fuse_lseek_out o = { 0 };
+    int fd = rw_contents(w, h->nodeid, false, &n);
+    if (fd == -1) return ufs_reply(t, h->unique, -errno, NULL, 0);
+    i64 at = fd == -2 ? rw_seek_lower(t->u, &t->u->x.inodes[n->lower], s->offset,
+                                      s->whence == SEEK_HOLE)
+                      : lseek(fd, (off_t)s->offset, (int)s->whence);
+    int no = errno;
+    if (fd >= 0) rw_unpin(w, n);
+    o.offset = (u64)at;
+    ufs_reply(t, h->unique, at < 0 ? -no : 0, &o, sizeof o);
+}
+
+static void rw_copy_range(struct ufs_thread *t, const struct fuse_in_header *h,
+                          const struct fuse_copy_file_range_in *c) {
+    struct rw *w = t->u->rw;
+    struct rw_node *from, *to = NULL;
+    struct fuse_write_out o = { 0 };
+    int in = rw_contents(w, h->nodeid, true, &from), out = -1;
+    if (in >= 0) out = rw_contents(w, c->nodeid_out, true, &to);
+    ssize_t k = -1;
+    loff_t a = (loff_t)c->off_in, b = (loff_t)c->off_out;
+    u64 len = c->len < 1 << 30 ? c->len : 1 << 30;
+    if (out >= 0) k = copy_file_range(in, &a, out, &b, (size_t)len, 0);
+    int no = errno;
+    if (out >= 0) rw_unpin(w, to);
+    if (in >= 0) rw_unpin(w, from);
+    o.size = k < 0 ? 0 : (u32)k;
+    ufs_reply(t, h->unique, k < 0 ? -no : 0, &o, sizeof o);
+}
+
+static void rw_forget(struct rw *w, u64 id, u64 count) {
+    if (id <= w->u->x.head->inodes) return;
+    pthread_mutex_lock(&w->lock);
+    struct rw_node *n = rw_find(w, id);
+    if (n) {
+        n->lookups = n->lookups > count ? n->lookups - count : 0;
+        rw_free(w, n);
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void rw_forget_all(struct rw *w, const struct fuse_batch_forget_in *b, size_t n) {
+    const struct fuse_forget_one *f = (const void *)(b + 1);
+    for (u32 i = 0; i < b->count && (i + 1) * sizeof *f + sizeof *b <= n; i++)
+        rw_forget(w, f[i].nodeid, f[i].nlookup);
+}
+
+/* Answers an errno or an entry, and leaves the lock. */
+static void rw_answer(struct ufs_thread *t, u64 unique, int rc) {
+    int no = errno;
+    pthread_mutex_unlock(&t->u->rw->lock);
+    ufs_reply(t, unique, rc ? -no : 0, NULL, 0);
+}
+
+static void rw_answer_entry(struct ufs_thread *t, u64 unique, struct rw_node *n, bool open) {
+    struct {
+        struct fuse_entry_out entry;
+        struct fuse_open_out open;
+    } o = { 0 };
+    int rc = n ? rw_entry_out(t->u->rw, n, &o.entry) : -1, no = errno;
+    pthread_mutex_unlock(&t->u->rw->lock);
+    o.open.open_flags = FOPEN_KEEP_CACHE;
+    ufs_reply(t, unique, rc ? -no : 0, &o, open ? sizeof o : sizeof o.entry);
+}
+
+/* The requests that change names, each under the lock; false: not one of them. */
+static bool rw_serve_names(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
+    struct rw *w = t->u->rw;
+    const struct fuse_mknod_in *mk = arg;
+    const struct fuse_mkdir_in *md = arg;
+    const struct fuse_create_in *cr = arg;
+    const struct fuse_rename_in *mv = arg;
+    const struct fuse_rename2_in *mv2 = arg;
+    const struct fuse_link_in *ln = arg;
+    const char *text = arg;
+    struct rw_node *n = NULL, *d;
+    pthread_mutex_lock(&w->lock);
+    switch (h->opcode) {
+    case FUSE_MKNOD:
+        n = rw_make(w, h, (const char *)(mk + 1), mk->mode, mk->rdev, mk->umask, NULL);
+        return rw_answer_entry(t, h->unique, n, false), true;
+    case FUSE_MKDIR:
+        n = rw_make(w, h, (const char *)(md + 1), S_IFDIR | md->mode, 0, md->umask, NULL);
+        return rw_answer_entry(t, h->unique, n, false), true;
+    case FUSE_SYMLINK:
+        n = rw_make(w, h, text, S_IFLNK | 0777, 0, 0, text + strlen(text) + 1);
+        return rw_answer_entry(t, h->unique, n, false), true;
+    case FUSE_TMPFILE:
+        if (rw_tmpfile(w, h, cr, &n)) n = NULL;
+        return rw_answer_entry(t, h->unique, n, true), true;
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+        d = rw_node(w, h->nodeid);
+        if (!d) errno = ESTALE;
+        return rw_answer(t, h->unique, d ? rw_remove(w, d, text, h->opcode == FUSE_RMDIR) : -1),
+               true;
+    case FUSE_RENAME:
+    case FUSE_RENAME2: {
+        bool two = h->opcode == FUSE_RENAME2;
+        const char *old = two ? (const char *)(mv2 + 1) : (const char *)(mv + 1);
+        d = rw_node(w, h->nodeid);
+        n = rw_node(w, mv->newdir);
+        if (!d || !n) errno = ESTALE;
+        return rw_answer(t, h->unique,
+                         d && n ? rw_rename(w, d, old, n, old + strlen(old) + 1,
+                                            two ? mv2->flags : 0)
+                                : -1),
+               true;
+    }
+    case FUSE_LINK:
+        n = rw_node(w, ln->oldnodeid);
+        d = rw_node(w, h->nodeid);
+        if (!d || !n) errno = ESTALE, n = NULL;
+        else if (rw_link(w, n, d, (const char *)(ln + 1))) n = NULL;
+        return rw_answer_entry(t, h->unique, n, false), true;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return false;
+}
+
+/* The requests about one node that may be in the upper; false: 12.2 answers from the index. */
+static bool rw_serve_node(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
+    struct rw *w = t->u->rw;
+    const struct fuse_getxattr_in *g = arg;
+    const struct fuse_setxattr_in *s = arg;
+    bool change = h->opcode == FUSE_SETATTR || h->opcode == FUSE_SETXATTR ||
+                  h->opcode == FUSE_REMOVEXATTR;
+    if (!change && !rw_touched(w, h->nodeid)) return false;
+    pthread_mutex_lock(&w->lock);
+    struct rw_node *n = rw_node(w, h->nodeid);
+    if (!n || (!change && !n->upper && !n->gone)) {
+        pthread_mutex_unlock(&w->lock);
+        if (!n) ufs_reply(t, h->unique, -ESTALE, NULL, 0);
+        return !n;
+    }
+    size_t used = 0;
+    ssize_t k = 0;
+    int rc = 0;
+    size_t max = g->size < UFS_READ_MAX ? g->size : UFS_READ_MAX;
+    switch (h->opcode) {
+    case FUSE_LOOKUP: rw_lookup(t, n, h->unique, arg); break;
+    case FUSE_GETATTR:
+    case FUSE_SETATTR: {
+        struct fuse_attr_out o = { .attr_valid = UFS_FOREVER };
+        rc = h->opcode == FUSE_SETATTR ? rw_setattr(w, n, arg) : 0;
+        if (!rc) rc = rw_getattr(w, n, &o.attr);
+        ufs_reply(t, h->unique, rc ? -errno : 0, &o, sizeof o);
+        break;
+    }
+    case FUSE_READLINK: {
+        char link[PATH_MAX];
+        k = n->upper && n->orphan >= 0 ? readlinkat(n->orphan, "", link, sizeof link)
+            : n->upper && n->parent    ? readlinkat(rw_dir(w, n->parent), n->name, link, sizeof link)
+                                       : (errno = ESTALE, -1);
+        ufs_reply(t, h->unique, k < 0 ? -errno : 0, link, k < 0 ? 0 : (size_t)k);
+        break;
+    }
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+        if (!n->gone) rc = rw_readdir(t, n, arg, h->opcode == FUSE_READDIRPLUS, &used);
+        ufs_reply(t, h->unique, rc ? -errno : 0, t->out, used);
+        break;
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+        if (h->opcode == FUSE_LISTXATTR) k = rw_listxattr(w, n, (char *)t->out, max);
+        else if (rw_xattr_hidden((const char *)(g + 1))) k = -1, errno = ENODATA;
+        else k = rw_getxattr(w, n, (const char *)(g + 1), t->out, max);
+        if (k >= 0 && !g->size) {
+            struct fuse_getxattr_out o = { .size = (u32)k };
+            ufs_reply(t, h->unique, 0, &o, sizeof o);
+        } else ufs_reply(t, h->unique, k < 0 ? -errno : 0, t->out, k < 0 ? 0 : (size_t)k);
+        break;
+    case FUSE_SETXATTR: {
+        /* without FUSE_SETXATTR_EXT the head is 8 bytes */
+        const char *name = (const char *)arg + FUSE_COMPAT_SETXATTR_IN_SIZE;
+        rc = rw_setxattr(w, n, name, name + strlen(name) + 1, s->size, (int)s->flags, false);
+        ufs_reply(t, h->unique, rc ? -errno : 0, NULL, 0);
+        break;
+    }
+    case FUSE_REMOVEXATTR:
+        rc = rw_setxattr(w, n, arg, NULL, 0, 0, true);
+        ufs_reply(t, h->unique, rc ? -errno : 0, NULL, 0);
+        break;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return true;
+}
+
+/* One request to a writable tree; false: it is about what was never written. Flat. */
+static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
+    struct rw *w = t->u->rw;
+    const struct fuse_forget_in *f = arg;
+    switch (h->opcode) {
+    case FUSE_FORGET: return rw_forget(w, h->nodeid, f->nlookup), true;
+    case FUSE_BATCH_FORGET: return rw_forget_all(w, arg, h->len - sizeof *h), true;
+    case FUSE_STATFS: {
+        struct statvfs v;
+        struct fuse_statfs_out o = { 0 };
+        int rc = fstatvfs(w->upper, &v);
+        if (!rc)
+            o.st = (struct fuse_kstatfs){ .blocks = v.f_blocks,
+                                          .bfree = v.f_bfree,
+                                          .bavail = v.f_bavail,
+                                          .files = v.f_files,
+                                          .ffree = v.f_ffree,
+                                          .bsize = (u32)v.f_bsize,
+                                          .frsize = (u32)v.f_frsize,
+                                          .namelen = NAME_LIMIT };
+        return ufs_reply(t, h->unique, rc ? -errno : 0, &o, sizeof o), true;
+    }
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_SYMLINK:
+    case FUSE_TMPFILE:
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+    case FUSE_RENAME:
+    case FUSE_RENAME2:
+    case FUSE_LINK: return rw_serve_names(t, h, arg);
+    case FUSE_LOOKUP:
+    case FUSE_GETATTR:
+    case FUSE_SETATTR:
+    case FUSE_READLINK:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+    case FUSE_SETXATTR:
+    case FUSE_REMOVEXATTR: return rw_serve_node(t, h, arg);
+    case FUSE_READ: return rw_touched(w, h->nodeid) && (rw_read(t, h, arg), true);
+    case FUSE_WRITE: return rw_write(t, h, arg), true;
+    case FUSE_FSYNC: return ufs_reply(t, h->unique, rw_fsync(w, h, arg), NULL, 0), true;
+    case FUSE_FSYNCDIR:
+        return ufs_reply(t, h->unique, rw_fsyncdir(w, h->nodeid), NULL, 0), true;
+    case FUSE_FALLOCATE:
+        return ufs_reply(t, h->unique, rw_fallocate(w, h->nodeid, arg), NULL, 0), true;
+    case FUSE_LSEEK: return rw_lseek(t, h, arg), true;
+    case FUSE_COPY_FILE_RANGE: return rw_copy_range(t, h, arg), true;
+    case FUSE_RELEASE: return ufs_reply(t, h->unique, 0, NULL, 0), true;
+    /* ENOSYS ends it for the connection: MKNOD does the same, and nothing is to be released then */
+    case FUSE_CREATE: return ufs_reply(t, h->unique, -ENOSYS, NULL, 0), true;
+    }
+    return h->nodeid > w->u->x.head->inodes && h->opcode != FUSE_INIT && h->opcode != FUSE_DESTROY &&
+           h->opcode != FUSE_INTERRUPT &&
+           (ufs_reply(t, h->unique, h->opcode == FUSE_IOCTL ? -ENOTTY : -ENOSYS, NULL, 0), true);
+}
+
+/* Opens the writable tree: upper and work are directories of the container; consumed. */
+static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct err *e) {
+    struct rw *w = mem_new(sizeof *w);
+    struct stat st;
+    *w = (struct rw){ .u = u, .upper = upper, .work = -1, .is_volatile = is_volatile, .mask = 255 };
+    tree_remove(work, "skiff"); /* what a killed server left */
+    if (mkdirat(work, "skiff", 0700) || (w->work = dir_open(work, "skiff", e)) < 0 ||
+        fstat(upper, &st))
+        return err_set(e, errno, "make the work directory of the file server");
+    close(work);
+    w->by_id = mem_new((w->mask + 1ul) * sizeof *w->by_id);
+    w->by_ino = mem_new((w->mask + 1ul) * sizeof *w->by_ino);
+    w->touched = mem_new(u->x.head->inodes / 8 + 1);
+    w->next_id = (1ull << 32) + u->x.head->inodes;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->copied, NULL);
+    w->root = rw_node_new(w, FUSE_ROOT_ID, 0, S_IFDIR, NULL, NULL);
+    w->root->fd = upper;
+    rw_mark_upper(w, w->root, st.st_ino);
+    rw_touch(w, w->root);
+    u->rw = w;
+    return 0;
+}
+
+/* ---- 12.10 serving ---- */
 /* One request. Flat: a case is an opcode. */
 static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
     struct ufs *u = t->u;
     const struct idx_inode *i = h->nodeid ? idx_inode(&u->x, h->nodeid - 1) : NULL;
+    if (u->rw && rw_serve_one(t, h, arg)) return;
     switch (h->opcode) {
     case FUSE_INIT: return ufs_init(t, h->unique, arg);
     case FUSE_FORGET:
@@ -4606,10 +6189,12 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
 
 static void *ufs_loop(void *arg) {
     struct ufs_thread *t = arg;
-    u8 *in = mem_new(UFS_BUFFER);
+    size_t size = UFS_BUFFER + (t->u->rw ? UFS_WRITE_MAX : 0);
+    u8 *in = mem_new(size);
     t->out = mem_new(UFS_READ_MAX);
+    if (t->u->rw) unshare(CLONE_FS), umask(0); /* a umask of its own for each thread */
     for (;;) {
-        ssize_t n = read(t->fd, in, UFS_BUFFER);
+        ssize_t n = read(t->fd, in, size);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
         if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0); /* ENODEV: unmounted */
         ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
@@ -4626,7 +6211,7 @@ __attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, u
         pthread_t th;
         pthread_attr_t a;
         pthread_attr_init(&a);
-        pthread_attr_setstacksize(&a, 64 << 10);
+        pthread_attr_setstacksize(&a, u->rw ? 1 << 20 : 64 << 10);
         if (!i) ufs_loop(&threads[i]);
         else if (pthread_create(&th, &a, ufs_loop, &threads[i])) close(fds[i]);
     }
@@ -4635,7 +6220,7 @@ __attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, u
 
 /* Opens and mounts the device in the caller's user namespace at `at` (relative paths are fine).
  * Returns how many descriptors ret_fds got (the device and its clones), -1 on failure. */
-static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
+static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e) {
     int n = 0;
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
@@ -4643,7 +6228,8 @@ static int ufs_mount(const char *at, int *ret_fds, struct err *e) {
     AUTO_FREE char *opts = str_fmt("fd=%d,rootmode=40755,user_id=%u,group_id=%u,allow_other,"
                                    "default_permissions,max_read=%d",
                                    fd, getuid(), getgid(), UFS_READ_MAX);
-    if (mount("skiff", at, "fuse.skiff", MS_RDONLY | MS_NODEV | MS_NOATIME, opts)) {
+    if (mount("skiff", at, "fuse.skiff", (writable ? 0 : MS_RDONLY) | MS_NODEV | MS_NOATIME,
+              opts)) {
         err_set(e, errno, "mount skiff's file system at %s", at);
         close(fd);
         return -1;
@@ -5988,7 +7574,7 @@ struct plan {
     bool seccomp_default, fake_root;
     const json_t *seccomp; /* borrowed; NULL: none or default */
     bool init;             /* skiff stays as pid 1 and reaps */
-    const char *driver;    /* "overlay-fuse", "overlay", "copy", "dir" */
+    const char *driver;    /* "overlay-fuse", "fuse", "overlay", "copy", "dir" */
 };
 
 static void plan_done(struct plan *p) {
@@ -6531,7 +8117,7 @@ struct launch {
     struct cgroup cgroup; /* owned */
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent, volatile_upper;
-    bool stubs;   /* the mount points that every container has lie below the image (layers/init) */
+    bool stubs;   /* the mount points that every container has lie below the image (cache/init) */
     int start_fd; /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
     /* owned: bind sources of plan->mounts, opened before the user namespace; NULL: opened there */
     int *sources;
@@ -6611,6 +8197,19 @@ static int launch_enter(const struct launch *l, struct err *e) {
     return 0;
 }
 
+/* Mounts the file system that the parent will serve. Whoever writes for the container needs its
+ * user namespace, which comes last. */
+static int launch_ufs(const char *at, bool writable, int sync, struct err *e) {
+    int fds[UFS_MAX_THREADS + 1], n = ufs_mount(at, writable, fds, e), rc = 0;
+    if (n < 0) return -1;
+    if (writable && (fds[n] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC)) < 0)
+        rc = err_set(e, errno, "open the user namespace");
+    else if (writable) n++;
+    if (!rc) rc = launch_say(sync, MSG_FUSE, fds, (unsigned)n, e);
+    while (n > 0) close(fds[--n]);
+    return rc;
+}
+
 /* Mounts the container's tree and returns a descriptor of its root. cwd becomes l->dir. */
 static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     const struct plan *p = l->plan;
@@ -6634,18 +8233,18 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
             size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
             for (size_t i = n; i-- > 0;) buf_addf(&data, "l/%zu%s", i, i ? ":" : "");
         } else {
-            int fds[UFS_MAX_THREADS], n = ufs_mount(at, fds, e);
-            if (n < 0 || launch_say(sync, MSG_FUSE, fds, (unsigned)n, e)) return -1;
-            while (n > 0) close(fds[--n]);
+            if (launch_ufs(at, false, sync, e)) return -1;
             buf_adds(&data, at);
         }
-        if (l->stubs && !access("../../layers/init", F_OK)) buf_adds(&data, ":../../layers/init");
+        if (l->stubs && !access("../../cache/init", F_OK)) buf_adds(&data, ":../../cache/init");
         buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
         size_t plain = data.n;
         if (l->volatile_upper) buf_adds(&data, ",volatile");
         if (mount("skiff", at, "overlay", 0, data.p) &&
             (data.p[plain] = 0, mount("skiff", at, "overlay", 0, data.p)))
             return err_set(e, errno, "mount overlay (%s)", data.p);
+    } else if (!strcmp(p->driver, "fuse")) {
+        if (launch_ufs(at, true, sync, e)) return -1;
     } else {
         at = p->root ? p->root : "rootfs";
         AUTO_FD tree = sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | AT_RECURSIVE);
@@ -7425,23 +9024,40 @@ static void fd_close_except(const int *keep, unsigned n) {
     sys_close_range((unsigned)last + 1, ~0u, 0);
 }
 
-/* Forks the file server. */
+/* What the file server of a writable tree needs: the directories, the container's ids. */
+static int launch_server_writes(struct launch *l, int ns, const int dirs[2], struct err *e) {
+    prctl(PR_SET_DUMPABLE, 0); /* nobody in that user namespace may trace us */
+    if (l->plan->ids.uids && setns(ns, CLONE_NEWUSER))
+        return err_set(e, errno, "enter the container's user namespace");
+    close(ns);
+    return rw_open(&l->u, dirs[0], dirs[1], l->volatile_upper, e);
+}
+
+/* Forks the file server. fds: the device, its clones, and for a writable tree the user namespace. */
 static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) {
+    bool writes = !strcmp(l->plan->driver, "fuse");
+    int dirs[2] = { -1, -1 };
+    if (writes && ((dirs[0] = dir_open(l->dir, "upper", e)) < 0 ||
+                   (dirs[1] = dir_open(l->dir, "work", e)) < 0))
+        return fd_closep(&dirs[0]), -1;
     l->server = fork();
-    if (l->server < 0) return err_set(e, errno, "fork the file server");
     if (!l->server) {
         setsid();
-        int keep[17];
+        int keep[20];
+        unsigned k = n;
         memcpy(keep, fds, n * sizeof *fds);
-        keep[n] = l->u.packs.layers;
-        fd_close_except(keep, n + 1);
+        keep[k++] = l->u.packs.layers;
+        if (writes) keep[k++] = dirs[0], keep[k++] = dirs[1];
+        fd_close_except(keep, k);
         AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
         for (int i = 0; i < 3; i++) dup2(null, i);
         (void)!chdir("/");
         launch_signals_default();
+        if (writes && launch_server_writes(l, fds[--n], dirs, e)) _exit(1);
         ufs_serve(&l->u, fds, n);
     }
-    return 0;
+    fd_closep(&dirs[0]), fd_closep(&dirs[1]);
+    return l->server < 0 ? err_set(e, errno, "fork the file server") : 0;
 }
 
 /* Hears the child until it is ready (wait_start) or executed. */
@@ -7490,7 +9106,7 @@ static int launch_prepare(struct launch *l, struct err *e) {
                                                   "run.oci.seccomp_fail_unknown_syscall") };
         if (filter_get(l->store, &w, &l->filter, e)) return -1;
     }
-    if (strcmp(p->driver, "overlay-fuse")) return 0;
+    if (strcmp(p->driver, "overlay-fuse") && strcmp(p->driver, "fuse")) return 0;
     const char *chain = js_str_or(p->spec, "skiff.rootfs.chain", "");
     AUTO_FREE char *path = str_fmt("merged/%s.idx", chain);
     if (idx_open(l->store, path, false, &l->u.x, e)) return -1;
@@ -11951,19 +13567,23 @@ static bool probe_overlay(const struct store *s, const struct idmap *ids) {
 
 static const char *g_storage_driver; /* --storage-driver; NULL: the ladder */
 
-/* Chooses the rung: overlay-fuse, overlay, copy. */
+/* Chooses the rung: overlay-fuse, fuse, overlay, copy. */
 static const char *choose_driver(const struct store *s, const struct idmap *ids, struct err *e) {
     const char *force = g_storage_driver ? g_storage_driver : getenv("SKIFF_STORAGE_DRIVER");
     bool overlay = probe_overlay(s, ids), fuse = host_fuse();
-    if (str_empty(force)) return overlay && fuse ? "overlay-fuse" : overlay ? "overlay" : "copy";
+    if (str_empty(force))
+        return overlay && fuse ? "overlay-fuse" : fuse ? "fuse" : overlay ? "overlay" : "copy";
     if (!strcmp(force, "overlay-fuse") && overlay && fuse) return "overlay-fuse";
+    if (!strcmp(force, "fuse") && fuse) return "fuse";
     if (!strcmp(force, "overlay") && overlay) return "overlay";
     if (!strcmp(force, "copy") || !strcmp(force, "vfs")) return "copy";
-    if (strcmp(force, "overlay-fuse") && strcmp(force, "overlay"))
-        err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", force);
+    bool wants_fuse = !strcmp(force, "fuse");
+    if (!wants_fuse && strcmp(force, "overlay-fuse") && strcmp(force, "overlay"))
+        err_set(e, 0, "storage driver '%.40s' is not one of overlay-fuse, fuse, overlay, copy",
+                force);
     else
         err_set(e, 0, "storage driver %s does not work here: %s", force,
-                !overlay
+                !overlay && !wants_fuse
                     ? "the kernel refuses overlay in a user namespace over the store's file system"
                     : "/dev/fuse cannot be opened");
     return NULL;
@@ -11983,12 +13603,12 @@ static int make_copy_run(void *arg) {
     return 1;
 }
 
-/* layers/init: the mount points that every container needs, as the lowest layer of all, so that
+/* cache/init: the mount points that every container needs, as the lowest layer of all, so that
  * they need not be made in each container's own. */
 static int make_stubs(const struct store *s, struct err *e) {
     static const char *const DIRS[] = { "dev", "proc", "sys", "etc" },
                             *const FILES[] = { "etc/hosts", "etc/hostname", "etc/resolv.conf" };
-    if (!faccessat(s->dir, "layers/init", F_OK, 0)) return 0;
+    if (!faccessat(s->dir, "cache/init", F_OK, 0)) return 0;
     char id[HEX_LEN + 1];
     id_random(id);
     AUTO_FREE char *tmp = str_fmt("tmp/init-%.16s", id);
@@ -11999,8 +13619,8 @@ static int make_stubs(const struct store *s, struct err *e) {
         if (mkdirat(d, DIRS[i], 0755)) return err_set(e, errno, "make %s/%s", tmp, DIRS[i]);
     for (size_t i = 0; i < ARRAY_LEN(FILES); i++)
         if (file_replace(d, FILES[i], "", 0, 0644, FILE_FRESH, e)) return -1;
-    if (renameat(s->dir, tmp, s->dir, "layers/init") && errno != EEXIST && errno != ENOTEMPTY)
-        return err_set(e, errno, "make layers/init");
+    if (renameat(s->dir, tmp, s->dir, "cache/init") && errno != EEXIST && errno != ENOTEMPTY)
+        return err_set(e, errno, "make cache/init");
     tree_remove(s->dir, tmp); /* another was faster */
     return 0;
 }
@@ -12008,16 +13628,16 @@ static int make_stubs(const struct store *s, struct err *e) {
 /* Makes the directories of the container's tree for its rung. */
 static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
     json_t *r = js_sub(m->sk, "rootfs");
-    bool layers = !strcmp(m->driver, "overlay"),
+    bool layers = !strcmp(m->driver, "overlay"), server = !strcmp(m->driver, "fuse"),
          overlay = layers || !strcmp(m->driver, "overlay-fuse");
     const struct {
         const char *name;
         mode_t mode;
         bool wanted;
     } DIRS[] = {
-        { "rootfs", 0755, !overlay },
-        { "upper", 0755, overlay },
-        { "work", 0700, overlay },
+        { "rootfs", 0755, !overlay && !server },
+        { "upper", 0755, overlay || server },
+        { "work", 0700, overlay || server },
         { "l", 0700, layers },
     };
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
@@ -20272,7 +21892,7 @@ static void main_usage(void) {
     puts("\nGlobal Options:\n"
          "  -D, --debug                  Say more on standard error\n"
          "      --root DIR               The store (default $SKIFF_ROOT or ~/.local/share/skiff)\n"
-         "      --storage-driver NAME    overlay-fuse, overlay or copy instead of the best that "
+         "      --storage-driver NAME    overlay-fuse, fuse, overlay or copy instead of the best that "
          "works\n"
          "  -v, --version                Print version information and quit\n\n"
          "Run 'skiff COMMAND --help' for more information on a command.");
@@ -20292,9 +21912,10 @@ static int main_globals(int argc, char **argv, bool *ret_version, bool *ret_help
         else if (v && (str_prefix(a, "--root=") || !strcmp(a, "--root")))
             setenv("SKIFF_ROOT", v, 1), i += !eq;
         else if (v && (str_prefix(a, "--storage-driver=") || !strcmp(a, "--storage-driver"))) {
-            if (!word_in("overlay-fuse overlay copy vfs", v, strlen(v)) || !*v)
+            if (!word_in("overlay-fuse fuse overlay copy vfs", v, strlen(v)) || !*v)
                 return err_set(
-                    e, 0, "storage driver '%.40s' is not one of overlay-fuse, overlay, copy", v);
+                    e, 0, "storage driver '%.40s' is not one of overlay-fuse, fuse, overlay, copy",
+                    v);
             g_storage_driver = v;
             i += !eq;
         } else if (v &&
