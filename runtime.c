@@ -7519,6 +7519,9 @@ struct plan_mount {
     bool idmap, ridmap;
     struct idmap ids; /* with idmap: uids 0: the container's own */
     const char *text; /* borrowed; a file of these contents, in memory; NULL: not of that kind */
+    size_t text_len;
+    mode_t text_mode;
+    u32 text_uid, text_gid;
 };
 
 struct plan_rlimit {
@@ -7780,6 +7783,10 @@ static int plan_mounts(struct plan *p, struct err *e) {
         if (plan_mount_idmap(m, j, i, &opts, e)) return -1;
         m->optional = js_bool(j, "skiffOptional");
         m->text = js_str(j, "skiffText");
+        m->text_len = json_string_length(js_get(j, "skiffText"));
+        m->text_mode = (mode_t)js_int(j, "skiffMode", 0644) & 07777;
+        m->text_uid = (u32)js_int(j, "skiffUid", 0);
+        m->text_gid = (u32)js_int(j, "skiffGid", 0);
         if (!m->bind && !*m->type)
             return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
         if (m->bind && !*m->source)
@@ -8658,21 +8665,24 @@ static int launch_become_root(const struct plan *p, struct err *e) {
 }
 
 /* A tmpfs with the files that are in memory, each by the number of its mount; -2: there are none.
- * It lies over the working directory: a tree can only be cloned from a mount that is attached. */
+ * It lies over the store's names/: a tree can only be cloned from a mount that is attached. */
 static int launch_texts(const struct plan *p, struct err *e) {
     AUTO_FD tmp = -1;
     for (size_t i = 0; i < p->nmounts; i++) {
+        const struct plan_mount *m = &p->mounts[i];
         char name[24];
-        if (!p->mounts[i].text) continue;
+        if (!m->text) continue;
         if (tmp < 0) {
-            AUTO_FD on = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+            AUTO_FD on = open("../../names", O_PATH | O_DIRECTORY | O_CLOEXEC);
             tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
             if (tmp < 0 || mnt_attach(tmp, on, e)) return -1;
         }
         snprintf(name, sizeof name, "%zu", i);
-        if (file_replace(tmp, name, p->mounts[i].text, strlen(p->mounts[i].text), 0644, FILE_FRESH,
-                         e))
-            return -1;
+        if (file_replace(tmp, name, m->text, m->text_len, m->text_mode, FILE_FRESH, e)) return -1;
+        if ((m->text_uid || m->text_gid) && /* with one id there is nobody to give it to */
+            fchownat(tmp, name, m->text_uid, m->text_gid, 0) && !idmap_single(&p->ids))
+            return err_set(e, errno, "give the file for %s to %u:%u", m->dest, m->text_uid,
+                           m->text_gid);
     }
     return tmp < 0 ? -2 : fd_steal(&tmp);
 }
@@ -11157,16 +11167,27 @@ static int ctr_remove_files(void *arg) {
     size_t i;
     json_t *v;
     json_array_foreach (js_path(c->config, "skiff.anonymousVolumes"), i, v) {
-        AUTO_FREE char *vol = str_fmt("volumes/%s", json_string_value(v));
+        AUTO_FREE char *vol = str_fmt("tmp/gone-%s", json_string_value(v));
         if (x->volumes && volume_name_ok(json_string_value(v)))
             failed |= tree_remove(c->s->dir, vol);
     }
     return failed ? 1 : 0;
 }
 
+/* Takes the anonymous volumes of a container out of sight, to be deleted with its files. */
+static void ctr_hide_volumes(const struct ctr *c) {
+    size_t i;
+    json_t *v;
+    json_array_foreach (js_path(c->config, "skiff.anonymousVolumes"), i, v) {
+        AUTO_FREE char *vol = str_fmt("volumes/%s", json_string_value(v)),
+                       *gone = str_fmt("tmp/gone-%s", json_string_value(v));
+        if (volume_name_ok(json_string_value(v))) renameat(c->s->dir, vol, c->s->dir, gone);
+    }
+}
+
 /* Takes a container that is not running out of sight, name and all: half a container is never seen.
  * What is left of it is removed by ctr_purge, or collected after a kill. */
-static int ctr_hide(const struct ctr *c, struct err *e) {
+static int ctr_hide(const struct ctr *c, bool volumes, struct err *e) {
     AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
                    *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
     char owner[HEX_LEN + 1] = "";
@@ -11174,6 +11195,7 @@ static int ctr_hide(const struct ctr *c, struct err *e) {
         return err_set(e, errno, "remove container %.12s", c->id);
     if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id))
         unlinkat(c->s->dir, link, 0);
+    if (volumes) ctr_hide_volumes(c);
     ctr_event(c, "destroy", NULL);
     return 0;
 }
@@ -11194,7 +11216,7 @@ static void ctr_purge(const struct ctr *c, bool volumes) {
 }
 
 static int ctr_remove(const struct ctr *c, bool volumes, struct err *e) {
-    if (ctr_hide(c, e)) return -1;
+    if (ctr_hide(c, volumes, e)) return -1;
     ctr_purge(c, volumes);
     return 0;
 }
@@ -11974,7 +11996,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     }
     log_close(&s->log, c->dir);
     unlinkat(c->dir, "sock", 0);
-    bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, &e);
+    bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, true, &e);
     close(s->lock);
     super_tell_exit(s);
     if (hidden) { /* nobody waits for the files to go */
@@ -13438,7 +13460,16 @@ static int make_volumes(struct make *m, json_t *spec, struct err *e) {
 }
 
 /* ---- 24.6 /etc files ---- */
-/* A file of the container's memory over /etc/NAME, unless the user mounts something there. */
+/* A mount of a file that is in the container's memory alone. The bytes may be any. */
+static json_t *mount_text(json_t *mounts, const char *dest, const char *text, size_t n,
+                          const char *opts) {
+    mount_add(mounts, dest, "bind", "memory", opts, false);
+    json_t *m = json_array_get(mounts, json_array_size(mounts) - 1);
+    js_set(m, "skiffText", json_stringn_nocheck(text, n));
+    return m;
+}
+
+/* A file over /etc/NAME, unless the user mounts something there. */
 static void make_etc_file(struct make *m, json_t *spec, const char *name, const char *text) {
     AUTO_FREE char *to = str_fmt("/etc/%s", name);
     AUTO_BUF clean = { 0 };
@@ -13447,11 +13478,9 @@ static void make_etc_file(struct make *m, json_t *spec, const char *name, const 
     json_array_foreach (js_get(m->sk, "mounts"), i, old)
         if (str_eq(js_str(old, "Destination"), to) || str_eq(js_str(old, "Destination"), "/etc"))
             return;
-    json_t *mounts = js_suba(spec, "mounts");
-    mount_add(mounts, to, "bind", name, "bind,rprivate", false);
-    buf_add_utf8(&clean, text, strlen(text));
-    js_sets(json_array_get(mounts, json_array_size(mounts) - 1), "skiffText",
-            clean.p ? clean.p : "");
+    buf_add(&clean, "", 0);
+    buf_add_utf8(&clean, text, strlen(text)); /* it is kept in config.json */
+    mount_text(js_suba(spec, "mounts"), to, clean.p, clean.n, "bind,rprivate");
 }
 
 static int make_etc(struct make *m, json_t *spec, const char *hostname, struct err *e) {
@@ -14287,6 +14316,7 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
     }
     struct err ignored;
     struct ctr_removal x = { &m->c, dir, true };
+    ctr_hide_volumes(&m->c);
     if (m->ids.uids && !idmap_single(&m->ids))
         launch_as_owner(&m->ids, ctr_remove_files, &x, &ignored);
     ctr_remove_files(&x);
@@ -15531,7 +15561,7 @@ static int run_secret_text(const char *spec, const char *want, struct buf *ret, 
     return 0;
 }
 
-/* A secret lies in the container's directory while its step runs, and nowhere else. */
+/* A secret is in the memory of its step's container, and nowhere else. */
 static int run_mount_secret(struct build *b, struct bstage *st, const struct run_mount *m,
                             json_t *mounts, const char *at, json_t *env, struct err *e) {
     AUTO_STRV secrets = { 0 };
@@ -15549,12 +15579,11 @@ static int run_mount_secret(struct build *b, struct bstage *st, const struct run
             js_push(env, pair);
             if (!m->target) return 0;
         }
-        AUTO_FREE char *name = str_fmt("secret-%zu", i);
-        AUTO_FREE char *full = str_fmt("%s/containers/%s/%s", b->s->path, st->m.c.id, name);
-        mode_t mode = m->mode >= 0 ? (mode_t)m->mode : 0400;
-        if (file_replace(st->m.c.dir, name, text.p, text.n, mode, 0, e)) return -1;
-        run_mount_own(st, m, st->m.c.dir, name);
-        return mount_add(mounts, dest, "bind", full, "bind,ro", false), 0;
+        json_t *j = mount_text(mounts, dest, text.p, text.n, "bind,ro");
+        js_seti(j, "skiffMode", m->mode >= 0 ? m->mode : 0400);
+        js_seti(j, "skiffUid", m->uid > 0 ? m->uid : 0);
+        js_seti(j, "skiffGid", m->gid > 0 ? m->gid : 0);
+        return 0;
     }
     return m->required ? err_set(e, 0, "secret %s: not found", want) : 0;
 }
@@ -15774,20 +15803,12 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     i64 began = time_mono_ms();
     AUTO_JSON *spec = run_spec(b, st, in, args, e);
     if (!spec) return -1;
-    if (script) {
-        AUTO_FREE char *full = str_fmt("%s/containers/%s/script", b->s->path, st->m.c.id);
-        if (file_replace(st->m.c.dir, "script", in->doc[0].text, strlen(in->doc[0].text), 0755, 0,
-                         e))
-            return -1;
-        mount_add(js_suba(spec, "mounts"), RUN_SCRIPT, "bind", full, "bind,ro", false);
-    }
+    if (script)
+        js_seti(mount_text(js_suba(spec, "mounts"), RUN_SCRIPT, in->doc[0].text,
+                           strlen(in->doc[0].text), "bind,ro"),
+                "skiffMode", 0755);
     /* the step sees the lowers of all steps before it */
     int rc = run_step(b, st, spec, e);
-    for (size_t i = 0; i < 64; i++) {
-        char name[24];
-        snprintf(name, sizeof name, "secret-%zu", i);
-        if (unlinkat(st->m.c.dir, name, 0)) break;
-    }
     if (rc < 0) return -1;
     if (rc)
         return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d",
