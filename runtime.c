@@ -968,6 +968,21 @@ static ssize_t fd_recv(int sock, void *data, size_t n, int *fds, unsigned *nfds,
     return k;
 }
 
+/* "a/b/../c/./d" to "a/c/d": member names as keys. Caller owns it. */
+static char *path_clean(const char *p) {
+    AUTO_STRV in = { 0 };
+    struct strv out = { 0 };
+    strv_split(&in, p, '/');
+    for (size_t i = 0; i < in.n; i++) {
+        if (!*in.v[i] || !strcmp(in.v[i], ".")) continue;
+        if (strcmp(in.v[i], "..")) strv_add(&out, in.v[i]);
+        else if (out.n) free(out.v[--out.n]), out.v[out.n] = NULL;
+    }
+    char *s = str_join(&out, "/");
+    strv_done(&out);
+    return s;
+}
+
 /* A helper program of the host that runs. */
 struct proc {
     pid_t pid;
@@ -1132,9 +1147,39 @@ static json_t *js_copy(const json_t *o, const char *path, json_t *fallback /* co
     return json_deep_copy(v);
 }
 
+/* Writes the integers from 2^63 to 2^64-1 as the negative ones of the same bits: RLIM_INFINITY and
+ * the like, whose readers cast to u64. */
+static void js_wrap(const char *text, size_t n, struct buf *ret) {
+    bool quoted = false;
+    for (size_t i = 0, k; i < n; i += k) {
+        k = 1;
+        if (quoted && text[i] == '\\' && i + 1 < n) k = 2;
+        else if (text[i] == '"') quoted = !quoted;
+        else if (!quoted && strchr("-0123456789", text[i]) && text[i]) {
+            while (i + k < n && text[i + k] && strchr("0123456789.eE+-", text[i + k])) k++;
+            char num[24], *end;
+            if (k < sizeof num && k >= 19) {
+                memcpy(num, text + i, k), num[k] = 0;
+                errno = 0;
+                u64 v = strtoull(num, &end, 10);
+                if (*num != '-' && !*end && !errno && v > INT64_MAX) {
+                    buf_addf(ret, "%" PRId64, (i64)v);
+                    continue;
+                }
+            }
+        }
+        buf_add(ret, text + i, k);
+    }
+}
+
 static json_t *js_parse(const char *text, size_t n, const char *what, struct err *e) {
     json_error_t je;
     json_t *j = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    if (!j && json_error_code(&je) == json_error_numeric_overflow) {
+        AUTO_BUF b = { 0 };
+        js_wrap(text, n, &b);
+        j = json_loadb(b.p, b.n, JSON_REJECT_DUPLICATES, &je);
+    }
     if (!j) err_set(e, 0, "%s is not valid JSON: line %d: %s", what, je.line, je.text);
     return j;
 }
@@ -3896,13 +3941,17 @@ static u32 ingest_owner(la_int64_t id) { return id < 0 || id > UINT32_MAX - 1 ? 
 
 static int ingest_xattrs(struct ingest *g, struct archive_entry *en, u32 *ret, struct err *e) {
     struct xattr_list l = { 0 };
+    AUTO_STRV seen = { 0 }; /* libarchive's own archives say each attribute in two ways */
     const char *name;
     const void *value;
     size_t n;
     int rc = 0;
     archive_entry_xattr_reset(en);
     while (!rc && archive_entry_xattr_next(en, &name, &value, &n) == ARCHIVE_OK)
-        if (name) rc = xattr_list_add(&l, name, value, n, e);
+        if (name && !strv_has(&seen, name)) {
+            rc = xattr_list_add(&l, name, value, n, e);
+            strv_add(&seen, name);
+        }
     if (!rc) *ret = tree_xattrs(&g->t, &l);
     buf_done(&l.data);
     return rc;
@@ -4008,7 +4057,7 @@ static int ingest_entry(struct ingest *g, struct ar *r, struct archive_entry *en
     case S_IFSOCK: break;
     default: return err_set(e, 0, "archive entry %.200s: unknown type %o", path, mode & S_IFMT);
     }
-    u32 xattr;
+    u32 xattr = 0;
     if (ingest_xattrs(g, en, &xattr, e)) return -1;
     t->node[node].xattr = xattr;
     if (len && !keep) tree_link(t, dir, name, len, node);
@@ -7034,9 +7083,9 @@ static int filter_load(const struct filter *f, struct err *e) {
 
 /* {==== 15 cgroup: limits ====
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
- * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), v2 only. Where there
- * is none a limit that was asked for is an error that names the remedy; without a limit no cgroup
- * is needed and none is made. Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+ * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), otherwise a scope
+ * that the user's systemd makes for the asking; v2 only. Where there is none a limit that was asked
+ * for is an error that names the remedy; without a limit no cgroup is needed and none is made. Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
 struct cgroup {
     char *path; /* absolute; owned; NULL: none */
 };
@@ -7073,15 +7122,20 @@ static int cgroup_set(const struct cgroup *c, const char *file, const char *valu
     return 0;
 }
 
+/* Each controller alone: one that is missing does not keep the others away. */
+static void cgroup_controllers(const char *dir) {
+    static const char *const WANT[] = { "+cpu", "+memory", "+pids", "+io", "+cpuset", "+hugetlb" };
+    AUTO_FREE char *control = str_fmt("%s/cgroup.subtree_control", dir);
+    for (size_t i = 0; i < ARRAY_LEN(WANT); i++) file_poke(AT_FDCWD, control, WANT[i]);
+}
+
 /* Makes the controllers available to children of `dir`: its processes move to a leaf first, since a
  * cgroup with controllers for its children may hold no processes itself (and the threaded ones
  * among the controllers would not say so, but turn it into a thread root). */
 static void cgroup_enable(const char *dir) {
-    AUTO_FREE char *control = str_fmt("%s/cgroup.subtree_control", dir);
     AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
     AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir),
                    *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
-    static const char *const WANT[] = { "+cpu", "+memory", "+pids", "+io", "+cpuset" };
     AUTO_BUF b = { 0 };
     struct err e;
     if (!file_read(AT_FDCWD, procs, 1 << 20, &b, &e) && b.n) {
@@ -7090,7 +7144,7 @@ static void cgroup_enable(const char *dir) {
         for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p; p = strtok_r(NULL, "\n", &save))
             file_poke(AT_FDCWD, into, p);
     }
-    for (size_t i = 0; i < ARRAY_LEN(WANT); i++) file_poke(AT_FDCWD, control, WANT[i]);
+    cgroup_controllers(dir);
 }
 
 /* config-linux.md's cpu.shares (2..262144) to v2's weight (1..10000). */
@@ -7129,37 +7183,118 @@ static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct 
     return 0;
 }
 
-static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
-    char v[64];
+/* Has an object this integer? */
+static bool cgroup_int(const json_t *res, const char *path, i64 *ret) {
+    const json_t *j = js_path(res, path);
+    if (!json_is_integer(j)) return false;
+    *ret = json_integer_value(j);
+    return true;
+}
+
+PRINTF(4, 5) static int cgroup_setf(const struct cgroup *c, const char *file, struct err *e,
+                                    const char *fmt, ...) {
+    char v[256];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(v, sizeof v, fmt, ap);
+    va_end(ap);
+    return cgroup_set(c, file, v, e);
+}
+
+/* A limit where a negative number means none. */
+static int cgroup_limit(const struct cgroup *c, const char *file, i64 n, struct err *e) {
+    return n < 0 ? cgroup_set(c, file, "max", e) : cgroup_setf(c, file, e, "%" PRId64, n);
+}
+
+static int cgroup_memory(const struct cgroup *c, const json_t *res, struct err *e) {
+    i64 limit = 0, n;
+    if (cgroup_int(res, "memory.limit", &limit) && limit && cgroup_limit(c, "memory.max", limit, e))
+        return -1;
+    if (cgroup_int(res, "memory.swap", &n)) { /* OCI: memory plus swap; v2: swap alone */
+        if (n > 0 && n < limit)
+            return err_set(e, 0, "/linux/resources/memory/swap: less than the memory limit");
+        if (cgroup_limit(c, "memory.swap.max", n > 0 && limit > 0 ? n - limit : n, e)) return -1;
+    }
+    return cgroup_int(res, "memory.reservation", &n) && n
+               ? cgroup_limit(c, "memory.low", n < 0 ? 0 : n, e)
+               : 0;
+}
+
+static int cgroup_cpu(const struct cgroup *c, const json_t *res, struct err *e) {
+    i64 quota = 0, period = 100000, n;
+    bool some = cgroup_int(res, "cpu.quota", &quota);
+    some |= cgroup_int(res, "cpu.period", &period) && period;
+    if (some && (quota > 0 ? cgroup_setf(c, "cpu.max", e, "%" PRId64 " %" PRId64, quota, period)
+                           : cgroup_setf(c, "cpu.max", e, "max %" PRId64, period)))
+        return -1;
+    if (cgroup_int(res, "cpu.burst", &n) && cgroup_setf(c, "cpu.max.burst", e, "%" PRId64, n))
+        return -1;
+    if (cgroup_int(res, "cpu.shares", &n) && n > 0 &&
+        cgroup_setf(c, "cpu.weight", e, "%" PRIu64, cgroup_weight((u64)n)))
+        return -1;
+    if (cgroup_int(res, "cpu.idle", &n) && cgroup_setf(c, "cpu.idle", e, "%" PRId64, n)) return -1;
+    const char *cpus = js_str(res, "cpu.cpus"), *mems = js_str(res, "cpu.mems");
+    return (!str_empty(cpus) && cgroup_set(c, "cpuset.cpus", cpus, e)) ||
+                   (!str_empty(mems) && cgroup_set(c, "cpuset.mems", mems, e))
+               ? -1
+               : 0;
+}
+
+/* A weight of blockIO (10..1000): the bfq scheduler takes it as it is, io.cost 1..10000. dev: "" or
+ * "MAJOR:MINOR ". */
+static int cgroup_io_weight(const struct cgroup *c, const char *dev, i64 n, struct err *e) {
+    struct err ignored;
+    if (!cgroup_setf(c, "io.bfq.weight", &ignored, "%s%" PRId64, dev, n)) return 0;
+    return cgroup_setf(c, "io.weight", e, "%s%" PRId64, *dev ? dev : "default ",
+                       1 + (n - 10) * 9999 / 990);
+}
+
+static int cgroup_io(const struct cgroup *c, const json_t *res, struct err *e) {
+    static const struct {
+        const char *oci, *key;
+    } MAX[] = { { "throttleReadBpsDevice", "rbps" },
+                { "throttleWriteBpsDevice", "wbps" },
+                { "throttleReadIOPSDevice", "riops" },
+                { "throttleWriteIOPSDevice", "wiops" } };
+    const json_t *io = js_get(res, "blockIO"), *d;
     i64 n;
-    if ((n = js_int(res, "memory.limit", 0)) > 0) {
-        snprintf(v, sizeof v, "%" PRId64, n);
-        if (cgroup_set(c, "memory.max", v, e)) return -1;
-        i64 swap = js_int(res, "memory.swap", 0); /* OCI: memory plus swap; v2: swap alone */
-        if (swap > 0) snprintf(v, sizeof v, "%" PRId64, swap > n ? swap - n : 0);
-        else if (swap < 0) strcpy(v, "max");
-        struct err ignored;
-        cgroup_set(c, "memory.swap.max", v, swap ? e : &ignored);
+    size_t i;
+    char dev[48];
+    if (cgroup_int(io, "weight", &n) && n && cgroup_io_weight(c, "", n, e)) return -1;
+    json_array_foreach (js_get(io, "weightDevice"), i, d) {
+        snprintf(dev, sizeof dev, "%" PRId64 ":%" PRId64 " ", js_int(d, "major", 0),
+                 js_int(d, "minor", 0));
+        if (cgroup_io_weight(c, dev, js_int(d, "weight", 0), e)) return -1;
     }
-    if ((n = js_int(res, "memory.reservation", 0)) > 0) {
-        snprintf(v, sizeof v, "%" PRId64, n);
-        if (cgroup_set(c, "memory.low", v, e)) return -1;
+    for (size_t k = 0; k < ARRAY_LEN(MAX); k++)
+        json_array_foreach (js_get(io, MAX[k].oci), i, d)
+            if (cgroup_setf(c, "io.max", e, "%" PRId64 ":%" PRId64 " %s=%" PRId64,
+                            js_int(d, "major", 0), js_int(d, "minor", 0), MAX[k].key,
+                            js_int(d, "rate", 0)))
+                return -1;
+    return 0;
+}
+
+/* linux.resources, all of it but the devices. */
+static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
+    const json_t *v;
+    const char *key;
+    size_t i;
+    i64 n;
+    if (cgroup_memory(c, res, e) || cgroup_cpu(c, res, e) || cgroup_io(c, res, e)) return -1;
+    if (cgroup_int(res, "pids.limit", &n) && n && cgroup_limit(c, "pids.max", n, e)) return -1;
+    json_array_foreach (js_get(res, "hugepageLimits"), i, v) {
+        AUTO_FREE char *file = str_fmt("hugetlb.%s.max", js_str_or(v, "pageSize", ""));
+        if (strchr(file, '/')) return err_set(e, 0, "/linux/resources/hugepageLimits/%zu", i);
+        if (cgroup_limit(c, file, js_int(v, "limit", 0), e)) return -1;
     }
-    if ((n = js_int(res, "cpu.quota", 0)) > 0) {
-        snprintf(v, sizeof v, "%" PRId64 " %" PRId64, n, js_int(res, "cpu.period", 100000));
-        if (cgroup_set(c, "cpu.max", v, e)) return -1;
-    }
-    if ((n = js_int(res, "cpu.shares", 0)) > 0) {
-        snprintf(v, sizeof v, "%" PRIu64, cgroup_weight((u64)n));
-        if (cgroup_set(c, "cpu.weight", v, e)) return -1;
-    }
-    if (js_str(res, "cpu.cpus") && cgroup_set(c, "cpuset.cpus", js_str(res, "cpu.cpus"), e))
-        return -1;
-    if (js_str(res, "cpu.mems") && cgroup_set(c, "cpuset.mems", js_str(res, "cpu.mems"), e))
-        return -1;
-    if ((n = js_int(res, "pids.limit", 0)) != 0) {
-        snprintf(v, sizeof v, "%" PRId64, n);
-        if (cgroup_set(c, "pids.max", n > 0 ? v : "max", e)) return -1;
+    json_t *r;
+    json_object_foreach ((json_t *)(uintptr_t)js_get(res, "rdma"), key, r) {
+        AUTO_BUF b = { 0 };
+        buf_adds(&b, key);
+        if (cgroup_int(r, "hcaHandles", &n)) buf_addf(&b, " hca_handle=%" PRId64, n);
+        if (cgroup_int(r, "hcaObjects", &n)) buf_addf(&b, " hca_object=%" PRId64, n);
+        if (cgroup_set(c, "rdma.max", b.p, e)) return -1;
     }
     return cgroup_unified(c, js_get(res, "unified"), e);
 }
@@ -7265,12 +7400,136 @@ static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct er
     return err_set(e, no, "/linux/resources/devices: BPF program");
 }
 
-/* Makes the container's cgroup and sets its limits. No limits: c->path may stay NULL. */
-static int cgroup_make(const char *id, const json_t *resources, struct cgroup *c, struct err *e) {
+/* ---- a scope by the user's systemd ----
+ * One method call on the manager's own socket, org.freedesktop.systemd1.Manager.StartTransientUnit
+ * (signature ssa(sv)a(sa(sv))), in the wire format of the D-Bus specification: little-endian, every
+ * value at a multiple of its size. */
+static void dbus_align(struct buf *b, size_t n) {
+    while (b->n % n) buf_addc(b, 0);
+}
+
+static void dbus_u32(struct buf *b, u32 v) {
+    dbus_align(b, 4);
+    buf_add(b, &v, sizeof v);
+}
+
+static void dbus_string(struct buf *b, const char *s) {
+    dbus_u32(b, (u32)strlen(s));
+    buf_add(b, s, strlen(s) + 1);
+}
+
+static void dbus_signature(struct buf *b, const char *s) {
+    buf_addc(b, (char)strlen(s));
+    buf_add(b, s, strlen(s) + 1);
+}
+
+/* Starts an array; returns where its length stands. Elements begin at a multiple of `align`. */
+static size_t dbus_array(struct buf *b, size_t align) {
+    dbus_u32(b, 0);
+    size_t at = b->n - 4;
+    dbus_align(b, align);
+    return at;
+}
+
+static void dbus_array_end(struct buf *b, size_t at, size_t align) {
+    size_t first = (at + 4 + align - 1) / align * align;
+    u32 n = (u32)(b->n - first);
+    memcpy(b->p + at, &n, 4);
+}
+
+static void dbus_field(struct buf *b, u8 code, const char *type, const char *value) {
+    dbus_align(b, 8);
+    buf_addc(b, (char)code);
+    dbus_signature(b, type);
+    if (*type == 'g') dbus_signature(b, value);
+    else dbus_string(b, value);
+}
+
+static void dbus_property(struct buf *b, const char *name, const char *type) {
+    dbus_align(b, 8);
+    dbus_string(b, name);
+    dbus_signature(b, type);
+}
+
+/* Asks for a scope with this process in it, whose cgroup is ours to divide. */
+static void dbus_scope(struct buf *msg, const char *unit) {
+    AUTO_BUF body = { 0 };
+    dbus_string(&body, unit);
+    dbus_string(&body, "fail");
+    size_t props = dbus_array(&body, 8);
+    dbus_property(&body, "Description", "s");
+    dbus_string(&body, "skiff container");
+    dbus_property(&body, "Delegate", "b");
+    dbus_u32(&body, 1);
+    dbus_property(&body, "CollectMode", "s");
+    dbus_string(&body, "inactive-or-failed");
+    dbus_property(&body, "PIDs", "au");
+    size_t pids = dbus_array(&body, 4);
+    dbus_u32(&body, (u32)getpid());
+    dbus_array_end(&body, pids, 4);
+    dbus_array_end(&body, props, 8);
+    dbus_array_end(&body, dbus_array(&body, 8), 8);
+    buf_add(msg, "l\1\0\1", 4); /* little-endian, a method call, no flags, version 1 */
+    dbus_u32(msg, (u32)body.n);
+    dbus_u32(msg, 1);
+    size_t fields = dbus_array(msg, 8);
+    dbus_field(msg, 1, "o", "/org/freedesktop/systemd1");
+    dbus_field(msg, 2, "s", "org.freedesktop.systemd1.Manager");
+    dbus_field(msg, 3, "s", "StartTransientUnit");
+    dbus_field(msg, 6, "s", "org.freedesktop.systemd1");
+    dbus_field(msg, 8, "g", "ssa(sv)a(sa(sv))");
+    dbus_array_end(msg, fields, 8);
+    dbus_align(msg, 8);
+    buf_add(msg, body.p, body.n);
+}
+
+/* Moves this process into a scope of its own. False: there is no manager, or it refused. */
+static bool cgroup_scope(const char *id) {
+    const char *dir = getenv("XDG_RUNTIME_DIR");
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    char hello[64], answer[256], uid[16];
+    AUTO_FREE char *before = NULL;
+    AUTO_FREE char *unit = str_fmt("skiff-%.12s.scope", id);
+    AUTO_BUF msg = { 0 };
+    if (host_disabled("systemd") || !cgroup_own(&before)) return false;
+    size_t len = str_empty(dir) ? (size_t)snprintf(a.sun_path, sizeof a.sun_path,
+                                                   "/run/user/%u/systemd/private", getuid())
+                                : (size_t)snprintf(a.sun_path, sizeof a.sun_path,
+                                                   "%s/systemd/private", dir);
+    AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct timeval patience = { 5, 0 };
+    if (s < 0 || len >= sizeof a.sun_path || connect(s, (struct sockaddr *)&a, sizeof a))
+        return false;
+    setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    /* the EXTERNAL mechanism: the number of the user in hexadecimal digits of its decimal ones */
+    int n = snprintf(uid, sizeof uid, "%u", getuid());
+    char *p = hello + 1 + snprintf(hello + 1, sizeof hello - 1, "AUTH EXTERNAL ");
+    *hello = 0;
+    for (int i = 0; i < n; i++) p += sprintf(p, "%02x", uid[i]);
+    p += sprintf(p, "\r\n");
+    if (fd_write_all(s, hello, (size_t)(p - hello)) || read(s, answer, sizeof answer) < 2 ||
+        !str_prefix(answer, "OK") || fd_write_all(s, "BEGIN\r\n", 7))
+        return false;
+    dbus_scope(&msg, unit);
+    if (fd_write_all(s, msg.p, msg.n)) return false;
+    for (int i = 0; i < 250; i++) { /* done when we are elsewhere; an error does not move us */
+        const struct timespec pause = { .tv_nsec = 10000000 };
+        AUTO_FREE char *now = NULL;
+        if (cgroup_own(&now) && strcmp(now, before)) return true;
+        struct pollfd fd = { s, POLLIN, 0 };
+        if (poll(&fd, 1, 0) > 0) {
+            ssize_t k = read(s, answer, sizeof answer);
+            if (k <= 1 || answer[1] == 3 /* an error */) return false;
+        }
+        nanosleep(&pause, NULL);
+    }
+    return false;
+}
+
+/* Makes a directory for the container in this process's own cgroup, or below `parent`. */
+static int cgroup_place(const char *id, const char *parent, struct cgroup *c, struct err *e) {
     AUTO_FREE char *own = NULL;
-    bool wanted = json_object_size(resources) > 0;
-    *c = (struct cgroup){ 0 };
-    if (!wanted) return 0;
     if (!cgroup_own(&own))
         return err_set(
             e, 0,
@@ -7278,19 +7537,45 @@ static int cgroup_make(const char *id, const json_t *resources, struct cgroup *c
             "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
     char *leaf = strstr(own, "/skiff.self");
     if (leaf) *leaf = 0;
-    cgroup_enable(own);
-    c->path = str_fmt("%s/skiff-%.12s", own, id);
-    if (mkdir(c->path, 0755) && errno != EEXIST) {
-        int no = errno;
-        AUTO_FREE char *path = c->path;
-        c->path = NULL;
-        return err_set(
-            e, no,
-            "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
-            "Delegate=yes skiff run …'",
-            path);
+    AUTO_FREE char *clean = path_clean(parent ? parent : ""), *below = NULL;
+    if (*clean) { /* a path from the top of the hierarchy, or below our own */
+        const char *top = str_prefix(own, "/sys/fs/cgroup/unified") ? "/sys/fs/cgroup/unified"
+                                                                    : "/sys/fs/cgroup";
+        below = str_fmt("%s/%s", *parent == '/' ? top : own, clean);
     }
-    if (!cgroup_apply(c, resources, e)) return 0;
+    if (!below || *parent != '/') cgroup_enable(own);
+    if (below && mkdir(below, 0755) && errno != EEXIST)
+        return err_set(e, errno, "make cgroup %s", below);
+    if (below) cgroup_controllers(below);
+    c->path = str_fmt("%s/skiff-%.12s", below ? below : own, id);
+    if (!mkdir(c->path, 0755) || errno == EEXIST) return 0;
+    int no = errno;
+    AUTO_FREE char *path = c->path;
+    c->path = NULL;
+    return err_set(e, no,
+                   "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
+                   "Delegate=yes skiff run …'",
+                   path);
+}
+
+/* Makes the container's cgroup and sets its limits: in a scope that the user's systemd makes for
+ * us, where this process's own cgroup is not ours. No limits: c->path may stay NULL. */
+static int cgroup_make(const char *id, const json_t *resources, const char *parent,
+                       struct cgroup *c, struct err *e) {
+    struct err ignored;
+    i64 limit;
+    *c = (struct cgroup){ 0 };
+    if (!json_object_size(resources) && str_empty(parent)) return 0;
+    if (cgroup_place(id, parent, c, e) &&
+        (!str_empty(parent) || !cgroup_scope(id) || cgroup_place(id, parent, c, e)))
+        return -1;
+    if (!cgroup_apply(c, resources, e)) {
+        /* Docker's default: as much swap as memory, where the kernel counts it */
+        if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
+            !js_path(resources, "memory.swap"))
+            cgroup_limit(c, "memory.swap.max", limit, &ignored);
+        return 0;
+    }
     rmdir(c->path);
     cgroup_done(c);
     return -1;
@@ -7628,7 +7913,7 @@ static const struct {
     { "nodiratime", MOUNT_ATTR_NODIRATIME, false },
     { "diratime", MOUNT_ATTR_NODIRATIME, true },
     { "noatime", MOUNT_ATTR_NOATIME, false },
-    { "relatime", 0, false },
+    { "relatime", MOUNT_ATTR__ATIME, true },
     { "strictatime", MOUNT_ATTR_STRICTATIME, false },
     { "nosymfollow", MOUNT_ATTR_NOSYMFOLLOW, false },
 };
@@ -7879,6 +8164,10 @@ static int plan_sysctls(const struct plan *p, struct err *e) {
         if (!ns)
             return err_set(e, 0, "/linux/sysctl/%.100s: not of a namespace%s", key,
                            strcmp(dots, "kernel.hostname") ? "" : ": use /hostname");
+        const char *domain = js_str(p->spec, "domainname");
+        if (domain && !strcmp(dots, "kernel.domainname") && json_is_string(v) &&
+            strcmp(domain, json_string_value(v)))
+            return err_set(e, 0, "/linux/sysctl/kernel.domainname contradicts /domainname");
         if (!(own & ns))
             return err_set(e, 0, "/linux/sysctl/%.100s: its namespace is not the container's own",
                            key);
@@ -7895,9 +8184,11 @@ static int plan_caps(const json_t *proc, const char *set, u64 *ret, struct err *
     json_array_foreach (a, i, j) {
         const char *name = json_string_value(j);
         int c = name ? cap_number(name) : -1;
-        if (c < 0)
-            return err_set(e, 0, "/process/capabilities/%s/%zu: unknown capability '%.40s'", set, i,
-                           name ? name : "");
+        if (!name) return err_set(e, 0, "/process/capabilities/%s/%zu: not a string", set, i);
+        if (c < 0) { /* config.md: a warning, not an error */
+            log_warn("/process/capabilities/%s/%zu: unknown capability '%.40s'", set, i, name);
+            continue;
+        }
         *ret |= CAP_BIT(c);
     }
     return 0;
@@ -8093,6 +8384,7 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
  *   <- GO        maps and cgroup are set   only where a helper writes the maps or there is a cgroup
  *   -> FUSE      device descriptors        forks the file server
  *   -> CONSOLE   pty master                keeps it
+ *   -> HOOKS     the mounts are there      runs on_hooks, answers GO; then the child's own hooks
  *   -> LISTENER  seccomp's listener        hands it to on_listener at once: calls may wait for it
  *   -> READY     all is built              with wait_start: returns to its caller, who says START
  *   <- START
@@ -8112,7 +8404,8 @@ enum {
     MSG_START = 'S',
     MSG_ERROR = 'E',
     MSG_PID = 'P',
-    MSG_LISTENER = 'L'
+    MSG_LISTENER = 'L',
+    MSG_HOOKS = 'H'
 };
 
 struct launch {
@@ -8137,6 +8430,9 @@ struct launch {
     /* the parent: takes seccomp's listener (borrowed) to whoever answers it */
     int (*on_listener)(struct launch *l, int fd, struct err *e);
     void *on_listener_arg;
+    /* the parent's hooks, before the pivot; the child's own, those of `kind`, in its namespaces */
+    int (*on_hooks)(struct launch *l, struct err *e);
+    int (*run_hooks)(const struct launch *l, const char *kind, struct err *e);
     /* results */
     pid_t pid;
     int pidfd, sync, console; /* owned; -1: none */
@@ -8300,10 +8596,12 @@ static void launch_copy_up(int from, int to, int depth) {
 static int launch_mount_cgroup(const struct plan_mount *m, struct err *e) {
     struct statfs fs;
     bool v2 = !statfs("/sys/fs/cgroup", &fs) && fs.f_type == CGROUP2_SUPER_MAGIC;
-    int fd = v2 || !strcmp(m->type, "cgroup2")
-                 ? mnt_new("cgroup2", "cgroup2", NULL, (unsigned)m->attr_set, e)
-                 : -1;
-    if (fd < 0 && !m->optional)
+    int fd = -1;
+    if (v2 || !strcmp(m->type, "cgroup2")) {
+        fd = mnt_new("cgroup2", "cgroup2", m->data, (unsigned)m->attr_set, e);
+        if (fd >= 0 || (m->data && e->no == EINVAL)) return fd; /* options are never dropped */
+    }
+    if (!m->optional)
         fd = sys_open_tree(AT_FDCWD, "/sys/fs/cgroup", OPEN_TREE_CLONE | AT_RECURSIVE);
     return fd < 0 ? err_set(e, errno, "mount %s", m->type) : fd;
 }
@@ -8361,8 +8659,10 @@ static int launch_mount_source(const struct plan *p, const struct plan_mount *m,
     /* a container within a container may not mount proc afresh: it gets the one that is there */
     if (fd < 0 && !strcmp(m->type, "proc") && e->no == EPERM && !(p->ns_new & CLONE_NEWPID))
         fd = sys_open_tree(AT_FDCWD, "/proc", OPEN_TREE_CLONE | AT_RECURSIVE);
-    if (fd < 0 && !strcmp(m->type, "sysfs") && e->no == EPERM)
+    if (fd < 0 && !strcmp(m->type, "sysfs") && e->no == EPERM) {
         fd = sys_open_tree(AT_FDCWD, "/sys", OPEN_TREE_CLONE | AT_RECURSIVE);
+        *ret_whole = true;
+    }
     return fd;
 }
 
@@ -8384,7 +8684,7 @@ static int launch_symlink(int root, const char *dest, const char *text, struct e
 static int launch_mount(const struct plan *p, const struct plan_mount *m, int source, int root,
                         struct err *e) {
     char link[PATH_MAX];
-    bool whole = source >= 0 &&
+    bool whole = source >= 0 && m->bind &&
                  !m->recursive; /* not known then; where there are no submounts it is the same */
     ssize_t k = m->copy_symlink ? readlink(m->source, link, sizeof link - 1) : -1;
     if (k > 0) {
@@ -8417,7 +8717,10 @@ static int launch_mount(const struct plan *p, const struct plan_mount *m, int so
     /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway
      * */
     if (m->bind && mnt_attr(tree, set, p->ids.uids ? 0 : clear, whole, e)) return -1;
-    if (!m->bind && set && mnt_attr(tree, set, 0, false, e)) return -1;
+    if (!m->bind && set && mnt_attr(tree, set, 0, whole, e)) return -1;
+    struct err locked; /* a user namespace may be refused the access times of the host's mounts */
+    if (m->bind && p->ids.uids && (clear & MOUNT_ATTR__ATIME) == MOUNT_ATTR__ATIME)
+        mnt_attr(tree, 0, MOUNT_ATTR__ATIME, whole, &locked);
     if ((m->rec_set || m->rec_clear) &&
         mnt_attr(tree, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e))
         return -1;
@@ -8726,6 +9029,11 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
         if (mnt_readonly(root, p->readonly.v[i], e)) return -1;
     if (p->root_readonly && mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e))
         return err_wrap(e, "make the root read-only");
+    if (l->on_hooks) { /* config.md: prestart, createRuntime, createContainer, then pivot_root */
+        if (launch_say(sync, MSG_HOOKS, NULL, 0, e)) return -1;
+        if (launch_hear(sync, MSG_GO, e)) _exit(EXIT_ENGINE);
+        if (l->run_hooks(l, "createContainer", e)) return -1;
+    }
     if (launch_pivot(root, e)) return -1;
     if (js_str(p->spec, "linux.rootfsPropagation") && mount(NULL, "/", NULL, p->propagation, NULL))
         return err_set(e, errno, "set /linux/rootfsPropagation");
@@ -8743,12 +9051,41 @@ static int launch_rlimits(const struct plan *p, struct err *e) {
     return 0;
 }
 
+/* sched(7) says what a deadline must be like; the kernel just says EINVAL. */
+static int launch_sched_why(const struct plan *p, int no, struct err *e) {
+    const struct sched_words *w = &p->sched;
+    const u64 v[] = { w->runtime, w->deadline, w->period };
+    static const char *const NAME[] = { "runtime", "deadline", "period" };
+    if (no != EINVAL || w->policy != 6)
+        return err_set(e, no, "set /process/scheduler: sched_setattr");
+    for (int i = 0; i < 2; i++)
+        if (!js_path(p->spec, i ? "process.scheduler.deadline" : "process.scheduler.runtime"))
+            return err_set(e, no, "sched_setattr: `SCHED_DEADLINE` requires `%s`", NAME[i]);
+    for (int i = 0; i < 2; i++)
+        if (!v[i])
+            return err_set(e, no, "sched_setattr: `SCHED_DEADLINE` %s must be greater than 0",
+                           NAME[i]);
+    for (int i = 0; i < 2; i++)
+        if (v[i + 1] && v[i] > v[i + 1])
+            return err_set(e, no,
+                           "sched_setattr: `SCHED_DEADLINE` %s (%" PRIu64 ") must be <= %s (%" PRIu64
+                           ")",
+                           NAME[i], v[i], NAME[i + 1], v[i + 1]);
+    for (int i = 0; i < 3; i++)
+        if ((i < 2 || v[i]) && (v[i] < 1024 || v[i] > 1ull << 63))
+            return err_set(e, no,
+                           "sched_setattr: `SCHED_DEADLINE` %s (%" PRIu64
+                           ") must be between 1024 and 2^63",
+                           NAME[i], v[i]);
+    return err_set(e, no, "sched_setattr: invalid `SCHED_DEADLINE` parameters");
+}
+
 /* Scheduling and memory policy, while there still are capabilities. */
 static int launch_policy(const struct plan *p, struct err *e) {
     if (p->ioprio >= 0 && syscall(SYS_ioprio_set, 1 /* this process */, 0, p->ioprio))
         return err_set(e, errno, "set /process/ioPriority");
     if (p->sched.size && syscall(SYS_sched_setattr, 0, &p->sched, 0))
-        return err_set(e, errno, "set /process/scheduler");
+        return launch_sched_why(p, errno, e);
     if (p->personality >= 0 && syscall(SYS_personality, p->personality) < 0)
         return err_set(e, errno, "set /linux/personality");
     if (p->mem_mode >= 0) {
@@ -8981,6 +9318,7 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
         if (slave >= 0) ioctl(0, TIOCSCTTY, 0);
     }
     launch_signals_default();
+    if (l->run_hooks && l->run_hooks(l, "startContainer", &e)) launch_fail(sync, &e);
     launch_exec(p, &e);
     launch_fail(sync, &e);
 }
@@ -9091,6 +9429,8 @@ static int launch_wait(struct launch *l, struct err *e) {
         } else if (msg[0] == MSG_LISTENER && n == 1)
             rc = l->on_listener ? l->on_listener(l, fds[0], e)
                                 : err_set(e, 0, "nobody answers /linux/seccomp's listener");
+        else if (msg[0] == MSG_HOOKS && l->on_hooks)
+            rc = l->on_hooks(l, e) || launch_say(l->sync, MSG_GO, NULL, 0, e) ? -1 : 0;
         else if (msg[0] == MSG_READY) ready = true;
         else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid)
             memcpy(&l->pid, msg + 1, sizeof l->pid);
@@ -10150,21 +10490,6 @@ static json_t *bundle_json(const struct bundle *b, const char *name, struct err 
     return js_parse(t.p, t.n, name, e);
 }
 
-/* "a/b/../c/./d" to "a/c/d": member names as keys. Caller owns it. */
-static char *path_clean(const char *p) {
-    AUTO_STRV in = { 0 };
-    struct strv out = { 0 };
-    strv_split(&in, p, '/');
-    for (size_t i = 0; i < in.n; i++) {
-        if (!*in.v[i] || !strcmp(in.v[i], ".")) continue;
-        if (strcmp(in.v[i], "..")) strv_add(&out, in.v[i]);
-        else if (out.n) free(out.v[--out.n]), out.v[out.n] = NULL;
-    }
-    char *s = str_join(&out, "/");
-    strv_done(&out);
-    return s;
-}
-
 /* Takes an archive apart into numbered files. */
 static int bundle_unpack(const struct store *s, struct src *from, struct bundle *b, struct err *e) {
     AUTO_AR r = { 0 };
@@ -10690,6 +11015,7 @@ static int tar_dir(struct tarring *t, const char *as, const struct stat *st, str
     archive_entry_set_pathname(en, as);
     if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
     archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
+    if (t->overlay) archive_entry_set_mtime(en, st->st_mtime, 0);
     if (t->clamp >= 0 && st->st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
     if (t->one_id) tar_owner(t, as, en);
     int rc = archive_write_header(t->a, en);
@@ -10727,6 +11053,8 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
     if (t->one_id) tar_owner(t, as, en);
     archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
+    /* layers have whole seconds, as Docker's: the format would keep the rest of some files only */
+    if (t->overlay) archive_entry_set_mtime(en, st.st_mtime, 0);
     if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
     tar_xattrs(en, dir, name, st.st_mode, t->overlay, &opaque);
     bool data = S_ISREG(st.st_mode);
@@ -10734,7 +11062,8 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
         ssize_t k = readlinkat(dir, name, text, sizeof text - 1);
         text[k < 0 ? 0 : k] = 0;
         archive_entry_set_symlink(en, text);
-    } else if (data && st.st_nlink > 1) {
+    }
+    if (!S_ISDIR(st.st_mode) && st.st_nlink > 1) {
         char key[48];
         snprintf(key, sizeof key, "%lx:%lx", (unsigned long)st.st_dev, (unsigned long)st.st_ino);
         const char *first = js_str(t->links, key);
@@ -10774,6 +11103,7 @@ static int tar_begin(struct tarring *t, int fd, struct err *e) {
     t->a = mem_check(archive_write_new());
     t->links = json_object();
     archive_write_set_format_pax_restricted(t->a);
+    archive_write_set_format_option(t->a, "pax", "xattrheader", "SCHILY"); /* as Docker does */
     archive_write_set_bytes_per_block(t->a, 65536);
     archive_write_set_bytes_in_last_block(t->a, 512);
     return archive_write_open_fd(t->a, fd) == ARCHIVE_OK
@@ -11732,7 +12062,8 @@ static int super_launch(struct super *s, struct err *e) {
         s->l.stdio[1] = out[1];
         s->l.stdio[2] = er[1];
     }
-    int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"), &s->l.cgroup, e);
+    int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"),
+                         js_str(c->config, "skiff.cgroupParent"), &s->l.cgroup, e);
     if (!rc && (launch_begin(&s->l, e) || launch_wait(&s->l, e))) {
         launch_abort(&s->l);
         rc = -1;
@@ -20239,11 +20570,16 @@ static bool oci_id_ok(const char *id) {
                strlen(id);
 }
 
+static int oci_id_bad(const char *id, struct err *e) {
+    return strchr(id, '/') ? err_set(e, 0, "invalid character `/` in the ID `%.100s`", id)
+                           : err_set(e, 0, "invalid container id '%.100s'", id);
+}
+
 /* The state of a container, its "status" brought up to date. NULL: no such container. */
 static json_t *oci_load(const char *id, struct err *e) {
     AUTO_FREE char *path = str_fmt("%s/status", id), *fifo = str_fmt("%s/start", id),
                    *frozen = str_fmt("%s/paused", id);
-    if (!oci_id_ok(id)) return err_set(e, 0, "invalid container id '%.100s'", id), NULL;
+    if (!oci_id_ok(id)) return oci_id_bad(id, e), NULL;
     json_t *j = js_load(g_oci.root, path, e);
     if (!j) return err_set(e, 0, "container `%.100s` does not exist", id), NULL;
     pid_t pid = (pid_t)js_int(j, "pid", 0);
@@ -20312,7 +20648,8 @@ static int oci_hooks(const json_t *spec, const char *kind, const json_t *state, 
         }
         if (pid > 0 && WIFEXITED(status) && !WEXITSTATUS(status)) continue;
         if (!strcmp(kind, "poststop")) {
-            log_warn("error executing hook %s (%s)", path, kind);
+            log_warn("%s hook failed with exit code: %d (%s)", kind,
+                     WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), path);
             continue;
         }
         return err_set(e, 0, "hook %s (%s) failed: %s %d", path, kind,
@@ -20357,6 +20694,7 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
     c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean)
                                                    : str_fmt("%s/%s", own, clean);
     AUTO_FREE char *made = str_dup(c->path);
+    if (!geteuid()) cgroup_controllers("/sys/fs/cgroup"); /* the root may hold processes as well */
     for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
         if (*s && *s != '/') continue;
         char was = *s;
@@ -20517,24 +20855,44 @@ static char *path_from_cwd(const char *path) {
     return str_fmt("%s/%s", cwd ? cwd : ".", path);
 }
 
+static int oci_hooks_parent(struct launch *l, struct err *e) {
+    json_t *s = l->on_listener_arg;
+    js_seti(s, "pid", l->pid);
+    AUTO_JSON *hs = oci_state(s);
+    return oci_hooks(l->plan->spec, "prestart", hs, e) ||
+                   oci_hooks(l->plan->spec, "createRuntime", hs, e)
+               ? -1
+               : 0;
+}
+
+static int oci_hooks_child(const struct launch *l, const char *kind, struct err *e) {
+    if (!js_get(js_get(l->plan->spec, "hooks"), kind)) return 0;
+    AUTO_JSON *hs = oci_state(l->on_listener_arg);
+    js_seti(hs, "pid", getpid());
+    js_sets(hs, "status", !strcmp(kind, "startContainer") ? "created" : "creating");
+    return oci_hooks(l->plan->spec, kind, hs, e);
+}
+
 /* create: everything up to the process waiting at its FIFO. *l stays with the caller. */
 static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l,
                       json_t **ret_state, struct err *e) {
     char now[40];
     json_object_del(spec, "skiff"); /* our own words are not for strangers */
+    if (geteuid()) { /* without root there always is a user namespace, said or not, as crun has it */
+        json_t *ns = js_suba(js_sub(spec, "linux"), "namespaces"), *n;
+        bool user = false;
+        size_t k;
+        json_array_foreach (ns, k, n) user |= str_eq(js_str(n, "type"), "user");
+        if (!user) json_array_append_new(ns, json_pack("{ss}", "type", "user"));
+    }
     AUTO_FREE char *bundle = realpath(o->bundle, NULL);
     AUTO_FREE char *pid_file = path_from_cwd(o->pid_file), *console = path_from_cwd(o->console);
-    static const char *const NO_HOOKS[] = { "createContainer", "startContainer" };
-    for (size_t i = 0; i < ARRAY_LEN(NO_HOOKS); i++)
-        if (json_array_size(js_get(js_get(spec, "hooks"), NO_HOOKS[i])))
-            return err_set(e, 0, "/hooks/%s: not supported; use createRuntime or poststart",
-                           NO_HOOKS[i]);
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
     if (p->terminal && !o->console && o->detach)
         return err_set(e, 0, "a terminal of a detached container: use --console-socket");
-    if (!oci_id_ok(o->id)) return err_set(e, 0, "invalid container id '%.100s'", o->id);
+    if (!oci_id_ok(o->id)) return oci_id_bad(o->id, e);
     if (mkdirat(g_oci.root, o->id, 0700))
         return errno == EEXIST ? err_set(e, 0, "container `%s` already exists", o->id)
                                : err_set(e, errno, "make %s/%s", g_oci.root_path, o->id);
@@ -20552,6 +20910,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     l->plan = p;
     l->keep_fds = o->keep;
     l->on_listener = oci_listener, l->on_listener_arg = s;
+    if (js_get(spec, "hooks")) l->on_hooks = oci_hooks_parent, l->run_hooks = oci_hooks_child;
     oci_env(p, &l->keep_fds);
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
@@ -20565,10 +20924,8 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         js_seti(s, "pid", l->pid);
         js_seti(s, "started", (i64)oci_started(l->pid));
         js_sets(s, "status", "created");
-        AUTO_JSON *hs = oci_state(s);
         AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
-        if (oci_hooks(spec, "prestart", hs, e) || oci_hooks(spec, "createRuntime", hs, e) ||
-            oci_save(o->id, s, spec, e) ||
+        if (oci_save(o->id, s, spec, e) ||
             (pid_file && file_put(pid_file, pid, strlen(pid), 0644, e)) ||
             (p->terminal && console && oci_send_console(console, l->console, e)))
             rc = -1;
@@ -20578,6 +20935,15 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         oci_forget(o->id);
     }
     return rc;
+}
+
+static int oci_remove(const char *id, json_t *s, struct err *e) {
+    AUTO_FREE char *config = str_fmt("%s/config.json", id);
+    AUTO_JSON *spec = js_load(g_oci.root, config, e), *hs = oci_state(s);
+    struct cgroup cg = { js_str(s, "cgroup") ? str_dup(js_str(s, "cgroup")) : NULL };
+    cgroup_remove(&cg);
+    oci_forget(id);
+    return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
 }
 
 /* Lets a created container go. */
@@ -20595,8 +20961,9 @@ static int oci_start(const char *id, struct err *e) {
     js_sets(s, "status", "running");
     AUTO_JSON *hs = oci_state(s);
     if (!oci_hooks(spec, "poststart", hs, e)) return 0;
-    kill((pid_t)js_int(s, "pid", 0),
-         SIGKILL); /* runtime.md 9: the container is stopped; whoever created it deletes it */
+    kill((pid_t)js_int(s, "pid", 0), SIGKILL);
+    struct err ignored;
+    oci_remove(id, s, &ignored); /* runtime.md 9: stopped, and on with step 12, which deletes it */
     return -1;
 }
 
@@ -20645,15 +21012,6 @@ static int oci_cmd_create(struct cli *c, struct err *e) {
 static int oci_cmd_start(struct cli *c, struct err *e) { return oci_start(c->args[0], e); }
 
 /* Removes what is left of a container: cgroup, state, poststop hooks. */
-static int oci_remove(const char *id, json_t *s, struct err *e) {
-    AUTO_FREE char *config = str_fmt("%s/config.json", id);
-    AUTO_JSON *spec = js_load(g_oci.root, config, e), *hs = oci_state(s);
-    struct cgroup cg = { js_str(s, "cgroup") ? str_dup(js_str(s, "cgroup")) : NULL };
-    cgroup_remove(&cg);
-    oci_forget(id);
-    return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
-}
-
 static int oci_cmd_run(struct cli *c, struct err *e) {
     struct oci_run o;
     struct plan p = { 0 };
@@ -20985,10 +21343,10 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
 static int oci_cmd_features(struct cli *c, struct err *e) {
     (void)c, (void)e;
     AUTO_JSON *j = json_pack(
-        "{s:s,s:s,s:[s,s,s,s],s:{s:[s,s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
+        "{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
         "b},s:{s:b}}}",
         "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
-        "poststart", "poststop", "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid",
+        "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid",
         "time", "user", "uts", "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0,
         "seccomp", "enabled", 1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
     json_t *opts = json_array();
