@@ -129,6 +129,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
@@ -479,6 +480,10 @@ static void strv_split(struct strv *l, const char *s, char sep) {
     }
 }
 
+static int name_order(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
 static bool strv_has(const struct strv *l, const char *s) {
     for (size_t i = 0; i < l->n; i++)
         if (!strcmp(l->v[i], s)) return true;
@@ -597,9 +602,12 @@ static i64 time_parse(const char *s) {
             off = (oh * 60 + om) * 60 * (*s == '-' ? -1 : 1);
         }
     }
-    i64 whole = (i64)sec;
-    return ((time_days(y, mo, d) * 86400 + h * 3600 + mi * 60 + whole - off) * 1000000000) +
-           (i64)((sec - (double)whole) * 1e9);
+    if (!(sec >= 0 && sec < 62)) return -1;
+    i64 whole = (i64)sec, ns;
+    if (__builtin_mul_overflow(time_days(y, mo, d) * 86400 + h * 3600 + mi * 60 + whole - off,
+                               (i64)1000000000, &ns))
+        return -1; /* before 1678 or after 2262 */
+    return ns + (i64)((sec - (double)whole) * 1e9);
 }
 
 /* A Go duration ("1h30m", "500ms", "10s"); nanoseconds, -1: not one. */
@@ -1504,6 +1512,7 @@ struct http_req {
     int body_fd; /* … or, when body is NULL and this is >= 0, from a file */
     u64 body_fd_n;
     const char *ca_extra; /* PEM added to the system's bundle; NULL: none */
+    const char *cert, *key; /* PEM of a client's certificate and its key; NULL: none */
     bool insecure;        /* do not verify; plain http may be redirected to */
 };
 
@@ -1639,6 +1648,14 @@ static void http_set_tls(struct http *h, const struct http_req *r) {
     curl_easy_setopt(h->easy, CURLOPT_CAINFO_BLOB, &blob);
 }
 
+static void http_set_client(struct http *h, const struct http_req *r) {
+    if (!r->cert || !r->key) return;
+    struct curl_blob cert = { (void *)(uintptr_t)r->cert, strlen(r->cert), CURL_BLOB_COPY },
+                     key = { (void *)(uintptr_t)r->key, strlen(r->key), CURL_BLOB_COPY };
+    curl_easy_setopt(h->easy, CURLOPT_SSLCERT_BLOB, &cert);
+    curl_easy_setopt(h->easy, CURLOPT_SSLKEY_BLOB, &key);
+}
+
 static void http_set_body(struct http *h, const struct http_req *r) {
     u64 n = r->body ? r->body_n : r->body_fd >= 0 ? r->body_fd_n : 0;
     if (!strcmp(r->method, "HEAD")) {
@@ -1719,6 +1736,7 @@ static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct
     curl_easy_setopt(h->easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
     curl_easy_setopt(h->easy, CURLOPT_LOW_SPEED_TIME, (long)stall);
     http_set_tls(h, r);
+    http_set_client(h, r);
     http_set_body(h, r);
     curl_multi_add_handle(h->multi, h->easy);
     while (!h->done && !h->headers_done)
@@ -1772,7 +1790,7 @@ static struct http *http_open(const struct http_req *req, CURLcode *ret_rc, stru
         if (!next) return NULL;
         AUTO_FREE char *from = http_origin(url), *to = http_origin(next);
         bool downgrade = str_prefix(from, "https:") && !str_prefix(to, "https:");
-        if (strcmp(from, to)) r.auth = NULL, r.ca_extra = req->ca_extra;
+        if (strcmp(from, to)) r.auth = NULL, r.cert = r.key = NULL;
         free(url);
         url = str_dup(next);
         curl_free(next);
@@ -1864,7 +1882,7 @@ static bool ref_tag_ok(const char *s) {
 static int ref_parse(const char *text, struct ref *ret, struct err *e) {
     struct ref r = { 0 };
     AUTO_FREE char *shown = str_printable(text);
-    AUTO_FREE char *s = str_dup(text);
+    AUTO_FREE char *s = str_dup(str_prefix(text, "docker://") ? text + 9 : text);
     if (strlen(s) > 1000) return err_set(e, 0, "invalid reference format: too long");
     char *at = strchr(s, '@');
     if (at) {
@@ -2003,8 +2021,61 @@ static char *auth_helper(const char *name, const char *key) {
     return user && secret ? str_fmt("%s:%s", user, secret) : NULL;
 }
 
-/* "user:password" for a registry, or NULL. Caller owns it. */
-static char *auth_find(const char *domain) {
+/* Lets docker-credential-NAME keep "user:secret", or with NULL forget it. */
+static int auth_helper_store(const char *name, const char *key, const char *pair, struct err *e) {
+    for (const char *p = name; *p; p++)
+        if (!isalnum((u8)*p) && !strchr("-_.", *p))
+            return err_set(e, 0, "credential helper '%.60s': invalid name", name);
+    AUTO_FREE char *prog = str_fmt("docker-credential-%s", name), *input = NULL;
+    char *argv[] = { prog, pair ? "store" : "erase", NULL };
+    AUTO_BUF out = { 0 };
+    if (pair) {
+        const char *colon = strchr(pair, ':');
+        AUTO_JSON *j = json_object();
+        js_sets(j, "ServerURL", key);
+        js_set(j, "Username", json_stringn(pair, (size_t)(colon - pair)));
+        js_sets(j, "Secret", colon + 1);
+        input = js_dump(j, JSON_COMPACT);
+    }
+    int rc = proc_run(argv, input ? input : key, &out, e);
+    if (rc > 0 && !pair) return 0; /* it had none */
+    if (rc > 0) {
+        AUTO_FREE char *said = str_printable(out.p ? out.p : "");
+        return err_set(e, 0, "%s failed: %.200s", prog, said);
+    }
+    return rc;
+}
+
+/* Does a key of an auth file stand for a repository? Its length without scheme and old path, -1: no.
+ * Keys are "host", "host/path…" (containers-auth.json(5)), "https://host[/v1/|/v2/]" (Docker). */
+static int auth_key_covers(const char *key, const char *domain, const char *path) {
+    const char *scheme = strstr(key, "://");
+    if (scheme) key = scheme + 3;
+    size_t d = strlen(domain);
+    if (strncmp(key, domain, d) || (key[d] && key[d] != '/')) return -1;
+    const char *rest = key + d + (key[d] == '/');
+    if (scheme || !*rest) return (int)d;
+    size_t n = strlen(rest);
+    return !strncmp(path, rest, n) && (!path[n] || path[n] == '/') ? (int)(d + n) : -1;
+}
+
+/* The credentials of one entry: "user:password"; "<token>:TOKEN" for an identity token. */
+static char *auth_entry(const json_t *a) {
+    const char *token = js_str(a, "identitytoken"), *b64 = js_str(a, "auth");
+    const char *user = js_str(a, "username"), *pw = js_str(a, "password");
+    if (!str_empty(token)) return str_fmt("<token>:%s", token);
+    if (!str_empty(b64)) return b64_decode(b64);
+    return user && pw ? str_fmt("%s:%s", user, pw) : NULL;
+}
+
+/* The helper that a file names for a registry; NULL: none. */
+static const char *auth_helper_of(const json_t *file, const char *domain) {
+    const char *own = json_string_value(js_get(js_get(file, "credHelpers"), domain));
+    return own ? own : js_str(file, "credsStore");
+}
+
+/* "user:password" for a repository, from the most specific key, or NULL. Caller owns it. */
+static char *auth_find(const char *domain, const char *path) {
     AUTO_STRV files = { 0 };
     auth_files(&files);
     const char *key = auth_key(domain);
@@ -2012,17 +2083,17 @@ static char *auth_find(const char *domain) {
         struct err e;
         AUTO_JSON *j = js_load(AT_FDCWD, files.v[i], &e);
         if (!j && !access(files.v[i], F_OK)) log_warn("%s: %s", files.v[i], e.msg);
-        const char *helper = json_string_value(js_get(js_get(j, "credHelpers"), domain));
-        if (!helper) helper = js_str(j, "credsStore");
+        const char *helper = auth_helper_of(j, domain), *name;
         char *found = helper ? auth_helper(helper, key) : NULL;
         if (found) return found;
-        const json_t *auths = js_get(j, "auths");
-        const json_t *a = js_get(auths, key);
-        if (!a) a = js_get(auths, domain);
-        const char *b64 = js_str(a, "auth");
-        if (!str_empty(b64) && (found = b64_decode(b64))) return found;
-        const char *user = js_str(a, "username"), *pw = js_str(a, "password");
-        if (user && pw) return str_fmt("%s:%s", user, pw);
+        json_t *auths = js_get(j, "auths"), *entry;
+        const json_t *best = js_get(auths, key);
+        int most = best ? (int)strlen(domain) : -1;
+        json_object_foreach (auths, name, entry) {
+            int n = auth_key_covers(name, domain, path);
+            if (n > most) most = n, best = entry;
+        }
+        if ((found = best ? auth_entry(best) : NULL)) return found;
     }
     return NULL;
 }
@@ -2041,12 +2112,14 @@ static int auth_store(const char *domain, const char *pair, bool *ret_gone, stru
         if (!j && !pair) continue;
         if (!j) j = json_object();
         json_t *auths = js_sub(j, "auths");
+        const char *helper = auth_helper_of(j, domain);
+        if (helper && auth_helper_store(helper, key, pair, e)) return -1;
         if (pair) {
-            AUTO_FREE char *b64 = b64_encode(pair, strlen(pair));
+            AUTO_FREE char *b64 = helper ? NULL : b64_encode(pair, strlen(pair));
             json_t *a = json_object();
-            js_sets(a, "auth", b64);
+            if (b64) js_sets(a, "auth", b64);
             js_set(auths, key, a);
-        } else if (json_object_del(auths, key)) continue;
+        } else if (json_object_del(auths, key) && !helper) continue;
         removed = true;
         AUTO_FREE char *dir = str_dup(files.v[i]);
         char *slash = strrchr(dir, '/');
@@ -2073,6 +2146,7 @@ struct reg_conf {
     struct reg_host hosts[16]; /* mirrors first, the registry itself last */
     size_t n;
     bool blocked;
+    int longest; /* characters of the prefix that decided so far; 0: none */
 };
 
 static void reg_conf_done(struct reg_conf *c) {
@@ -2087,6 +2161,8 @@ static void reg_conf_add(struct reg_conf *c, const char *location, size_t strip,
 /* Does a prefix of registries.conf cover domain/path? Its length in the path, -1: no. */
 static int reg_conf_covers(const char *prefix, const char *domain, const char *path) {
     size_t d = strlen(domain), n = prefix ? strlen(prefix) : 0;
+    if (n > 2 && str_prefix(prefix, "*.")) /* all hosts below a domain */
+        return d > n - 1 && !strcmp(domain + d - (n - 1), prefix + 1) ? 0 : -1;
     if (!n || strncmp(prefix, domain, d) || (prefix[d] && prefix[d] != '/')) return -1;
     const char *rest = prefix + d + (prefix[d] == '/');
     size_t k = strlen(rest);
@@ -2132,8 +2208,12 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
         if (s && *s == '[' && !strchr(s, ']') && !strchr(s, '='))
             return err_set(e, 0, "%s: line %d is no TOML: %.60s", path, line, s);
         if (!s || str_prefix(s, "[[registry]]")) {
-            int took = reg_conf_covers(prefix ? prefix : location, ref->domain, ref->path);
-            if (took >= 0) {
+            const char *by = prefix ? prefix : location;
+            int took = reg_conf_covers(by, ref->domain, ref->path);
+            if (took >= 0 && (int)strlen(by) > c->longest) { /* the longest one decides alone */
+                c->longest = (int)strlen(by);
+                while (c->n) mem_freep(&c->hosts[--c->n].location);
+                c->blocked = false;
                 for (size_t i = 0; i < mirrors.n && i < 15; i++)
                     reg_conf_add(c, mirrors.v[i], (size_t)took, lax[i]);
                 c->blocked |= blocked;
@@ -2182,9 +2262,21 @@ static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err
     int rc;
     const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
     AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
-    if (!str_empty(own)) rc = reg_conf_read(own, ref, ret, &self, e);
-    else if (!access(user, R_OK)) rc = reg_conf_read(user, ref, ret, &self, e);
-    else rc = reg_conf_read("/etc/containers/registries.conf", ref, ret, &self, e);
+    const char *main = !str_empty(own)        ? own
+                       : !access(user, R_OK) ? user
+                                             : "/etc/containers/registries.conf";
+    rc = reg_conf_read(main, ref, ret, &self, e);
+    AUTO_FREE char *drop = str_fmt("%s.d", main);
+    AUTO_STRV names = { 0 };
+    AUTO_DIR *d = str_empty(own) ? opendir(drop) : NULL;
+    struct dirent *de;
+    while (d && (de = dir_next(d)))
+        if (str_suffix(de->d_name, ".conf")) strv_add(&names, de->d_name);
+    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+    for (size_t i = 0; !rc && i < names.n; i++) {
+        AUTO_FREE char *path = str_fmt("%s/%s", drop, names.v[i]);
+        rc = reg_conf_read(path, ref, ret, &self, e);
+    }
     AUTO_FREE char *daemon = str_fmt("%s/.config/docker/daemon.json", host_home());
     const char *files[] = { daemon, "/etc/docker/daemon.json" };
     for (size_t i = 0; i < ARRAY_LEN(files); i++) {
@@ -2206,8 +2298,9 @@ static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err
     return rc;
 }
 
-/* The extra CA certificates of certs.d for a host, as one PEM; NULL: none. */
-static char *reg_certs(const char *domain) {
+/* The extra CA certificates of certs.d for a host, as one PEM; NULL: none. A NAME.cert with its
+ * NAME.key is a client's certificate (containers-certs.d(5)); owned by the caller. */
+static char *reg_certs(const char *domain, char **ret_cert, char **ret_key) {
     AUTO_FREE char *user = str_fmt("%s/.config/containers/certs.d", host_home());
     AUTO_FREE char *user2 = str_fmt("%s/.docker/certs.d", host_home());
     const char *own = getenv("SKIFF_CERTS_D");
@@ -2223,6 +2316,17 @@ static char *reg_certs(const char *domain) {
             if (str_suffix(de->d_name, ".crt")) {
                 file_read(dirfd(d), de->d_name, 1 << 20, &pem, &e);
                 buf_addc(&pem, '\n');
+            } else if (str_suffix(de->d_name, ".cert") && !*ret_cert) {
+                AUTO_FREE char *key = str_fmt("%.*skey", (int)strlen(de->d_name) - 4, de->d_name);
+                AUTO_BUF c = { 0 }, k = { 0 };
+                if (file_read(dirfd(d), de->d_name, 1 << 20, &c, &e) || !c.p ||
+                    file_read(dirfd(d), key, 1 << 20, &k, &e) || !k.p) {
+                    log_warn("%s/%s: a client certificate needs a readable %s beside it", dir,
+                             de->d_name, key);
+                    continue;
+                }
+                *ret_cert = buf_steal(&c);
+                *ret_key = buf_steal(&k);
             }
     }
     return pem.p;
@@ -2236,12 +2340,14 @@ struct reg {
     char *creds;    /* "user:password", owned; NULL: anonymous */
     char *auth;     /* Authorization value, owned; NULL: none asked yet */
     char *ca_extra; /* owned; NULL: none */
+    char *cert, *key; /* owned: a client's certificate; NULL: none */
     bool insecure, push;
     pthread_mutex_t lock; /* guards auth */
 };
 
 static void reg_done(struct reg *r) {
     free(r->base), free(r->repo), free(r->creds), free(r->auth), free(r->ca_extra);
+    free(r->cert), free(r->key);
     pthread_mutex_destroy(&r->lock);
 }
 
@@ -2276,17 +2382,25 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
     AUTO_FREE char *url = str_fmt("%s%cservice=%s&scope=%s", realm, strchr(realm, '?') ? '&' : '?',
                                   esc_service, esc_scope);
     curl_free(esc_scope), curl_free(esc_service);
-    AUTO_FREE char *basic = NULL;
-    if (r->creds) {
-        AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
-        basic = str_fmt("Basic %s", b64);
-    }
+    AUTO_FREE char *basic = NULL, *form = NULL;
+    AUTO_STRV headers = { 0 };
     struct http_req q = { .method = "GET",
                           .url = url,
-                          .auth = basic,
                           .body_fd = -1,
                           .ca_extra = r->ca_extra,
                           .insecure = r->insecure };
+    if (r->creds && str_prefix(r->creds, "<token>:")) { /* OAuth2, RFC 6749 section 6 */
+        char *esc_token = curl_easy_escape(NULL, r->creds + 8, 0);
+        form = str_fmt("grant_type=refresh_token&client_id=skiff&refresh_token=%s&%s", esc_token,
+                       strstr(url, "service="));
+        curl_free(esc_token);
+        strv_add(&headers, "Content-Type: application/x-www-form-urlencoded");
+        q.method = "POST", q.url = realm, q.headers = &headers;
+        q.body = form, q.body_n = strlen(form);
+    } else if (r->creds) {
+        AUTO_FREE char *b64 = b64_encode(r->creds, strlen(r->creds));
+        q.auth = basic = str_fmt("Basic %s", b64);
+    }
     AUTO_HTTP *h = http_open(&q, NULL, e);
     AUTO_BUF body = { 0 };
     if (!h || http_slurp(h, 1 << 20, &body, e)) return -1;
@@ -2350,6 +2464,7 @@ static struct http *reg_request(struct reg *r, struct http_req *q, const char *p
                           : *path             ? str_fmt("%s/v2/%s/%s", r->base, r->repo, path)
                                               : str_fmt("%s/v2/", r->base);
     q->ca_extra = r->ca_extra;
+    q->cert = r->cert, q->key = r->key;
     q->insecure = r->insecure;
     AUTO_FREE char *origin = http_origin(url);
     bool ours = !strcmp(origin, r->base);
@@ -2391,6 +2506,22 @@ static struct http *reg_request(struct reg *r, struct http_req *q, const char *p
     }
 }
 
+/* Has this host the image that the reference names? */
+static bool reg_has(struct reg *r) {
+    AUTO_STRV headers = { 0 };
+    struct err ignored;
+    if (!r->ref.tag[0] && !r->ref.digest[0]) return true;
+    strv_add(&headers, "Accept: application/vnd.oci.image.index.v1+json, "
+                       "application/vnd.oci.image.manifest.v1+json, "
+                       "application/vnd.docker.distribution.manifest.list.v2+json, "
+                       "application/vnd.docker.distribution.manifest.v2+json");
+    AUTO_FREE char *path =
+        str_fmt("manifests/%s", r->ref.digest[0] ? r->ref.digest : r->ref.tag);
+    struct http_req q = { .method = "HEAD", .headers = &headers, .body_fd = -1 };
+    AUTO_HTTP *h = reg_request(r, &q, path, &ignored);
+    return h && h->status == 200;
+}
+
 /* Finds the host that serves a reference: mirrors first, https before http where http is allowed.
  * */
 static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_verify,
@@ -2415,17 +2546,19 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             r->auth = NULL;
             free(r->creds);
             r->creds =
-                auth_find(i + 1 == conf.n ? ref->domain
-                                          : name); /* a mirror gets its own, not the registry's */
+                auth_find(i + 1 == conf.n ? ref->domain : name, /* a mirror gets its own */
+                          ref->path);
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
             const char *left = ref->path + host->strip;
             left += *left == '/';
             r->repo = slash ? str_fmt("%s/%s", slash + 1, left) : str_dup(left);
-            r->ca_extra = reg_certs(name);
+            mem_freep(&r->cert), mem_freep(&r->key);
+            r->ca_extra = reg_certs(name, &r->cert, &r->key);
             /* a loopback registry with a CA of its own is verified like any other */
             r->insecure = lax && !r->ca_extra;
             struct http_req q = {
-                .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra, .insecure = r->insecure
+                .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra, .cert = r->cert,
+                .key = r->key, .insecure = r->insecure
             };
             AUTO_FREE char *url = str_fmt("%s/v2/", r->base);
             q.url = url;
@@ -2439,8 +2572,9 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
                 continue;
             }
             if (reg_transient(h->status) && i + 1 < conf.n) continue;
-            answered = true;
             found = h->status == 401 ? reg_answer(r, h->www_auth, NULL, e) : 0;
+            /* a mirror that has not got the image leaves it to the next one */
+            answered = i + 1 == conf.n || (!found && reg_has(r));
         }
     }
     reg_conf_done(&conf);
@@ -10679,6 +10813,33 @@ static int image_load_from(const struct store *s, int fd, int dir, const char *o
     return rc;
 }
 
+/* oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME], the names of skopeo's
+ * transports. as: what the image is called then; NULL: as it says. 1: not such a name. */
+static int image_from_transport(const struct store *s, const char *text, const char *as, bool quiet,
+                                struct err *e) {
+    const char *colon = strchr(text, ':');
+    AUTO_FREE char *kind = str_dupn(text, colon ? (size_t)(colon - text) : 0),
+                   *path = str_dup(colon ? colon + 1 : "");
+    if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive"))
+        return 1;
+    char *name = strrchr(path, ':');
+    if (name && !strchr(name, '/')) *name++ = 0;
+    else name = NULL;
+    bool dir = !strcmp(kind, "oci");
+    AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | (dir ? O_DIRECTORY : 0));
+    if (fd < 0) return err_set(e, errno, "open %s", path);
+    int out = -1;
+    fflush(stdout);
+    if (quiet && as) { /* stdout is the container's */
+        out = fcntl(1, F_DUPFD_CLOEXEC, 3);
+        dup2(2, 1);
+    }
+    int rc = image_load_from(s, dir ? -1 : fd, dir ? fd : -1, name, as, e);
+    fflush(stdout);
+    if (out >= 0) dup2(out, 1), close(out);
+    return rc;
+}
+
 /* ---- 19.6 save ---- */
 static int save_member(struct archive *a, const char *name, const void *data, int fd, u64 size,
                        struct err *e) {
@@ -11022,10 +11183,6 @@ static int tar_dir(struct tarring *t, const char *as, const struct stat *st, str
     archive_entry_free(en);
     return rc < ARCHIVE_WARN ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a))
                              : 0;
-}
-
-static int name_order(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 /* Adds dir/name as `as` ("" for the top itself, which gets no entry) and all below, in name order.
@@ -11703,7 +11860,7 @@ struct super_log {
 struct super_health {
     struct plan plan;
     bool have;
-    i64 interval_ms, timeout_ms, start_ms, retries;
+    i64 interval_ms, timeout_ms, start_ms, start_interval_ms, retries;
     i64 next_ms, deadline_ms; /* monotonic; 0: none */
     pid_t pid;                /* running probe; 0: none */
     int out;                  /* its output, owned; -1 */
@@ -11964,6 +12121,15 @@ static void super_input(struct super *s) {
 }
 
 /* ---- 21.4 health ---- */
+/* When the next probe is due: sooner while the container starts. */
+static void health_next(struct super *s) {
+    struct super_health *x = &s->health;
+    i64 now = time_mono_ms();
+    bool starting = str_eq(js_str(s->c->state, "health.status"), "starting") &&
+                    now - s->started_ms < x->start_ms;
+    x->next_ms = now + (starting ? x->start_interval_ms : x->interval_ms);
+}
+
 static void health_init(struct super *s) {
     const json_t *h = js_path(s->c->config, "skiff.health");
     struct super_health *x = &s->health;
@@ -11972,6 +12138,7 @@ static void health_init(struct super *s) {
     x->interval_ms = js_int(h, "intervalNs", 30000000000) / 1000000;
     x->timeout_ms = js_int(h, "timeoutNs", 30000000000) / 1000000;
     x->start_ms = js_int(h, "startPeriodNs", 0) / 1000000;
+    x->start_interval_ms = js_int(h, "startIntervalNs", 5000000000) / 1000000;
     x->retries = js_int(h, "retries", 3);
     AUTO_JSON *spec = json_deep_copy(s->c->config);
     json_t *proc = js_get(spec, "process");
@@ -11979,11 +12146,11 @@ static void health_init(struct super *s) {
     js_setb(proc, "terminal", false);
     struct err e;
     x->have = !plan_parse(spec, &x->plan, &e);
-    x->next_ms = time_mono_ms() + x->interval_ms;
     json_t *st = js_sub(s->c->state, "health");
     js_sets(st, "status", "starting");
     js_seti(st, "failingStreak", 0);
     js_set(st, "log", json_array());
+    health_next(s);
 }
 
 static void health_result(struct super *s, int code) {
@@ -12005,7 +12172,6 @@ static void health_result(struct super *s, int code) {
     buf_done(&x->text);
     x->pid = 0;
     x->deadline_ms = 0;
-    x->next_ms = time_mono_ms() + x->interval_ms;
     const char *was = js_str_or(h, "status", "starting"), *now = was;
     i64 streak = code ? js_int(h, "failingStreak", 0) + 1 : 0;
     bool grace = !strcmp(was, "starting") && time_mono_ms() - s->started_ms < x->start_ms;
@@ -12016,6 +12182,7 @@ static void health_result(struct super *s, int code) {
     AUTO_FREE char *action = str_fmt("health_status: %s", now);
     js_seti(h, "failingStreak", streak);
     js_sets(h, "status", now);
+    health_next(s);
     ctr_save_state(s->c, &e);
     if (changed) ctr_event(s->c, action, NULL);
 }
@@ -12025,7 +12192,7 @@ static void health_start(struct super *s) {
     int p[2];
     struct launch l;
     struct err e;
-    x->next_ms = time_mono_ms() + x->interval_ms;
+    health_next(s);
     if (ctr_is(s->c, "paused") || pipe2(p, O_CLOEXEC)) return;
     ctr_join_init(s->c, &x->plan, &l);
     l.stdio[1] = l.stdio[2] = p[1];
@@ -13450,6 +13617,8 @@ struct make {
     struct strv env, args;
     const char *driver;
     bool tty, interactive, privileged;
+    char *rootfs; /* owned: --rootfs, absolute; NULL: an image */
+    bool over;    /* … as a lower layer that stays as it is (DIR:O) */
 };
 
 static void make_done(struct make *m) {
@@ -13457,7 +13626,7 @@ static void make_done(struct make *m) {
     idx_close(&m->x);
     fd_closep(&m->layers), fd_closep(&m->rootdir);
     ctr_done(&m->c);
-    free(m->name), free(m->image_name);
+    free(m->name), free(m->image_name), free(m->rootfs);
     user_done(&m->user);
     strv_done(&m->env), strv_done(&m->args);
 }
@@ -13481,6 +13650,8 @@ static void make_default_mounts(struct make *m, json_t *spec, bool host_net, boo
     json_t *a = js_suba(spec, "mounts");
     bool tty_group = !m->ids.uids || idmap_has(m->ids.gid, m->ids.gids, 5);
     i64 shm = str_bytes(cli_text(m->cli, "shm-size") ? cli_text(m->cli, "shm-size") : "64m");
+    if (!shm) shm = 64 << 20;
+    js_seti(m->sk, "shmSize", shm);
     AUTO_FREE char *shm_opts = str_fmt("nosuid,noexec,nodev,mode=1777,size=%" PRId64, shm);
     if (host_pid) mount_add(a, "/proc", "bind", "/proc", "rbind,nosuid,noexec,nodev", false);
     else mount_add(a, "/proc", "proc", "proc", "nosuid,noexec,nodev", false);
@@ -13641,6 +13812,8 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         else if (!strcmp(w, "z") || !strcmp(w, "Z"))
             log_warn("volume option '%s': there is no SELinux labelling here; ignored", w);
         else if (!strcmp(w, "nocopy")) nocopy = true;
+        else if (!strcmp(w, "cached") || !strcmp(w, "delegated") || !strcmp(w, "consistent"))
+            continue; /* Docker's, for another system */
         else if (!strcmp(w, "rprivate") || !strcmp(w, "private") || !strcmp(w, "rslave") ||
                  !strcmp(w, "slave") || !strcmp(w, "rshared") || !strcmp(w, "shared"))
             buf_addf(&opts, ",%s", w);
@@ -13661,10 +13834,10 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         }
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
-    AUTO_FREE char *relative =
-        source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."))
-            ? realpath(source, NULL)
-            : NULL;
+    bool below = source &&
+                 (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."));
+    if (below && access(source, F_OK) && dir_make(AT_FDCWD, source, e)) return -1;
+    AUTO_FREE char *relative = below ? realpath(source, NULL) : NULL;
     if (relative) return volume_mount(m, spec, "bind", relative, dest, opts.p, NULL, e);
     if (source && (*source == '.' || *source == '~'))
         return err_set(e, 0,
@@ -13728,6 +13901,10 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
         return err_set(e, 0, "invalid argument \"%.200s\" for \"--mount\" flag: target is required",
                        text);
     if (!strcmp(type, "tmpfs")) {
+        if (source)
+            return err_set(e, 0,
+                           "invalid mount config for type \"tmpfs\": field Source must not be "
+                           "specified");
         AUTO_FREE char *o =
             str_fmt("nosuid,nodev,noexec%s%s", ro ? ",ro" : "", opts.p ? opts.p : "");
         return volume_mount(m, spec, "tmpfs", "tmpfs", dest, o, NULL, e);
@@ -13735,7 +13912,11 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
     AUTO_FREE char *o = str_fmt("rbind%s%s", ro ? ",ro,rro" : "", opts.p ? opts.p : "");
     if (!strcmp(type, "bind")) {
         struct stat st;
-        if (!source || *source != '/')
+        AUTO_FREE char *abs = source && *source == '.' ? realpath(source, NULL) : NULL;
+        if (abs) source = abs;
+        if (nocopy)
+            return err_set(e, 0, "cannot mix 'volume-*' options with mount type 'bind'");
+        if (!source || (*source != '/' && *source != '.'))
             return err_set(
                 e, 0, "invalid mount config for type \"bind\": source must be an absolute path");
         if (stat(source, &st))
@@ -13821,6 +14002,7 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
     cli_list(m->cli, "dns", &dns);
     cli_list(m->cli, "dns-search", &search);
     cli_list(m->cli, "dns-option", &opt);
+    cli_list(m->cli, "dns-opt", &opt);
     buf_adds(
         &hosts,
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
@@ -13834,6 +14016,8 @@ static int make_etc(struct make *m, json_t *spec, const char *hostname, struct e
                 add.v[i]);
         *c = 0;
         u8 addr[16];
+        size_t len = strlen(c + 1);
+        if (c[1] == '[' && c[len] == ']') c[len] = 0, memmove(c + 1, c + 2, len - 1);
         if (strcmp(c + 1, "host-gateway") && inet_pton(AF_INET, c + 1, addr) < 1 &&
             inet_pton(AF_INET6, c + 1, addr) < 1)
             return err_set(e, 0,
@@ -14006,8 +14190,9 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
     if (overlay && make_stubs(m->s, e)) return -1;
     js_sets(r, "driver", m->driver);
     if (!m->image.manifest) { /* --rootfs DIR, as it is */
-        js_sets(js_sub(spec, "root"), "path", cli_text(m->cli, "rootfs"));
-        return 0;
+        if (!m->over) return js_sets(js_sub(spec, "root"), "path", m->rootfs), 0;
+        js_push(js_suba(r, "layers"), m->rootfs);
+        return symlinkat(m->rootfs, m->c.dir, "l/0") ? err_set(e, errno, "link a layer") : 0;
     }
     char chain[HEX_LEN + 1];
     layer_chain(&m->image.diff_ids, chain);
@@ -14189,7 +14374,8 @@ static int make_namespaces(struct make *m, json_t *spec, struct err *e) {
                        net);
     AUTO_STRV ports = { 0 };
     cli_list(m->cli, "publish", &ports);
-    if (ports.n) log_warn("Published ports are discarded when using %s network mode", net);
+    if (ports.n || cli_flag(m->cli, "publish-all"))
+        log_warn("Published ports are discarded when using %s network mode", net);
     const struct {
         const char *type;
         bool on;
@@ -14246,14 +14432,20 @@ static int make_env(struct make *m, const char *hostname, struct err *e) {
     strv_add(&m->env, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     strv_take(&m->env, str_fmt("HOSTNAME=%s", hostname));
     if (m->tty) strv_add(&m->env, "TERM=xterm");
-    for (size_t i = 0; i < img.n; i++) env_set(&m->env, img.v[i]);
+    AUTO_STRV told = { 0 }; /* what inspect and commit show: nothing of the engine's own */
+    if (!env_get(&img, "PATH")) strv_add(&told, m->env.v[0]);
+    for (size_t i = 0; i < img.n; i++) env_set(&told, img.v[i]);
     for (size_t i = 0; i < files.n; i++)
-        if (env_file(&m->env, files.v[i], e)) return -1;
+        if (env_file(&told, files.v[i], e)) return -1;
     for (size_t i = 0; i < vars.n; i++) {
         if (!*vars.v[i] || *vars.v[i] == '=')
             return err_set(e, 0, "invalid environment variable: %.60s", vars.v[i]);
-        env_option(&m->env, vars.v[i]);
+        env_option(&told, vars.v[i]);
     }
+    for (size_t i = 0; i < told.n; i++) env_set(&m->env, told.v[i]);
+    for (size_t i = 0; i < vars.n; i++) /* -e NAME of what is not set takes it away */
+        if (!strchr(vars.v[i], '=') && !getenv(vars.v[i])) env_option(&m->env, vars.v[i]);
+    js_set(m->sk, "env", js_strv(&told));
     if (!env_get(&m->env, "HOME"))
         strv_take(&m->env, str_fmt("HOME=%s", *m->user.home ? m->user.home : "/"));
     return 0;
@@ -14275,6 +14467,9 @@ static int make_process(struct make *m, json_t *spec, u64 *ret_caps, struct err 
     js_seti(u, "gid", m->user.gid);
     for (size_t i = 0; i < m->user.ngroups; i++)
         json_array_append_new(js_suba(u, "additionalGids"), json_integer(m->user.groups[i]));
+    if (cli_has(m->cli, "group-add") && m->ids.uids && idmap_single(&m->ids))
+        log_warn("--group-add has no effect: the container has one id only ('skiff doctor' says "
+                 "how to get more)");
     js_set(proc, "args", js_strv(&m->args));
     js_set(proc, "env", js_strv(&m->env));
     js_sets(proc, "cwd", abs);
@@ -14288,41 +14483,120 @@ static int make_process(struct make *m, json_t *spec, u64 *ret_caps, struct err 
     return make_caps(m, proc, ret_caps, e) || make_rlimits(m, proc, e) ? -1 : 0;
 }
 
-static int make_resources(struct make *m, json_t *spec, struct err *e) {
-    const struct cli *c = m->cli;
-    json_t *res = json_object();
-    i64 n;
-    if (cli_has(c, "memory")) {
-        if ((n = str_bytes(cli_text(c, "memory"))) < 6 << 20 && n)
-            return json_decref(res), err_set(e, 0, "Minimum memory limit allowed is 6MB");
-        if (n) js_seti(js_sub(res, "memory"), "limit", n);
+/* A size that may be -1, without limit. */
+static int resource_bytes(const struct cli *c, const char *flag, json_t *into, const char *key,
+                          struct err *e) {
+    if (!cli_has(c, flag)) return 0;
+    const char *v = cli_text(c, flag);
+    i64 n = strcmp(v, "-1") ? str_bytes(v) : -1;
+    if (n < -1 || (n < 0 && strcmp(v, "-1")))
+        return err_set(e, 0, "invalid argument \"%.40s\" for \"--%s\" flag: invalid size", v, flag);
+    if (n) js_seti(into, key, n);
+    return 0;
+}
+
+/* --device-read-bps and its kin: PATH:RATE. */
+static int resource_throttle(const struct cli *c, const char *flag, json_t *res, const char *key,
+                             struct err *e) {
+    AUTO_STRV l = { 0 };
+    cli_list(c, flag, &l);
+    for (size_t i = 0; i < l.n; i++) {
+        char *colon = strrchr(l.v[i], ':');
+        struct stat st;
+        i64 rate = colon ? str_bytes(colon + 1) : -1;
+        if (rate < 0)
+            return err_set(e, 0, "bad format for path \"%.100s\": --%s takes PATH:RATE", l.v[i],
+                           flag);
+        *colon = 0;
+        if (stat(l.v[i], &st) || !S_ISBLK(st.st_mode))
+            return err_set(e, 0, "--%s: %.100s is not a block device", flag, l.v[i]);
+        json_array_append_new(js_suba(js_sub(res, "blockIO"), key),
+                              json_pack("{s:I,s:I,s:I}", "major", (json_int_t)major(st.st_rdev),
+                                        "minor", (json_int_t)minor(st.st_rdev), "rate",
+                                        (json_int_t)rate));
     }
-    if (cli_has(c, "memory-swap"))
-        js_seti(js_sub(res, "memory"), "swap",
-                strcmp(cli_text(c, "memory-swap"), "-1") ? str_bytes(cli_text(c, "memory-swap"))
-                                                         : -1);
-    if (cli_has(c, "memory-reservation"))
-        js_seti(js_sub(res, "memory"), "reservation", str_bytes(cli_text(c, "memory-reservation")));
+    return 0;
+}
+
+/* The options that limit a container, as linux.resources; what means "no limit" is left out, unless
+ * a limit is being changed. */
+static int resource_options(const struct cli *c, json_t *res, bool change, struct err *e) {
+    static const struct {
+        const char *flag, *group, *key;
+        i64 least; /* 0: any */
+    } INTS[] = { { "cpu-shares", "cpu", "shares", 0 },
+                 { "cpu-share", "cpu", "shares", 0 },
+                 { "cpu-quota", "cpu", "quota", 0 },
+                 { "cpu-period", "cpu", "period", 0 },
+                 { "pids-limit", "pids", "limit", 0 },
+                 { "blkio-weight", "blockIO", "weight", 10 } };
+    static const struct {
+        const char *flag, *key;
+    } IO[] = { { "device-read-bps", "throttleReadBpsDevice" },
+               { "device-write-bps", "throttleWriteBpsDevice" },
+               { "device-read-iops", "throttleReadIOPSDevice" },
+               { "device-write-iops", "throttleWriteIOPSDevice" } };
+    json_t *mem = json_object();
+    AUTO_JSON *hold = json_pack("{so}", "memory", mem);
+    if (resource_bytes(c, "memory", mem, "limit", e) ||
+        resource_bytes(c, "memory-swap", mem, "swap", e) ||
+        resource_bytes(c, "memory-reservation", mem, "reservation", e))
+        return -1;
+    i64 limit = js_int(mem, "limit", 0), swap = js_int(mem, "swap", 0);
+    if (limit > 0 && limit < 6 << 20)
+        return err_set(e, 0, "Minimum memory limit allowed is 6MB");
+    if (swap > 0 && limit > 0 && swap < limit)
+        return err_set(e, 0, "Minimum memoryswap limit should be larger than memory limit");
+    if (!change && swap > 0 && !limit)
+        return err_set(e, 0, "You should always set the Memory limit when using Memoryswap limit");
+    if (!change && swap < 0 && !limit) json_object_del(mem, "swap");
+    if (!change && limit < 0) json_object_del(mem, "limit");
+    if (json_object_size(mem)) json_object_set(res, "memory", mem);
     if (cli_has(c, "cpus")) {
         char *end;
         double v = strtod(cli_text(c, "cpus"), &end);
-        if (*end || v <= 0 || v > 4096)
-            return json_decref(res), err_set(e, 0, "invalid argument \"%.40s\" for \"--cpus\" flag",
-                                             cli_text(c, "cpus"));
-        js_seti(js_sub(res, "cpu"), "quota", (i64)(v * 100000));
-        js_seti(js_sub(res, "cpu"), "period", 100000);
+        if (*end || end == cli_text(c, "cpus") || !(v >= 0) || v > 4096)
+            return err_set(e, 0, "invalid argument \"%.40s\" for \"--cpus\" flag",
+                           cli_text(c, "cpus"));
+        if (v > 0 || change) {
+            js_seti(js_sub(res, "cpu"), "quota", v > 0 ? (i64)(v * 100000) : -1);
+            js_seti(js_sub(res, "cpu"), "period", 100000);
+        }
     }
-    if (cli_has(c, "cpu-shares"))
-        js_seti(js_sub(res, "cpu"), "shares", cli_int(c, "cpu-shares", 0));
-    if (cli_has(c, "cpu-quota")) js_seti(js_sub(res, "cpu"), "quota", cli_int(c, "cpu-quota", 0));
-    if (cli_has(c, "cpu-period"))
-        js_seti(js_sub(res, "cpu"), "period", cli_int(c, "cpu-period", 100000));
-    if (cli_has(c, "cpuset-cpus")) js_sets(js_sub(res, "cpu"), "cpus", cli_text(c, "cpuset-cpus"));
-    if (cli_has(c, "cpuset-mems")) js_sets(js_sub(res, "cpu"), "mems", cli_text(c, "cpuset-mems"));
-    if (cli_has(c, "pids-limit"))
-        js_seti(js_sub(res, "pids"), "limit", cli_int(c, "pids-limit", 0));
-    if (json_object_size(res)) js_set(js_sub(spec, "linux"), "resources", res);
-    else json_decref(res);
+    for (size_t i = 0; i < ARRAY_LEN(INTS); i++) {
+        i64 n = cli_int(c, INTS[i].flag, 0);
+        bool none = n <= 0;
+        if (!cli_has(c, INTS[i].flag) || (none && !change)) continue;
+        if (n && (n < INTS[i].least || (INTS[i].least && n > 1000)))
+            return err_set(e, 0, "Range of blkio weight is from 10 to 1000");
+        if (n || change) js_seti(js_sub(res, INTS[i].group), INTS[i].key, none ? -1 : n);
+    }
+    const char *cpus = cli_text(c, "cpuset-cpus"), *mems = cli_text(c, "cpuset-mems");
+    if (!str_empty(cpus)) js_sets(js_sub(res, "cpu"), "cpus", cpus);
+    if (!str_empty(mems)) js_sets(js_sub(res, "cpu"), "mems", mems);
+    for (size_t i = 0; i < ARRAY_LEN(IO); i++)
+        if (resource_throttle(c, IO[i].flag, res, IO[i].key, e)) return -1;
+    AUTO_STRV conf = { 0 };
+    cli_list(c, "cgroup-conf", &conf);
+    for (size_t i = 0; i < conf.n; i++) {
+        char *eq = strchr(conf.v[i], '=');
+        if (!eq) return err_set(e, 0, "--cgroup-conf %.60s: expected FILE=VALUE", conf.v[i]);
+        *eq++ = 0;
+        js_sets(js_sub(res, "unified"), conf.v[i], eq);
+    }
+    return 0;
+}
+
+static int make_resources(struct make *m, json_t *spec, struct err *e) {
+    AUTO_JSON *res = json_object();
+    if (resource_options(m->cli, res, false, e)) return -1;
+    if (cli_flag(m->cli, "oom-kill-disable"))
+        log_warn("--oom-kill-disable: cgroup v2 has no such switch; discarded");
+    if (cli_has(m->cli, "memory-swappiness"))
+        log_warn("--memory-swappiness: cgroup v2 has no such switch; discarded");
+    if (json_object_size(res)) json_object_set(js_sub(spec, "linux"), "resources", res);
+    if (!str_empty(cli_text(m->cli, "cgroup-parent")))
+        js_sets(m->sk, "cgroupParent", cli_text(m->cli, "cgroup-parent"));
     return 0;
 }
 
@@ -14355,6 +14629,14 @@ static int make_devices(struct make *m, json_t *spec, struct err *e) {
         AUTO_STRV p = { 0 };
         struct stat st;
         strv_split(&p, l.v[i], ':');
+        const char *perm = p.n > 2                       ? p.v[2]
+                           : p.n > 1 && *p.v[1] != '/' ? p.v[1]
+                                                       : "rwm";
+        if (p.n > 3 || !*perm || strspn(perm, "rwm") != strlen(perm))
+            return err_set(e, 0, "invalid device specification: '%.100s': invalid mode", l.v[i]);
+        if (strcmp(perm, "rwm") && !strchr(perm, 'w') && geteuid())
+            log_warn("--device %s: access is the host's: the mode has no effect without root",
+                     l.v[i]);
         if (stat(p.v[0], &st) || !(S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode)))
             return err_set(e, 0,
                            "error gathering device information while adding custom device "
@@ -14401,6 +14683,7 @@ static int make_health(struct make *m, struct err *e) {
         { "health-interval", "Interval", "intervalNs", 30000000000 },
         { "health-timeout", "Timeout", "timeoutNs", 30000000000 },
         { "health-start-period", "StartPeriod", "startPeriodNs", 0 },
+        { "health-start-interval", "StartInterval", "startIntervalNs", 5000000000 },
     };
     json_t *h = js_sub(m->sk, "health");
     js_set(h, "test", js_strv(&run));
@@ -14533,6 +14816,17 @@ static int make_record(struct make *m, struct err *e) {
     js_setb(sk, "stdinOnce", m->interactive && !cli_flag(c, "detach"));
     js_setb(sk, "init", cli_flag(c, "init"));
     js_setb(sk, "privileged", m->privileged);
+    static const char *const HOST[][2] = { { "dns", "Dns" },
+                                           { "dns-option", "DnsOptions" },
+                                           { "dns-search", "DnsSearch" },
+                                           { "add-host", "ExtraHosts" },
+                                           { "group-add", "GroupAdd" },
+                                           { "security-opt", "SecurityOpt" } };
+    for (size_t i = 0; i < ARRAY_LEN(HOST); i++) {
+        AUTO_STRV l = { 0 };
+        cli_list(c, HOST[i][0], &l);
+        if (l.n) js_set(js_sub(sk, "host"), HOST[i][1], js_strv(&l));
+    }
     AUTO_STRV add = { 0 }, drop = { 0 };
     cli_list(c, "cap-add", &add), cli_list(c, "cap-drop", &drop);
     if (add.n) js_set(sk, "capAdd", js_strv(&add));
@@ -14560,9 +14854,12 @@ static int make_open_image(struct make *m, struct err *e) {
         v.layers = m->layers;
         m->run = js_get(m->image.config, "config");
     } else {
-        m->rootdir = open(cli_text(m->cli, "rootfs"), O_PATH | O_DIRECTORY | O_CLOEXEC);
-        if (m->rootdir < 0)
-            return err_set(e, errno, "root file system %s", cli_text(m->cli, "rootfs"));
+        AUTO_FREE char *path = str_dup(cli_text(m->cli, "rootfs"));
+        m->over = str_suffix(path, ":O");
+        if (m->over) path[strlen(path) - 2] = 0;
+        m->rootfs = realpath(path, NULL);
+        m->rootdir = m->rootfs ? open(m->rootfs, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+        if (m->rootdir < 0) return err_set(e, errno, "root file system %s", path);
         v.dir = m->rootdir;
     }
     const char *user = cli_text(m->cli, "user"), *mode = cli_text(m->cli, "userns");
@@ -14573,7 +14870,9 @@ static int make_open_image(struct make *m, struct err *e) {
     if (str_eq(mode, "keep-id") && !cli_text(m->cli, "user"))
         m->user.uid = geteuid(), m->user.gid = getegid();
     if (idmap_choose(m->s->dir, mode ? mode : "", m->user.uid, m->user.gid, &m->ids, e)) return -1;
-    if (!m->image.manifest) return m->driver = "dir", 0;
+    if (!m->image.manifest && m->over && !probe_overlay(m->s, &m->ids))
+        return err_set(e, 0, "--rootfs DIR:O needs overlay, which the kernel refuses here: use DIR");
+    if (!m->image.manifest) return m->driver = m->over ? "overlay" : "dir", 0;
     return (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
 }
 
@@ -17161,6 +17460,9 @@ static const struct opt OPT_RUN[] = {
     { "attach", 'a', OPT_LIST, "Attach to STDIN, STDOUT or STDERR" },
     { "cap-add", 0, OPT_LIST, "Add Linux capabilities" },
     { "cap-drop", 0, OPT_LIST, "Drop Linux capabilities" },
+    { "blkio-weight", 0, OPT_INT, "Block IO weight, between 10 and 1000" },
+    { "cgroup-conf", 0, OPT_LIST, "Write a file of the cgroup (FILE=VALUE)" },
+    { "cgroup-parent", 0, OPT_TEXT, "Parent cgroup for the container" },
     { "cgroupns", 0, OPT_TEXT, "Cgroup namespace to use (host|private)" },
     { "cidfile", 0, OPT_TEXT, "Write the container ID to the file" },
     { "cpu-period", 0, OPT_INT, "Limit CPU CFS period" },
@@ -17172,7 +17474,12 @@ static const struct opt OPT_RUN[] = {
     { "detach", 'd', OPT_BOOL, "Run container in background and print container ID" },
     { "detach-keys", 0, OPT_TEXT, "Key sequence for detaching (ctrl-p,ctrl-q)" },
     { "device", 0, OPT_LIST, "Add a host device to the container" },
+    { "device-read-bps", 0, OPT_LIST, "Limit read rate (bytes per second) from a device" },
+    { "device-read-iops", 0, OPT_LIST, "Limit read rate (IO per second) from a device" },
+    { "device-write-bps", 0, OPT_LIST, "Limit write rate (bytes per second) to a device" },
+    { "device-write-iops", 0, OPT_LIST, "Limit write rate (IO per second) to a device" },
     { "dns", 0, OPT_LIST, "Set custom DNS servers" },
+    { "dns-opt", 0, OPT_LIST, "The same as --dns-option" },
     { "dns-option", 0, OPT_LIST, "Set DNS options" },
     { "dns-search", 0, OPT_LIST, "Set custom DNS search domains" },
     { "domainname", 0, OPT_TEXT, "Container NIS domain name" },
@@ -17184,6 +17491,7 @@ static const struct opt OPT_RUN[] = {
     { "health-cmd", 0, OPT_TEXT, "Command to run to check health" },
     { "health-interval", 0, OPT_DURATION, "Time between running the check" },
     { "health-retries", 0, OPT_INT, "Consecutive failures needed to report unhealthy" },
+    { "health-start-interval", 0, OPT_DURATION, "Time between checks during the start period" },
     { "health-start-period", 0, OPT_DURATION, "Start period for the container to initialize" },
     { "health-timeout", 0, OPT_DURATION, "Maximum time to allow one check to run" },
     { "hostname", 'h', OPT_TEXT, "Container host name" },
@@ -17197,12 +17505,14 @@ static const struct opt OPT_RUN[] = {
     { "log-opt", 0, OPT_LIST, "Log driver options (max-size, max-file)" },
     { "memory", 'm', OPT_BYTES, "Memory limit" },
     { "memory-reservation", 0, OPT_BYTES, "Memory soft limit" },
-    { "memory-swap", 0, OPT_BYTES, "Swap limit equal to memory plus swap" },
+    { "memory-swap", 0, OPT_TEXT, "Swap limit equal to memory plus swap: -1 for unlimited" },
+    { "memory-swappiness", 0, OPT_INT, "Discarded: cgroup v2 has no such switch" },
     { "mount", 0, OPT_LIST, "Attach a filesystem mount to the container" },
     { "name", 0, OPT_TEXT, "Assign a name to the container" },
     { "network", 0, OPT_TEXT, "Connect a container to a network (host|none)" },
     { "net", 0, OPT_TEXT, "The same as --network" },
     { "no-healthcheck", 0, OPT_BOOL, "Disable any container-specified HEALTHCHECK" },
+    { "oom-kill-disable", 0, OPT_BOOL, "Discarded: cgroup v2 has no such switch" },
     { "oom-score-adj", 0, OPT_INT, "Tune host's OOM preferences (-1000 to 1000)" },
     { "pid", 0, OPT_TEXT, "PID namespace to use (private|host)" },
     { "pids-limit", 0, OPT_INT, "Tune container pids limit (-1 for unlimited)" },
@@ -17216,7 +17526,8 @@ static const struct opt OPT_RUN[] = {
     { "read-only", 0, OPT_BOOL, "Mount the container's root filesystem as read only" },
     { "restart", 0, OPT_TEXT, "Restart policy when a container exits" },
     { "rm", 0, OPT_BOOL, "Remove the container when it exits" },
-    { "rootfs", 0, OPT_TEXT, "Run in this directory instead of an image" },
+    { "rootfs", 0, OPT_TEXT,
+      "Run in this directory instead of an image; DIR:O leaves it as it is" },
     { "security-opt", 0, OPT_LIST,
       "Security options (seccomp=FILE|unconfined, no-new-privileges)" },
     { "shm-size", 0, OPT_BYTES, "Size of /dev/shm" },
@@ -17233,21 +17544,14 @@ static const struct opt OPT_RUN[] = {
     { "uts", 0, OPT_TEXT, "UTS namespace to use (private|host)" },
     { "volume", 'v', OPT_LIST, "Bind mount a volume" },
     { "workdir", 'w', OPT_TEXT, "Working directory inside the container" },
-    { "blkio-weight", 0, OPT_LATER_TEXT, "" },
     { "blkio-weight-device", 0, OPT_LATER_TEXT, "" },
-    { "cgroup-parent", 0, OPT_LATER_TEXT, "" },
     { "cpu-rt-period", 0, OPT_LATER_TEXT, "" },
     { "cpu-rt-runtime", 0, OPT_LATER_TEXT, "" },
     { "cpu-count", 0, OPT_LATER_TEXT, "" },
     { "cpu-percent", 0, OPT_LATER_TEXT, "" },
     { "device-cgroup-rule", 0, OPT_LATER_TEXT, "" },
-    { "device-read-bps", 0, OPT_LATER_TEXT, "" },
-    { "device-read-iops", 0, OPT_LATER_TEXT, "" },
-    { "device-write-bps", 0, OPT_LATER_TEXT, "" },
-    { "device-write-iops", 0, OPT_LATER_TEXT, "" },
     { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
     { "gpus", 0, OPT_LATER_TEXT, "" },
-    { "health-start-interval", 0, OPT_LATER_TEXT, "" },
     { "io-maxbandwidth", 0, OPT_LATER_TEXT, "" },
     { "io-maxiops", 0, OPT_LATER_TEXT, "" },
     { "ip", 0, OPT_LATER_TEXT, "" },
@@ -17257,10 +17561,8 @@ static const struct opt OPT_RUN[] = {
     { "link", 0, OPT_LATER_TEXT, "" },
     { "link-local-ip", 0, OPT_LATER_TEXT, "" },
     { "mac-address", 0, OPT_LATER_TEXT, "" },
-    { "memory-swappiness", 0, OPT_LATER_TEXT, "" },
     { "network-alias", 0, OPT_LATER_TEXT, "" },
     { "net-alias", 0, OPT_LATER_TEXT, "" },
-    { "oom-kill-disable", 0, OPT_LATER_BOOL, "" },
     { "runtime", 0, OPT_LATER_TEXT, "" },
     { "storage-opt", 0, OPT_LATER_TEXT, "" },
     { "use-api-socket", 0, OPT_LATER_BOOL, "" },
@@ -17313,6 +17615,16 @@ static int run_image(struct cli *c, struct make *m, const char *what, struct err
             "invalid pull option: '%.40s': must be one of \"always\", \"missing\" or \"never\"",
             policy);
     if (platform_parse(cli_text(c, "platform"), &p, e)) return -1;
+    if (strchr(what, ':') && (str_prefix(what, "oci:") || str_prefix(what, "oci-archive:") ||
+                              str_prefix(what, "docker-archive:"))) {
+        /* loaded under a name of its own, which is then what runs */
+        char digest[DIGEST_LEN + 1];
+        digest_of(what, strlen(what), digest);
+        AUTO_FREE char *as = str_fmt("localhost/loaded:%.16s", digest + 7);
+        if (image_from_transport(m->s, what, as, true, e) < 0) return -1;
+        m->image_name = str_dup(what);
+        return image_find(m->s, as, &m->image, NULL, e);
+    }
     m->image_name = str_dup(what);
     bool always = !strcmp(policy, "always"), hello = !strcmp(what, "hello");
     if (!always && !image_find(m->s, what, &m->image, NULL, e)) {
@@ -17447,6 +17759,71 @@ static int cmd_attach(struct cli *c, struct err *e) {
     if (s < 0) return err_set(e, 0, "You cannot attach to a stopped container, start it first");
     return attach_run(c, &k, s, js_bool(k.config, "skiff.openStdin") && !cli_flag(c, "no-stdin"),
                       false, e);
+}
+
+/* ---- update ---- */
+static const struct opt OPT_LIMITS[] = {
+    { "blkio-weight", 0, OPT_INT, "Block IO weight, between 10 and 1000" },
+    { "cpu-period", 0, OPT_INT, "Limit CPU CFS period" },
+    { "cpu-quota", 0, OPT_INT, "Limit CPU CFS quota" },
+    { "cpu-share", 0, OPT_INT, "The same as --cpu-shares" },
+    { "cpu-shares", 'c', OPT_INT, "CPU shares (relative weight)" },
+    { "cpus", 0, OPT_TEXT, "Number of CPUs" },
+    { "cpuset-cpus", 0, OPT_TEXT, "CPUs in which to allow execution (0-3, 0,1)" },
+    { "cpuset-mems", 0, OPT_TEXT, "Memory nodes in which to allow execution" },
+    { "memory", 'm', OPT_TEXT, "Memory limit" },
+    { "memory-reservation", 0, OPT_TEXT, "Memory soft limit" },
+    { "memory-swap", 0, OPT_TEXT, "Swap limit equal to memory plus swap: -1 for unlimited" },
+    { "pids-limit", 0, OPT_INT, "Tune container pids limit (-1 for unlimited)" },
+    { "cpu-rt-period", 0, OPT_LATER_TEXT, "" },
+    { "cpu-rt-runtime", 0, OPT_LATER_TEXT, "" },
+    { "kernel-memory", 0, OPT_LATER_TEXT, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+static const struct opt OPT_UPDATE[] = {
+    { "restart", 0, OPT_TEXT, "Restart policy to apply when a container exits" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+/* Members of `from` over those of `into`, objects member by member. */
+static void js_merge(json_t *into, json_t *from) {
+    const char *key;
+    json_t *v;
+    json_object_foreach (from, key, v) {
+        json_t *old = js_get(into, key);
+        if (json_is_object(old) && json_is_object(v)) js_merge(old, v);
+        else json_object_set(into, key, v);
+    }
+}
+
+static int update_one(struct cli *c, const char *what, struct err *e) {
+    AUTO_CTR k = { .dir = -1 };
+    AUTO_JSON *res = json_object();
+    if (ctr_find(cli_store(c, e), what, &k, e) || resource_options(c, res, true, e)) return -1;
+    struct make m = { .cli = c, .sk = js_get(k.config, "skiff") };
+    if (cli_has(c, "restart") && make_restart(&m, e)) return -1;
+    if (json_object_size(res) && ctr_alive(&k)) {
+        struct cgroup cg = { (char *)(uintptr_t)js_str(k.state, "cgroup") };
+        if (!cg.path)
+            return err_set(e, 0,
+                           "container %s runs without a cgroup of its own, since it was started "
+                           "without limits: the change would only hold from its next start; stop it "
+                           "first",
+                           ctr_name(&k));
+        if (cgroup_apply(&cg, res, e)) return -1;
+    }
+    if (json_object_size(res)) js_merge(js_sub(js_sub(k.config, "linux"), "resources"), res);
+    if (js_save(k.dir, "config.json", k.config, 0, e)) return -1;
+    ctr_event(&k, "update", NULL);
+    return 0;
+}
+
+static int cmd_update(struct cli *c, struct err *e) {
+    bool some = cli_has(c, "restart");
+    for (const struct opt *o = OPT_LIMITS; o->name; o++) some |= cli_has(c, o->name);
+    if (!some) return err_set(e, 0, "you must provide one or more flags when using this command");
+    return cli_store(c, e) ? cli_each(c, update_one, true, e) : -1;
 }
 
 /* ---- 26.4 stop, kill, pause, wait, rm ---- */
@@ -17988,7 +18365,8 @@ static json_t *inspect_config(const struct ctr *k) {
     js_setb(j, "Tty", js_bool(c, "process.terminal"));
     js_setb(j, "OpenStdin", js_bool(c, "skiff.openStdin"));
     js_setb(j, "StdinOnce", js_bool(c, "skiff.stdinOnce"));
-    js_set(j, "Env", js_copy(c, "process.env", json_array()));
+    js_set(j, "Env",
+           js_copy(c, js_path(c, "skiff.env") ? "skiff.env" : "process.env", json_array()));
     const json_t *ep = js_path(c, "skiff.entrypoint"), *args = js_path(c, "process.args");
     json_t *cmd = json_array();
     for (size_t i = json_array_size(ep); i < json_array_size(args); i++)
@@ -18010,6 +18388,48 @@ static json_t *inspect_config(const struct ctr *k) {
                          (json_int_t)js_int(h, "startPeriodNs", 0), "Retries",
                          (json_int_t)js_int(h, "retries", 3)));
     return j;
+}
+
+/* Namespaces by their mode; and what scripts look at, where there is nothing to tell. */
+static void inspect_host_zeroes(const json_t *c, json_t *j) {
+    static const struct {
+        const char *name, *type;
+    } MODES[] = { { "IpcMode", "ipc" },
+                  { "PidMode", "pid" },
+                  { "UTSMode", "uts" },
+                  { "UsernsMode", "user" },
+                  { "CgroupnsMode", "cgroup" } };
+    static const char *const LISTS[] = { "Dns",      "DnsOptions", "DnsSearch", "ExtraHosts",
+                                         "GroupAdd", "Devices",    "Mounts",    "SecurityOpt",
+                                         "Ulimits" };
+    for (size_t i = 0; i < ARRAY_LEN(MODES); i++) {
+        bool own = false;
+        size_t k;
+        json_t *ns;
+        json_array_foreach (js_path(c, "linux.namespaces"), k, ns)
+            own |= str_eq(js_str(ns, "type"), MODES[i].type);
+        js_sets(j, MODES[i].name, own ? "private" : "host");
+    }
+    for (size_t i = 0; i < ARRAY_LEN(LISTS); i++) {
+        AUTO_FREE char *key = str_fmt("skiff.host.%s", LISTS[i]);
+        js_set(j, LISTS[i], js_copy(c, key, json_array()));
+    }
+    js_set(j, "Sysctls", js_copy(c, "linux.sysctl", json_object()));
+    js_set(j, "Devices", js_copy(c, "linux.devices", json_array()));
+    js_set(j, "Ulimits", js_copy(c, "process.rlimits", json_array()));
+    js_seti(j, "ShmSize", js_int(c, "skiff.shmSize", 67108864));
+    js_seti(j, "CpuQuota", js_int(c, "linux.resources.cpu.quota", 0));
+    js_seti(j, "CpuPeriod", js_int(c, "linux.resources.cpu.period", 0));
+    js_sets(j, "CpusetCpus", js_str_or(c, "linux.resources.cpu.cpus", ""));
+    js_sets(j, "CpusetMems", js_str_or(c, "linux.resources.cpu.mems", ""));
+    js_seti(j, "BlkioWeight", js_int(c, "linux.resources.blockIO.weight", 0));
+    js_sets(j, "CgroupParent", js_str_or(c, "skiff.cgroupParent", ""));
+    js_set(j, "MemorySwappiness", json_null());
+    js_set(j, "OomKillDisable", json_null());
+    js_set(j, "Tmpfs", json_object());
+    js_sets(j, "VolumeDriver", "");
+    js_set(j, "VolumesFrom", json_null());
+    js_set(j, "Links", json_null());
 }
 
 static json_t *inspect_host_config(const struct ctr *k) {
@@ -18049,6 +18469,7 @@ static json_t *inspect_host_config(const struct ctr *k) {
     js_seti(j, "OomScoreAdj", js_int(c, "process.oomScoreAdj", 0));
     js_set(j, "CapAdd", js_copy(c, "skiff.capAdd", NULL));
     js_set(j, "CapDrop", js_copy(c, "skiff.capDrop", NULL));
+    inspect_host_zeroes(c, j);
     json_array_foreach (js_path(c, "skiff.mounts"), i, m)
         if (str_eq(js_str(m, "Type"), "tmpfs"))
             js_sets(js_sub(j, "Tmpfs"), js_str(m, "Destination"), "");
@@ -18090,8 +18511,11 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_set(j, "Mounts", js_copy(c, "skiff.mounts", json_array()));
     js_set(j, "Config", inspect_config(k));
     js_set(j, "NetworkSettings",
-           json_pack("{s:{},s:{s:{s:s}}}", "Ports", "Networks",
-                     js_str_or(c, "skiff.network", "host"), "IPAddress", ""));
+           json_pack("{s:{},s:{s:{s:s,s:s,s:s}},s:s,s:s,s:s,s:i}", "Ports", "Networks",
+                     js_str_or(c, "skiff.network", "host"), "IPAddress", "", "Gateway", "",
+                     "MacAddress", "", "IPAddress", "", "Gateway", "", "MacAddress", "",
+                     "IPPrefixLen", 0));
+    js_set(j, "ExecIDs", json_null());
     return j;
 }
 
@@ -18586,8 +19010,13 @@ static int cmd_top(struct cli *c, struct err *e) {
     AUTO_BUF out = { 0 };
     const char *want = "user,pid,ppid,c,stime,tty,time,args";
     for (int i = 1; i < c->nargs; i++) {
-        if (str_prefix(c->args[i], "-o") && c->args[i][2]) want = c->args[i] + 2;
-        else if (!strcmp(c->args[i], "-o") && i + 1 < c->nargs) want = c->args[++i];
+        const char *a = c->args[i];
+        if (str_prefix(a, "-o") && a[2]) want = a + 2;
+        else if ((!strcmp(a, "-o") || !strcmp(a, "-eo")) && i + 1 < c->nargs) want = c->args[++i];
+        else if (!strcmp(a, "aux") || !strcmp(a, "-aux"))
+            want = "user,pid,vsz,rss,tty,stat,stime,time,args";
+        else if (strcmp(a, "-ef") && strcmp(a, "-e") && strcmp(a, "-f"))
+            return free(pids), err_set(e, 0, "top: ps's option '%.40s' is not supported yet by skiff", a);
     }
     strv_split(&cols, want, ',');
     for (size_t k = 0; k < cols.n; k++) {
@@ -18720,6 +19149,7 @@ struct visit {
     int other; /* the parent's end of it, to be closed in the child; -1: none */
     const char *path, *name;
     bool follow, archive, contents;
+    bool stream; /* the user's own archive: it goes into a directory */
 };
 
 static int export_run(int root, void *arg) {
@@ -18943,6 +19373,15 @@ static int cp_in_run(int root, void *arg) {
         if (made < 0) return visit_fail(&e);
     }
     if (place_layout(root, v->path, v->follow, &pl, &into, &rename, &e)) return visit_fail(&e);
+    if (v->stream && rename) {
+        AUTO_FREE char *clean = path_clean(v->path);
+        AUTO_FD at = sys_openat2(root, *clean ? clean : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+        err_set(&e, 0,
+                at < 0 ? "Could not find the file %s in container %s"
+                       : "destination \"%s\" of container %s must be a directory",
+                v->path, ctr_name(v->k));
+        return visit_fail(&e);
+    }
     return place_archive(&pl, v->fd, &e) ? visit_fail(&e) : 0;
 }
 
@@ -19030,6 +19469,7 @@ static int cp_to(struct cli *c, struct ctr *k, const char *src, const char *path
                        .path = path,
                        .archive = cli_flag(c, "archive"),
                        .contents = contents,
+                       .stream = in,
                        .follow = !in && S_ISDIR(st.st_mode) };
     pid_t pid = 0;
     int rc = ctr_visit(k, cp_in_run, &v, &pid, e);
@@ -19107,11 +19547,17 @@ static int cmd_commit(struct cli *c, struct err *e) {
     AUTO_JSON *config = base ? blob_json(c->store, js_str(base, "config.digest"), e) : NULL;
     if (!config) return err_wrap(e, "the image of container %s", c->args[0]);
     json_t *run = js_sub(config, "config");
-    json_object_set(run, "Env", js_path(k.config, "process.env"));
     AUTO_JSON *ic = inspect_config(&k);
-    static const char *const KEEP[] = { "Cmd",  "Entrypoint", "WorkingDir",
-                                        "User", "Labels",     "StopSignal" };
-    for (size_t i = 0; i < ARRAY_LEN(KEEP); i++) json_object_set(run, KEEP[i], js_get(ic, KEEP[i]));
+    static const char *const KEEP[] = { "Env",        "Cmd",          "Entrypoint",
+                                        "WorkingDir", "User",         "Labels",
+                                        "StopSignal", "ExposedPorts", "Volumes",
+                                        "Healthcheck" };
+    for (size_t i = 0; i < ARRAY_LEN(KEEP); i++) {
+        json_t *v = js_get(ic, KEEP[i]);
+        if (v && !json_is_null(v) && !(json_is_object(v) && !json_object_size(v)))
+            json_object_set(run, KEEP[i], v);
+        else if (strcmp(KEEP[i], "Healthcheck")) json_object_del(run, KEEP[i]);
+    }
     cli_list(c, "change", &changes);
     for (size_t i = 0; i < changes.n; i++)
         if (config_change(config, changes.v[i], e)) return -1;
@@ -19282,27 +19728,10 @@ static const struct opt OPT_PULL[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
-/* "oci:DIR[:NAME]", "oci-archive:FILE", "docker-archive:FILE": local sources of pull. 1: not one of
- * them. */
-static int pull_local(struct cli *c, const char *text, struct err *e) {
-    const char *colon = strchr(text, ':');
-    AUTO_FREE char *kind = str_dupn(text, colon ? (size_t)(colon - text) : 0),
-                   *path = str_dup(colon ? colon + 1 : "");
-    if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive"))
-        return 1;
-    char *name = strrchr(path, ':');
-    if (name && !strchr(name, '/')) *name++ = 0;
-    else name = NULL;
-    bool dir = !strcmp(kind, "oci");
-    AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | (dir ? O_DIRECTORY : 0));
-    if (fd < 0) return err_set(e, errno, "open %s", path);
-    return image_load_from(c->store, dir ? -1 : fd, dir ? fd : -1, name, NULL, e);
-}
-
 static int cmd_pull(struct cli *c, struct err *e) {
     struct ref r;
     if (!cli_store(c, e)) return -1;
-    int local = pull_local(c, c->args[0], e);
+    int local = image_from_transport(c->store, c->args[0], NULL, cli_flag(c, "quiet"), e);
     if (local <= 0) return local;
     if (ref_parse(c->args[0], &r, e)) return -1;
     struct pull_opts o = { cli_text(c, "platform"), cli_flag(c, "quiet"), tls_verify(c) };
@@ -21330,8 +21759,8 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e), *res = NULL;
     const char *file = cli_text(c, "resources");
     if (!j) return -1;
-    if (!file) return err_set(e, 0, "update: --resources FILE is required");
-    res = js_load(AT_FDCWD, strcmp(file, "-") ? file : "/proc/self/fd/0", e);
+    res = file ? js_load(AT_FDCWD, strcmp(file, "-") ? file : "/proc/self/fd/0", e) : json_object();
+    if (res && resource_options(c, res, true, e)) return -1;
     struct cgroup cg = { js_str(j, "cgroup") ? str_dup(js_str(j, "cgroup")) : NULL };
     int rc = !res       ? -1
              : !cg.path ? err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0])
@@ -21550,7 +21979,7 @@ static const struct cmd OCI_CMDS[] = {
       "[OPTIONS] CONTAINER",
       "Change the limits of a container",
       oci_cmd_update,
-      { OPT_OCI_UPDATE },
+      { OPT_OCI_UPDATE, OPT_LIMITS },
       1,
       1,
       false,
@@ -22099,6 +22528,16 @@ static const struct cmd CMDS[] = {
       false,
       1 },
     { "logout", NULL, "[SERVER]", "Log out from a registry", cmd_logout, { NULL }, 0, 1, false, 1 },
+    { "container update",
+      "update",
+      "[OPTIONS] CONTAINER [CONTAINER...]",
+      "Update configuration of one or more containers",
+      cmd_update,
+      { OPT_UPDATE, OPT_LIMITS },
+      1,
+      -1,
+      false,
+      1 },
     { "volume create",
       NULL,
       "[OPTIONS] [VOLUME]",
@@ -22305,7 +22744,14 @@ static int main_globals(int argc, char **argv, bool *ret_version, bool *ret_help
     return i;
 }
 
-/* The commands of a group ("container"); false where there is no such group. */
+static bool main_is_group(const char *name) {
+    size_t n = strlen(name);
+    for (size_t i = 0; i < ARRAY_LEN(CMDS); i++)
+        if (!strncmp(CMDS[i].path, name, n) && CMDS[i].path[n] == ' ') return true;
+    return false;
+}
+
+/* Prints the commands of a group ("container"); false where there is no such group. */
 static bool main_group(const char *name) {
     size_t n = strlen(name);
     bool some = false;
@@ -22441,8 +22887,15 @@ int main(int argc, char **argv) {
     if (!cmd && (argc - at == 1 || !strcmp(argv[at + 1], "--help") || help) && main_group(argv[at]))
         return 0;
     if (!cmd) {
-        AUTO_FREE char *shown = str_printable(argv[at]);
-        fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
+        static const char LATER[] = "search network compose context manifest buildx plugin config "
+                                    "node secret service stack swarm trust checkpoint scout";
+        bool two = argc - at > 1 && *argv[at + 1] != '-' && main_is_group(argv[at]);
+        AUTO_FREE char *words = str_fmt("%s%s%s", argv[at], two ? " " : "", two ? argv[at + 1] : "");
+        AUTO_FREE char *shown = str_printable(words);
+        if (word_in(LATER, argv[at], strlen(argv[at])))
+            fprintf(stderr, "skiff: '%s' is not supported yet by skiff.\n", shown);
+        else
+            fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
         return 1;
     }
     if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e))
