@@ -4,6 +4,7 @@
 #   ./build.sh [OPTION] [build]           build/skiff
 #   ./build.sh [OPTION] check [ARGS...]   build, then tests/run ARGS
 #   ./build.sh [OPTION] bench [ARGS...]   build, then tests/bench ARGS
+#   ./build.sh [OPTION] libraries         build the libraries only, and print where they are
 #   ./build.sh clean                      remove build/
 #   ./build.sh help
 #
@@ -91,6 +92,7 @@ case $action in
   build) build ;;
   check) build; exec tests/run "$@" ;;
   bench) build; exec tests/bench "$@" ;;
+  libraries) install_tools; vendor; echo "$prefix" ;;
   clean) rm -rf build ;;
   help)  sed -n '2,/^set /{s/^# \{0,1\}//;/^set /d;p}' "$0" ;;
   *)     die "unknown action $action; ./build.sh help tells more" ;;
