@@ -596,13 +596,13 @@ static i64 time_parse(const char *s) {
         if (sscanf(s + 1, "%2d:%2d%n", &h, &mi, &n) != 2) return -1;
         s += 1 + n;
         if (*s == ':') sec = strtod(s + 1, &end), s = end;
+        if (!(sec >= 0 && sec < 62)) return -1;
         if (*s == '+' || *s == '-') {
             int oh, om = 0;
             if (sscanf(s + 1, "%2d:%2d", &oh, &om) < 1) return -1;
             off = (oh * 60 + om) * 60 * (*s == '-' ? -1 : 1);
         }
     }
-    if (!(sec >= 0 && sec < 62)) return -1;
     i64 whole = (i64)sec, ns;
     if (__builtin_mul_overflow(time_days(y, mo, d) * 86400 + h * 3600 + mi * 60 + whole - off,
                                (i64)1000000000, &ns))
@@ -618,7 +618,7 @@ static i64 time_duration(const char *s) {
     while (*s) {
         char *end;
         double v = strtod(s, &end), unit;
-        if (end == s || v < 0) return -1;
+        if (end == s || !(v >= 0)) return -1; /* "nan" is a number to strtod */
         if (str_prefix(end, "ms")) unit = 1e6, s = end + 2;
         else if (str_prefix(end, "us")) unit = 1e3, s = end + 2;
         else if (str_prefix(end, "ns")) unit = 1, s = end + 2;
@@ -628,7 +628,7 @@ static i64 time_duration(const char *s) {
         else return -1;
         total += v * unit;
     }
-    return total > 9e18 ? -1 : (i64)total;
+    return total <= 9e18 ? (i64)total : -1;
 }
 
 /* "About an hour", "3 days": Docker's units.HumanDuration. Caller owns it. */
@@ -865,35 +865,59 @@ static struct dirent *dir_next(DIR *d) {
     return NULL;
 }
 
-/* Removes a file or a whole tree below dir. Directories that deny it are opened up first (a
- * container may leave 0000 ones). Depth is bounded by PATH_MAX-free recursion of MAX_TREE_DEPTH. */
-enum { MAX_TREE_DEPTH = 2048 };
+enum {
+    MAX_TREE_DEPTH = 2048,
+    REMOVE_DEPTH = 256 /* levels held open at once; what lies deeper is moved up first */
+};
 
-static int tree_remove_at(int dir, const char *name, int depth) {
+static DIR *tree_open(int dir, const char *name) {
+    DIR *d = dir_stream(dir, name);
+    if (!d && errno == EACCES && !fchmodat(dir, name, 0700, 0)) d = dir_stream(dir, name);
+    if (d) fchmod(dirfd(d), 0700); /* a container may leave 0000 ones */
+    return d;
+}
+
+/* Removes name below dir, or moves it to `top` where it is too deep: its parent is empty then. */
+static int tree_remove_at(int dir, const char *name, int top, unsigned *moved, int depth) {
     if (!unlinkat(dir, name, 0) || errno == ENOENT) return 0;
     if (errno != EISDIR && errno != EPERM) return -1;
     if (!unlinkat(dir, name, AT_REMOVEDIR) || errno == ENOENT) return 0;
-    if (depth > MAX_TREE_DEPTH) {
-        errno = ELOOP;
-        return -1;
+    if (depth > REMOVE_DEPTH) {
+        char deep[24];
+        snprintf(deep, sizeof deep, "deep-%u", ++*moved);
+        return renameat(dir, name, top, deep);
     }
-    AUTO_DIR *d = dir_stream(dir, name);
-    if (!d && errno == EACCES) {
-        fchmodat(dir, name, 0700, 0);
-        d = dir_stream(dir, name);
-    }
-    if (!d) return -1;
-    fchmod(dirfd(d), 0700);
+    AUTO_DIR *d = tree_open(dir, name);
     struct dirent *de;
     int failed = 0;
+    if (!d) return -1;
     while ((de = dir_next(d)))
-        if (tree_remove_at(dirfd(d), de->d_name, depth + 1)) failed = errno;
+        if (tree_remove_at(dirfd(d), de->d_name, top, moved, depth + 1)) failed = errno;
     if (!unlinkat(dir, name, AT_REMOVEDIR)) return 0;
     if (failed) errno = failed;
     return -1;
 }
 
-static int tree_remove(int dir, const char *name) { return tree_remove_at(dir, name, 0); }
+/* Removes a file or a whole tree below dir, however deep it is. */
+static int tree_remove(int dir, const char *name) {
+    if (!unlinkat(dir, name, 0) || errno == ENOENT) return 0;
+    if (errno != EISDIR && errno != EPERM) return -1;
+    if (!unlinkat(dir, name, AT_REMOVEDIR) || errno == ENOENT) return 0;
+    unsigned moved = 0, before;
+    int failed = 0;
+    do { /* again for what was moved up */
+        AUTO_DIR *d = tree_open(dir, name);
+        struct dirent *de;
+        if (!d) return -1;
+        before = moved;
+        failed = 0;
+        while ((de = dir_next(d)))
+            if (tree_remove_at(dirfd(d), de->d_name, dirfd(d), &moved, 1)) failed = errno;
+    } while (moved != before);
+    if (!unlinkat(dir, name, AT_REMOVEDIR)) return 0;
+    if (failed) errno = failed;
+    return -1;
+}
 
 /* Adds what a tree occupies on disk. */
 static void tree_usage(int dir, const char *name, u64 *bytes, u64 *inodes, int depth) {
@@ -1080,9 +1104,10 @@ static const char *js_str_or(const json_t *o, const char *path, const char *fall
 
 static i64 js_int(const json_t *o, const char *path, i64 fallback) {
     const json_t *v = js_path(o, path);
-    return json_is_integer(v) ? json_integer_value(v)
-           : json_is_real(v)  ? (i64)json_real_value(v)
-                              : fallback;
+    if (json_is_integer(v)) return json_integer_value(v);
+    if (!json_is_real(v)) return fallback;
+    double d = json_real_value(v); /* 2^63 and beyond have no integer */
+    return d >= 0x1p63 ? INT64_MAX : d < -0x1p63 ? INT64_MIN : (i64)d;
 }
 
 static bool js_bool(const json_t *o, const char *path) { return json_is_true(js_path(o, path)); }
@@ -1293,6 +1318,7 @@ static void sha_add(struct sha *s, const void *data, size_t n) {
         mbedtls_sha256_update(&s->lib, p, n);
         return;
     }
+    if (!n) return;
     size_t have = s->n % 64;
     s->n += n;
     if (have) {
@@ -1860,7 +1886,12 @@ static bool ref_component_ok(const char *s, size_t n) {
 static bool ref_domain_ok(const char *s) {
     const char *colon = strrchr(s, ':');
     size_t n = strlen(s);
-    if (*s == '[') return strchr(s, ']') != NULL && strspn(s + 1, "0123456789abcdefABCDEF:") > 1;
+    if (*s == '[') {
+        size_t k = strspn(s + 1, "0123456789abcdefABCDEF:.");
+        i64 port;
+        if (k < 2 || s[k + 1] != ']') return false;
+        return !s[k + 2] || (s[k + 2] == ':' && str_int(s + k + 3, 1, 65535, &port));
+    }
     if (colon) {
         i64 port;
         if (!str_int(colon + 1, 1, 65535, &port)) return false;
@@ -1915,7 +1946,7 @@ static int ref_parse(const char *text, struct ref *ret, struct err *e) {
     } else strcpy(r.domain, "docker.io");
     if (!strcmp(r.domain, "index.docker.io")) strcpy(r.domain, "docker.io");
     bool official = !strcmp(r.domain, "docker.io") && !strchr(path, '/');
-    if (strlen(path) + strlen(r.domain) + 9 >= sizeof r.path)
+    if (strlen(path) + (official ? 8 : 0) + strlen(r.domain) + 1 >= sizeof r.path)
         return err_set(e, 0, "invalid reference format: '%s': name longer than 255", shown);
     snprintf(r.path, sizeof r.path, "%s%s", official ? "library/" : "", path);
     for (const char *p = r.path;; p++) {
@@ -1936,7 +1967,8 @@ static int ref_parse(const char *text, struct ref *ret, struct err *e) {
 /* The name without tag or digest, as Docker shows it ("debian", "quay.io/x/y"). Caller owns it. */
 static char *ref_repository(const struct ref *r) {
     if (strcmp(r->domain, "docker.io")) return str_fmt("%s/%s", r->domain, r->path);
-    return str_dup(str_prefix(r->path, "library/") ? r->path + 8 : r->path);
+    bool official = str_prefix(r->path, "library/") && !strchr(r->path + 8, '/');
+    return str_dup(official ? r->path + 8 : r->path);
 }
 
 /* Full form, the store's key: domain/path:tag or domain/path@digest. Caller owns it. */
@@ -3196,7 +3228,7 @@ static const char *idx_name(const struct idx *x, u64 off, u64 len) {
 static const struct idx_chunk *idx_chunks(const struct idx *x, const struct idx_inode *i, u32 *n) {
     *n = 0;
     if (!S_ISREG(i->mode) || i->data > x->head->chunks || i->count > x->head->chunks - i->data ||
-        i->chunk_shift < 12 || i->chunk_shift > 62)
+        i->chunk_shift < 12 || i->chunk_shift > 26)
         return NULL;
     *n = i->count;
     return x->chunks + i->data;
@@ -3483,7 +3515,7 @@ static void idx_put_inode(const struct tree *t, const struct tnode *c, u32 paren
         out.data = o->names.n;
         out.count = c->text_len;
         out.size = c->text_len;
-        buf_add(&o->names, t->names.p + c->text, c->text_len);
+        if (c->text_len) buf_add(&o->names, t->names.p + c->text, c->text_len);
     }
     buf_add(&o->inodes, &out, sizeof out);
 }
@@ -3901,7 +3933,7 @@ static bool mem_is_zero(const u8 *p, size_t n) {
 /* Appends a chunk without contents to the current file. */
 static int ingest_hole(struct ingest *g, size_t n, struct err *e) {
     struct tree *t = &g->t;
-    if (t->chunks == UINT32_MAX / 64) return err_set(e, 0, "layer has too many chunks");
+    if (t->chunks == 1 << 21) return err_set(e, 0, "layer has too many chunks");
     if (t->chunks == t->chunk_cap)
         t->chunk = mem_grow(t->chunk, t->chunk_cap = t->chunk_cap * 2 + 64, sizeof *t->chunk);
     t->chunk[t->chunks++] = (struct idx_chunk){ .len = (u32)n };
@@ -4367,6 +4399,7 @@ static int packs_fd(struct packs *p, u32 i) {
 
 /* One zstd chunk's part [skip, skip+n) into out. */
 static int packs_inflate(int fd, const struct idx_chunk *c, u64 skip, void *out, size_t n) {
+    if (c->stored > ZSTD_compressBound(c->len)) return -1;
     u8 *in = malloc(c->stored), *all = malloc(c->len);
     int rc = -1;
     if (in && all && !fd_pread_all(fd, in, c->stored, c->off) &&
@@ -4387,8 +4420,9 @@ static ssize_t packs_read(struct packs *p, const struct idx_inode *i, void *out,
     if (off >= i->size) return 0;
     if (n > i->size - off) n = (size_t)(i->size - off);
     for (size_t got = 0; got < n;) {
+        if (!ch) return -1;
         u64 k = (off + got) >> i->chunk_shift, skip = (off + got) & ((1ull << i->chunk_shift) - 1);
-        if (!ch || k >= count || skip >= ch[k].len) return -1;
+        if (k >= count || skip >= ch[k].len || ch[k].len > 1u << i->chunk_shift) return -1;
         const struct idx_chunk *c = &ch[k];
         size_t part = c->len - skip < n - got ? (size_t)(c->len - skip) : n - got;
         if (!c->stored) memset((u8 *)out + got, 0, part);
@@ -4521,6 +4555,8 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
             return err_set(e, EIO, "index is damaged");
         char name[NAME_LIMIT + 1];
         snprintf(name, sizeof name, "%.*s", d[k].name_len, s);
+        if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+            return err_set(e, EIO, "index is damaged");
         if (d[k].flags & DIRENT_WHITEOUT) { /* overlay's form: a character device 0:0 */
             if (mknodat(dir, name, S_IFCHR, 0)) return err_set(e, errno, "whiteout %s", name);
             continue;
@@ -6571,7 +6607,7 @@ static void idmap_own(struct idmap *ret) {
         unsigned n = 0, in, out, count;
         file_read(AT_FDCWD, g ? "/proc/self/gid_map" : "/proc/self/uid_map", 4096, &b, &ignored);
         for (char *line = b.p; line && *line && n < ARRAY_LEN(ret->uid);
-             line = strchr(line, '\n'), line += line ? 1 : 0)
+             line = strchr(line, '\n'), line = line ? line + 1 : NULL)
             if (sscanf(line, "%u %u %u", &in, &out, &count) == 3)
                 r[n++] = (struct idmap_range){ in, in, count };
         *(g ? &ret->gids : &ret->uids) = n;
@@ -7282,7 +7318,10 @@ static void cgroup_enable(const char *dir) {
 }
 
 /* config-linux.md's cpu.shares (2..262144) to v2's weight (1..10000). */
-static u64 cgroup_weight(u64 shares) { return shares ? 1 + (shares - 2) * 9999 / 262142 : 0; }
+static u64 cgroup_weight(u64 shares) {
+    u64 n = shares < 2 ? 2 : shares > 262144 ? 262144 : shares;
+    return shares ? 1 + (n - 2) * 9999 / 262142 : 0;
+}
 
 /* linux.resources.unified: files of the cgroup by name. */
 static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct err *e) {
@@ -8144,7 +8183,8 @@ static int plan_ranges(const json_t *a, const char *at, struct idmap_range *r, u
         if (*n == 4) return err_set(e, 0, "%s: more than 4 ranges", at);
         i64 in = js_int(j, "containerID", -1), out = js_int(j, "hostID", -1),
             size = js_int(j, "size", 0);
-        if (in < 0 || out < 0 || size < 1 || in + size > UINT32_MAX || out + size > UINT32_MAX)
+        if (in < 0 || out < 0 || size < 1 || in > UINT32_MAX || out > UINT32_MAX ||
+            size > UINT32_MAX - in || size > UINT32_MAX - out)
             return err_set(e, 0, "%s/%zu: out of range", at, i);
         r[(*n)++] = (struct idmap_range){ (u32)in, (u32)out, (u32)size };
     }
@@ -12728,7 +12768,12 @@ static json_t *tmpl_printf(json_t **a, unsigned n) {
         }
         char spec[16] = "%";
         size_t k = 1;
-        for (f++; *f && strchr("-0123456789.", *f) && k < sizeof spec - 3; f++) spec[k++] = *f;
+        size_t digits = 0;
+        for (f++; *f && strchr("-0123456789.", *f); f++) {
+            digits = isdigit((u8)*f) ? digits + 1 : 0;
+            if (digits < 5 && k < sizeof spec - 3) spec[k++] = *f; /* no width beyond any use */
+        }
+        if (!*f) break;
         if (*f == '%') {
             buf_addc(&b, '%');
             continue;
@@ -12806,15 +12851,20 @@ static json_t *tmpl_call(struct tmpl *t, const char *f, json_t **a, unsigned n) 
                    to = n > 2 ? json_integer_value(a[2]) : (json_int_t)len;
         if (from < 0 || to < from || (size_t)to > len)
             return tmpl_fail(t, "error calling slice: index out of range", "");
-        if (s) return json_stringn_nocheck(s + from, (size_t)(to - from));
+        if (s) {
+            AUTO_FREE char *part = str_dupn(s + from, (size_t)(to - from));
+            return js_text(part);
+        }
         json_t *part = json_array();
         for (json_int_t i = from; i < to; i++)
             json_array_append(part, json_array_get(x, (size_t)i));
         return part;
     }
     if (!strcmp(f, "pad")) {
-        AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)json_integer_value(y), "", s ? s : "",
-                                    (int)(n > 2 ? json_integer_value(a[2]) : 0), "");
+        json_int_t left = json_integer_value(y), right = n > 2 ? json_integer_value(a[2]) : 0;
+        if (left < 0 || left > 4096 || right < 0 || right > 4096)
+            return tmpl_fail(t, "error calling pad: out of range", "");
+        AUTO_FREE char *c = str_fmt("%*s%s%*s", (int)left, "", s ? s : "", (int)right, "");
         return js_text(c);
     }
     if (!strcmp(f, "join")) {
@@ -13459,6 +13509,7 @@ struct user {
 static void user_done(struct user *u) { mem_freep(&u->groups); }
 
 static void user_group_add(struct user *u, u32 gid) {
+    if (u->ngroups == 1024) return; /* the image's list is not ours to search for ever */
     for (size_t i = 0; i < u->ngroups; i++)
         if (u->groups[i] == gid) return;
     u->groups = mem_grow(u->groups, u->ngroups + 1, sizeof *u->groups);
@@ -14974,27 +15025,89 @@ static const char *df_var(const struct df_vars *v, const char *name) {
     return s ? s : v && v->args ? env_get(v->args, name) : NULL;
 }
 
-/* ${name#pat}, ##, %, %%: what is left of value. Caller owns it. */
-static char *df_trim(const char *value, const char *pat, bool suffix, bool longest) {
-    size_t n = strlen(value);
-    for (size_t i = 0; i <= n; i++) {
-        size_t cut = longest ? n - i : i;
-        AUTO_FREE char *part = suffix ? str_dup(value + n - cut) : str_dupn(value, cut);
-        if (!fnmatch(pat, part, 0)) return suffix ? str_dupn(value, n - cut) : str_dup(value + cut);
-    }
-    return str_dup(value);
+/* A pattern of ${name#…} and its kin: * and ? and an escaped character, no brackets (BuildKit's
+ * lexer); read from its end for suffixes. */
+struct df_glob {
+    char *c;      /* owned: a character each */
+    u8 *kind;     /* owned: 0 the character, 1 any one, 2 any number */
+    bool *at[2];  /* owned: the positions that the pattern may be at */
+    size_t n;
+    bool back, stars;
+};
+
+static void df_glob_done(struct df_glob *g) {
+    free(g->c), free(g->kind), free(g->at[0]), free(g->at[1]);
 }
 
-/* ${name/pat/rep}, // for all. Caller owns it. */
-static char *df_replace(const char *value, const char *pat, const char *rep, bool all) {
-    struct buf out = { 0 };
-    for (size_t i = 0; value[i];) {
-        size_t n = strlen(value + i), hit = 0;
-        for (size_t k = n; k > 0 && !hit; k--) {
-            AUTO_FREE char *part = str_dupn(value + i, k);
-            if (!fnmatch(pat, part, 0)) hit = k;
+static void df_glob_init(struct df_glob *g, const char *pat, bool back) {
+    size_t len = strlen(pat);
+    *g = (struct df_glob){ mem_new(len + 1), mem_new(len + 1), { mem_new(len + 2), mem_new(len + 2) },
+                           0, back, false };
+    for (; *pat; pat++) {
+        g->kind[g->n] = *pat == '?' ? 1 : *pat == '*' ? 2 : 0;
+        g->stars |= *pat == '*';
+        if (*pat == '\\' && pat[1]) pat++;
+        g->c[g->n++] = *pat;
+    }
+    for (size_t i = 0; back && i < g->n / 2; i++) {
+        char c = g->c[i];
+        u8 k = g->kind[i];
+        g->c[i] = g->c[g->n - 1 - i], g->kind[i] = g->kind[g->n - 1 - i];
+        g->c[g->n - 1 - i] = c, g->kind[g->n - 1 - i] = k;
+    }
+}
+
+/* How many characters of s (from its end with `back`) the pattern takes, at most or at least;
+ * SIZE_MAX: it does not match. All positions at once, so the time is bounded. */
+static size_t df_glob_match(struct df_glob *g, const char *s, size_t len, bool longest) {
+    size_t best = SIZE_MAX;
+    memset(g->at[0], 0, g->n + 1);
+    g->at[0][0] = true;
+    for (size_t i = 0;; i++) {
+        bool *now = g->at[i & 1], *next = g->at[~i & 1], some = false;
+        for (size_t k = 0; k < g->n; k++)
+            if (now[k] && g->kind[k] == 2) now[k + 1] = true;
+        if (now[g->n]) {
+            best = i;
+            if (!longest) return best;
         }
-        if (!hit) {
+        if (i == len) return best;
+        char c = g->back ? s[len - 1 - i] : s[i];
+        memset(next, 0, g->n + 1);
+        for (size_t k = 0; k < g->n; k++) {
+            if (!now[k]) continue;
+            if (g->kind[k] == 2) next[k] = some = true;
+            else if (g->kind[k] == 1 || g->c[k] == c) next[k + 1] = some = true;
+        }
+        if (!some) return best;
+    }
+}
+
+/* ${name#pat}, ##, %, %%: what is left of value. Caller owns it. */
+static char *df_trim(const char *value, const char *pat, bool suffix, bool longest) {
+    CLEANUP(df_glob_done) struct df_glob g;
+    df_glob_init(&g, pat, suffix);
+    size_t n = strlen(value), cut = df_glob_match(&g, value, n, longest);
+    if (cut == SIZE_MAX) return str_dup(value);
+    return suffix ? str_dupn(value, n - cut) : str_dup(value + cut);
+}
+
+enum { DF_REPLACE_MAX = 8192 }; /* bytes of a value in which a pattern with * is searched for */
+
+/* ${name/pat/rep}, // for all. Caller owns it; NULL: error. */
+static char *df_replace(const char *value, const char *pat, const char *rep, bool all,
+                        struct err *e) {
+    CLEANUP(df_glob_done) struct df_glob g;
+    struct buf out = { 0 };
+    df_glob_init(&g, pat, false);
+    size_t n = strlen(value);
+    if (g.stars && n > DF_REPLACE_MAX)
+        return err_set(e, 0, "a value of %zu bytes is too long to be searched for '%.40s'", n, pat),
+               NULL;
+    buf_add(&out, "", 0);
+    for (size_t i = 0; i < n;) {
+        size_t hit = df_glob_match(&g, value + i, g.stars || n - i < g.n ? n - i : g.n, true);
+        if (hit == SIZE_MAX || !hit) {
             buf_addc(&out, value[i++]);
             continue;
         }
@@ -15008,7 +15121,10 @@ static char *df_replace(const char *value, const char *pat, const char *rep, boo
     return buf_steal(&out);
 }
 
-enum { DF_NEST = 16 };
+enum {
+    DF_NEST = 16,
+    DF_VALUE_MAX = 1 << 20 /* bytes of a value: execve(2) takes 128 KiB */
+};
 
 /* Mutual recursion: a default inside ${…} is a word itself. */
 static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v,
@@ -15023,8 +15139,14 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     s += brace;
     if (isalpha((u8)*s) || *s == '_')
         while ((isalnum((u8)*s) || *s == '_') && n < sizeof name - 1) name[n++] = *s++;
-    else if (isdigit((u8)*s)) name[n++] = *s++;
+    else
+        while (isdigit((u8)*s) && n < sizeof name - 1) name[n++] = *s++;
     name[n] = 0;
+    if (out->n > DF_VALUE_MAX) return err_set(e, 0, "the value is longer than %d", DF_VALUE_MAX);
+    if (!n && !brace && *s && strchr("@*#?-$!", *s)) { /* a shell's parameters: empty here */
+        *p = s + 1;
+        return 0;
+    }
     if (!n) {
         if (brace) return err_set(e, 0, "bad substitution near '%.40s'", *p);
         buf_addc(out, '$');
@@ -15048,7 +15170,9 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     if (!strchr("-+?#%/", op) || depth > DF_NEST)
         return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
     if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
-    if (op == '/' && *s == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
+    if (op == '/' && *s != '/')
+        return err_set(e, 0, "missing '/' in the substitution of ${%s/…}", name);
+    if (op == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
     if (*s != '}') return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
     bool set = value && (!colon || *value);
     if (op == '-') buf_adds(out, set ? value : word.p);
@@ -15057,8 +15181,9 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
         if (!set) return err_set(e, 0, "%s: %s", name, *word.p ? word.p : "not set");
         buf_adds(out, value);
     } else {
-        AUTO_FREE char *r = op == '/' ? df_replace(value ? value : "", word.p, rep.p, twice)
+        AUTO_FREE char *r = op == '/' ? df_replace(value ? value : "", word.p, rep.p, twice, e)
                                       : df_trim(value ? value : "", word.p, op == '%', twice);
+        if (!r) return -1;
         buf_adds(out, r);
     }
     *p = s + 1;
@@ -15084,7 +15209,8 @@ static int df_word(const char **p, const char *stop, char esc, const struct df_v
                     return err_set(
                         e, 0,
                         "unexpected end of statement while looking for matching double-quote");
-                if (*s == esc && s[1] && strchr("\"$\\`", s[1])) buf_addc(out, s[1]), s += 2;
+                if (*s == esc && s[1] && (strchr("\"$", s[1]) || s[1] == esc))
+                    buf_addc(out, s[1]), s += 2;
                 else if (*s == '$' && v) {
                     if (df_dollar(&s, esc, v, out, depth, e)) return -1;
                 } else buf_addc(out, *s++);
@@ -15142,7 +15268,8 @@ static json_t *df_json(const char *text) {
 static json_t *df_command(const json_t *run, const char *text) {
     json_t *j = df_json(text);
     if (j) return j;
-    j = js_copy(run, "Shell", json_pack("[ss]", "/bin/sh", "-c"));
+    j = json_is_array(js_get(run, "Shell")) ? json_deep_copy(js_get(run, "Shell"))
+                                            : json_pack("[ss]", "/bin/sh", "-c");
     js_push(j, text);
     return j;
 }
@@ -15710,19 +15837,22 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
 
 /* Docker's pattern rules: "**" any number of directories, "!" takes back, later lines win. */
 static bool ignore_match(const char *pat, const char *path) {
-    if (str_prefix(pat, "**/")) {
-        for (const char *s = path;; s++) {
-            if (ignore_match(pat + 3, s)) return true;
-            if (!(s = strchr(s, '/'))) return false;
+    AUTO_STRV p = { 0 }, c = { 0 };
+    strv_split(&p, pat, '/');
+    strv_split(&c, path, '/');
+    /* does the pattern from component i on match the path from component j on? A row an i */
+    AUTO_FREE bool *row = mem_new(c.n + 1);
+    for (size_t i = p.n; i-- > 0;) {
+        bool last = i + 1 == p.n, any = !strcmp(p.v[i], "**"), below = false;
+        for (size_t j = c.n; j-- > 0;) {
+            bool here = row[j];
+            if (any) row[j] = last || here || row[j + 1];
+            else /* a matched directory takes all below it along */
+                row[j] = !fnmatch(p.v[i], c.v[j], 0) && (last || below);
+            below = here;
         }
     }
-    if (!strcmp(pat, "**")) return true;
-    const char *ps = strchr(pat, '/'), *ss = strchr(path, '/');
-    AUTO_FREE char *p = str_dupn(pat, ps ? (size_t)(ps - pat) : strlen(pat)),
-                   *s = str_dupn(path, ss ? (size_t)(ss - path) : strlen(path));
-    if (fnmatch(p, s, FNM_PERIOD * 0)) return false;
-    if (!ps) return true; /* a matched directory takes all below it along */
-    return ss && ignore_match(ps + 1, ss + 1);
+    return row[0];
 }
 
 static bool ignored(const struct strv *patterns, const char *path) {
@@ -18931,7 +19061,7 @@ static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22])
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     if (file_line(AT_FDCWD, path, text, sizeof text)) return false;
     char *open = strchr(text, '('), *close = strrchr(text, ')');
-    if (!open || !close) return false;
+    if (!open || !close || close < open || !close[1]) return false;
     snprintf(comm, n, "%.*s", (int)(close - open - 1), open + 1);
     char *save = NULL;
     int i = 0;
@@ -19895,7 +20025,10 @@ static int cmd_history(struct cli *c, struct err *e) {
                        *when = strcmp(since, "N/A") ? str_fmt("%s ago", since) : str_dup("N/A");
         AUTO_FREE char *by = str_printable(js_str_or(x, "created_by", "")),
                        *bytes = human ? size_human(size) : str_fmt("%" PRIu64, size);
-        AUTO_FREE char *cut = trunc && strlen(by) > 45 ? str_fmt("%.44s…", by) : str_dup(by);
+        size_t keep = 44; /* not within a character */
+        while (trunc && strlen(by) > 45 && keep && ((u8)by[keep] & 0xc0) == 0x80) keep--;
+        AUTO_FREE char *cut =
+            trunc && strlen(by) > 45 ? str_fmt("%.*s…", (int)keep, by) : str_dup(by);
         bool top = i + 1 == json_array_size(h);
         if (cli_flag(c, "quiet")) puts(top ? id : "<missing>");
         else
@@ -20990,7 +21123,7 @@ static unsigned long long oci_started(pid_t pid) {
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     if (file_line(AT_FDCWD, path, text, sizeof text)) return 0;
     char *state = strrchr(text, ')');
-    return state && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
+    return state && state[1] && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
 }
 
 static bool oci_id_ok(const char *id) {
