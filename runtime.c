@@ -427,6 +427,12 @@ static void buf_add(struct buf *b, const void *data, size_t n) {
 
 static void buf_adds(struct buf *b, const char *s) { buf_add(b, s, strlen(s)); }
 
+/* Takes the first n bytes away. */
+static void buf_drop(struct buf *b, size_t n) {
+    if (n > b->n) n = b->n;
+    if (n) memmove(b->p, b->p + n, b->n - n), b->n -= n;
+}
+
 static void buf_addc(struct buf *b, char c) { buf_add(b, &c, 1); }
 
 PRINTF(2, 3) static void buf_addf(struct buf *b, const char *fmt, ...) {
@@ -482,6 +488,13 @@ static void strv_split(struct strv *l, const char *s, char sep) {
 
 static int name_order(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Moves ownership out of a pointer that is cleaned up. */
+static char *steal_str(char **p) {
+    char *s = *p;
+    *p = NULL;
+    return s;
 }
 
 static bool strv_has(const struct strv *l, const char *s) {
@@ -4597,6 +4610,117 @@ static int idx_unpack(const struct idx *x, int layers, int root, bool chown, str
     packs_done(&u.packs);
     return rc;
 }
+/* ---- 11.9 layers looked through ----
+ * The tree that layers make, without merging them: a look-up asks the newest first. For the few
+ * names that a build step needs to know. */
+struct stack {
+    struct idx *x;       /* owned; oldest first */
+    struct packs *packs; /* owned */
+    size_t n;
+    int layers; /* owned; -1: closed */
+};
+
+/* What a path is: NULL inode, if it is nothing. */
+struct found {
+    const struct idx *x;
+    const struct idx_inode *i;
+    struct packs *packs;
+};
+
+static void stack_done(struct stack *k) {
+    for (size_t i = 0; i < k->n; i++) packs_done(&k->packs[i]), idx_close(&k->x[i]);
+    free(k->x), free(k->packs);
+    fd_closep(&k->layers);
+    *k = (struct stack){ .layers = -1 };
+}
+#define AUTO_STACK CLEANUP(stack_done) struct stack
+
+static int stack_open(const struct store *s, const struct strv *diff_ids, struct stack *ret,
+                      struct err *e) {
+    AUTO_STACK k = { .layers = dir_open(s->dir, "layers", e) };
+    if (k.layers < 0) return -1;
+    k.x = mem_new((diff_ids->n + 1) * sizeof *k.x);
+    k.packs = mem_new((diff_ids->n + 1) * sizeof *k.packs);
+    for (; k.n < diff_ids->n; k.n++) {
+        char path[96];
+        snprintf(path, sizeof path, "%s.idx", digest_hex(diff_ids->v[k.n]));
+        if (idx_open(k.layers, path, false, &k.x[k.n], e)) return -1;
+        packs_init(&k.packs[k.n], &k.x[k.n], k.layers);
+    }
+    *ret = k;
+    k = (struct stack){ .layers = -1 };
+    return 0;
+}
+
+/* One layer's word on a path: 1 it has it, 0 it says nothing, -1 it hides what lies below. */
+static int stack_ask(const struct idx *x, const char *path, const struct idx_inode **ret) {
+    const struct idx_inode *n = &x->inodes[0];
+    bool opaque = false;
+    for (const char *s = path;;) {
+        s += strspn(s, "/");
+        size_t k = strcspn(s, "/");
+        if (!k) return *ret = n, 1;
+        if (!S_ISDIR(n->mode)) return -1;
+        opaque |= n->flags & INODE_OPAQUE;
+        const struct idx_dirent *d = idx_lookup(x, n, s, k);
+        if (!d) return opaque ? -1 : 0;
+        if (d->flags & DIRENT_WHITEOUT || !(n = idx_inode(x, d->inode))) return -1;
+        s += k;
+    }
+}
+
+/* A path in which no symbolic link is followed. */
+static struct found stack_at(const struct stack *k, const char *path) {
+    struct found f = { 0 };
+    for (size_t i = k->n; i-- > 0;) {
+        int has = stack_ask(&k->x[i], path, &f.i);
+        if (has > 0) return (struct found){ &k->x[i], f.i, &k->packs[i] };
+        if (has < 0) break;
+    }
+    return (struct found){ 0 };
+}
+
+/* Follows links as a root file system would, "last" also at the end; what is missing stays in the
+ * path. Caller owns *ret, the path without links or leading slash. */
+static int stack_resolve(const struct stack *k, const char *path, bool last, char **ret,
+                         struct found *ret_found, struct err *e) {
+    AUTO_BUF out = { 0 };
+    AUTO_FREE char *rest = str_dup(path);
+    struct found f = stack_at(k, "");
+    int links = 0;
+    buf_add(&out, "", 0);
+    for (char *p = rest;;) {
+        p += strspn(p, "/");
+        size_t n = strcspn(p, "/");
+        if (!n) break;
+        if ((n == 1 && *p == '.') || (n == 2 && p[0] == '.' && p[1] == '.')) {
+            char *slash = n == 2 && out.n ? strrchr(out.p, '/') : NULL;
+            if (n == 2) out.n = slash ? (size_t)(slash - out.p) : 0, out.p[out.n] = 0;
+            f = stack_at(k, out.p);
+            p += n;
+            continue;
+        }
+        size_t mark = out.n;
+        buf_addf(&out, "%s%.*s", out.n ? "/" : "", (int)n, p);
+        f = stack_at(k, out.p);
+        bool end = !p[n + strspn(p + n, "/")];
+        const char *text =
+            f.i && S_ISLNK(f.i->mode) && (!end || last) ? idx_name(f.x, f.i->data, f.i->count) : NULL;
+        p += n;
+        if (!text) continue;
+        if (++links > 40 || out.n > PATH_MAX)
+            return err_set(e, ELOOP, "%s", path);
+        char *joined = str_fmt("%.*s/%s", (int)f.i->count, text, p);
+        out.n = *joined == '/' ? 0 : mark;
+        out.p[out.n] = 0;
+        free(rest);
+        p = rest = joined;
+        f = stack_at(k, out.p);
+    }
+    *ret = buf_steal(&out);
+    if (ret_found) *ret_found = f;
+    return 0;
+}
 /* }==== 11 layer */
 
 /* {==== 12 ufs: the file server ====
@@ -4616,6 +4740,7 @@ enum {
     UFS_READ_MAX = 256 << 10, /* longest READ that is answered */
     UFS_BUFFER = 64 << 10,    /* longest request without the bytes of a WRITE */
     UFS_WRITE_MAX = 1 << 20,  /* longest WRITE to a writable tree */
+    UFS_ROOM_GIB = 4,         /* with less free space a full disk is to be told at once */
 };
 static const u64 UFS_FOREVER = 1ull << 30; /* seconds */
 
@@ -4624,7 +4749,9 @@ struct ufs {
     struct packs packs;
     bool squash; /* one id in the user namespace: everything belongs to it */
     u32 uid, gid;
-    struct rw *rw; /* owned: the writable tree; NULL: read-only */
+    struct rw *rw;  /* owned: the writable tree; NULL: read-only */
+    bool writeback; /* the kernel gathers writes; a full disk is then told at close or fsync */
+    u32 *lookups;   /* with rw, owned: how often the kernel was told of each inode of the index */
 };
 
 struct ufs_thread {
@@ -4660,6 +4787,7 @@ static void ufs_entry(const struct ufs *u, u32 ino, struct fuse_entry_out *o) {
                                   .entry_valid = UFS_FOREVER,
                                   .attr_valid = UFS_FOREVER };
     ufs_attr(u, ino, &o->attr);
+    if (u->lookups) __atomic_fetch_add(&u->lookups[ino], 1, __ATOMIC_RELAXED);
 }
 
 /* error: negative errno, or 0 with n bytes of answer */
@@ -4676,7 +4804,8 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
                FUSE_DO_READDIRPLUS | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT |
                FUSE_EXPLICIT_INVAL_DATA;
     if (t->u->rw)
-        want |= FUSE_WRITEBACK_CACHE | FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL;
+        want |= FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL | FUSE_DONT_MASK;
+    if (t->u->writeback) want |= FUSE_WRITEBACK_CACHE;
     struct fuse_init_out o = {
         .major = FUSE_KERNEL_VERSION,
         .minor = FUSE_KERNEL_MINOR_VERSION,
@@ -4694,6 +4823,7 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
 
 static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode *dir,
                        const char *name) {
+    if (strlen(name) > NAME_LIMIT) return ufs_reply(t, unique, -ENAMETOOLONG, NULL, 0);
     const struct idx_dirent *d = idx_lookup(&t->u->x, dir, name, strlen(name));
     struct fuse_entry_out o = { .entry_valid = UFS_FOREVER }; /* node 0: a cached "not there" */
     if (d && d->inode < t->u->x.head->inodes) ufs_entry(t->u, d->inode, &o);
@@ -4826,7 +4956,7 @@ enum { RW_OPEN_MAX = 512 }; /* descriptors kept open for nodes */
 
 struct rw {
     struct ufs *u;
-    int upper, work; /* owned; work is private to this server */
+    int upper, work, nursery; /* owned; work and nursery, in it, are private to this server */
     bool is_volatile;
     pthread_mutex_t lock;
     pthread_cond_t copied;
@@ -5001,6 +5131,16 @@ static void rw_fd_drop(struct rw *w, struct rw_node *n) {
     w->opened--;
 }
 
+/* A descriptor in use is the last to be closed, so that what a request got stays open for it. */
+static void rw_fd_use(struct rw *w, struct rw_node *n) {
+    if (n == w->root || n == w->newest) return;
+    *(n->older ? &n->older->newer : &w->oldest) = n->newer;
+    n->newer->older = n->older;
+    n->older = w->newest;
+    n->newer = NULL;
+    w->newest = w->newest->newer = n;
+}
+
 /* Keeps an open descriptor with its node; the one unused for longest is closed for it. */
 static int rw_fd_keep(struct rw *w, struct rw_node *n, int fd) {
     if (fd < 0) return -1;
@@ -5021,7 +5161,7 @@ static int rw_fd_keep(struct rw *w, struct rw_node *n, int fd) {
 /* A directory's descriptor, for names below it; the caller holds the lock, and pins what it needs
  * beyond the next call. -1 with errno. */
 static int rw_dir(struct rw *w, struct rw_node *n) {
-    if (n->fd >= 0) return n->fd;
+    if (n->fd >= 0) return rw_fd_use(w, n), n->fd;
     if (n->orphan >= 0) return n->orphan;
     if (!n->parent) return errno = ESTALE, -1;
     int at = rw_dir(w, n->parent);
@@ -5064,6 +5204,7 @@ static int rw_file(struct rw *w, struct rw_node *n) {
         if (fd < 0) fd = open(path, O_RDONLY | flags);
         if (rw_fd_keep(w, n, fd) < 0) return -1;
     }
+    rw_fd_use(w, n);
     n->pins++;
     return n->fd;
 }
@@ -5164,9 +5305,8 @@ static struct rw_node *rw_adopt(struct rw *w, struct rw_node *d, struct rw_entry
             (lgetxattr(path, "user.overlay.opaque", text, 1) != 1 || *text != 'y'))
             lower = l->inode;
     } else {
-        if (st.st_nlink > 1)
-            for (n = w->by_ino[st.st_ino & w->mask]; n; n = n->ino_next)
-                if (n->ino == st.st_ino && n->upper && n->type == type) break;
+        for (n = w->by_ino[st.st_ino & w->mask]; n; n = n->ino_next)
+            if (n->ino == st.st_ino && n->upper && n->type == type) break;
         if (n) {
             e->id = n->id;
             return rw_adopt(w, d, e);
@@ -5251,6 +5391,8 @@ static struct rw_node *rw_node(struct rw *w, u64 id) {
 }
 
 /* ---- 12.6 the writable tree: copying up ---- */
+static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
+
 static void rw_temp_name(struct rw *w, char out[24]) {
     snprintf(out, 24, "t%u", __atomic_add_fetch(&w->temps, 1, __ATOMIC_RELAXED));
 }
@@ -5270,6 +5412,7 @@ static int rw_copy_attrs(struct rw *w, const struct idx_inode *i, int at, const 
     while (idx_xattr_next(&u->x, i, &pos, &left, &key, &nlen, &value, &vlen)) {
         char k[NAME_LIMIT + 1];
         snprintf(k, sizeof k, "%.*s", nlen, key);
+        if (rw_xattr_hidden(k)) continue; /* an image does not steer us */
         if (lsetxattr(path, k, value, vlen, 0) && str_prefix(k, "user.")) return -1;
     }
     struct timespec ts[2] = { { i->mtime, i->mtime_ns }, { i->mtime, i->mtime_ns } };
@@ -5381,6 +5524,20 @@ static int rw_place(struct rw *w, struct rw_node *d, const char *name, void *arg
     return 0;
 }
 
+/* Takes back the names that a copy got before another could not be made. */
+static void rw_displace(struct rw *w, struct rw_node *n) {
+    for (u32 slot = 0; slot <= w->mask; slot++)
+        for (struct rw_node *d = w->by_id[slot]; d; d = d->id_next)
+            for (u32 i = 0; d->type == S_IFDIR && i < d->list.n; i++) {
+                struct rw_entry *e = &d->list.e[i];
+                int at = e->name && e->id == n->id ? rw_dir(w, d) : -1;
+                if (at < 0) continue;
+                unlinkat(at, e->name, 0);
+                AUTO_FREE char *name = str_dup(e->name);
+                rw_list_remove(&d->list, name, strlen(name));
+            }
+}
+
 /* Makes the copy of a lower object in work/, without the lock. */
 static int rw_copy(struct rw *w, const struct idx_inode *i, const char *temp, u64 size) {
     char text[PATH_MAX];
@@ -5420,6 +5577,7 @@ static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
     pthread_cond_broadcast(&w->copied);
     struct rw_placing p = { n, temp, 0 };
     if (!rc && !n->gone) rc = rw_each_name(w, n->lower, rw_place, &p), no = errno;
+    if (rc && p.placed) rw_displace(w, n);
     if (!rc && !p.placed) { /* unlinked while open */
         n->orphan = openat(w->work, temp, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         n->gone = true;
@@ -5489,8 +5647,17 @@ static int rw_new_begin(struct rw *w, struct rw_node *d, const char *name, struc
     ret->opaque = l && S_ISDIR(w->u->x.inodes[l->inode].mode);
     if ((ret->at = rw_dir(w, d)) < 0) return -1;
     if (!ret->over) return 0;
+    /* made in a directory of its own, which hands on the ACL that this one would */
+    char acl[4096], path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", ret->at);
+    ssize_t k = getxattr(path, "system.posix_acl_default", acl, sizeof acl);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", w->nursery);
+    if (k > 0 ? setxattr(path, "system.posix_acl_default", acl, (size_t)k, 0) != 0
+              : removexattr(path, "system.posix_acl_default") && errno != ENODATA &&
+                    errno != EOPNOTSUPP)
+        return -1;
     rw_temp_name(w, ret->temp);
-    ret->at = w->work;
+    ret->at = w->nursery;
     ret->as = ret->temp;
     return 0;
 }
@@ -5498,7 +5665,7 @@ static int rw_new_begin(struct rw *w, struct rw_node *d, const char *name, struc
 /* Gives the new object to its owner, puts it in place, and makes its node; NULL with errno. */
 static struct rw_node *rw_new_end(struct rw *w, struct rw_new *x,
                                   const struct fuse_in_header *h) {
-    struct stat st, dir;
+    struct stat st = { 0 }, dir;
     int at = rw_dir(w, x->d), no;
     char path[64 + NAME_LIMIT];
     if (at < 0 || fstat(at, &dir) || fstatat(x->at, x->as, &st, AT_SYMLINK_NOFOLLOW)) goto fail;
@@ -5651,7 +5818,6 @@ static int rw_hide_below(const struct rw_side *to, const struct rw_node *n, cons
 }
 
 static int rw_exchange(struct rw *w, struct rw_side *a, struct rw_side *b) {
-    if (rw_movable(w, b->n)) return -1;
     if (rw_hide_below(b, a->n, w, a->at, a->name) || rw_hide_below(a, b->n, w, b->at, b->name) ||
         syscall(SYS_renameat2, a->at, a->name, b->at, b->name, 2u /* EXCHANGE */))
         return -1;
@@ -5714,12 +5880,14 @@ static int rw_rename(struct rw *w, struct rw_node *from, const char *old, struct
     if (b.n && !bdir && !b.n->upper && !exchange && w->u->x.inodes[b.n->lower].nlink > 1 &&
         rw_up(w, b.n, UINT64_MAX))
         return -1;
-    if (rw_movable(w, a.n) || rw_up_dir(w, to)) return -1;
-    if ((a.at = rw_dir(w, from)) < 0) return -1;
-    from->pins++; /* the next call must not close it */
+    if (rw_movable(w, a.n) || (exchange && rw_movable(w, b.n)) || rw_up_dir(w, to)) return -1;
+    from->pins++, to->pins++; /* neither is closed while the other is opened */
+    a.at = rw_dir(w, from);
     b.at = rw_dir(w, to);
-    int rc = b.at < 0 ? -1 : exchange ? rw_exchange(w, &a, &b) : rw_rename_now(w, &a, &b);
-    from->pins--;
+    int rc = a.at < 0 || b.at < 0 ? -1
+             : exchange           ? rw_exchange(w, &a, &b)
+                                  : rw_rename_now(w, &a, &b);
+    from->pins--, to->pins--;
     return rc;
 }
 
@@ -5739,6 +5907,11 @@ static int rw_link(struct rw *w, struct rw_node *n, struct rw_node *d, const cha
     if (!rc && x.over) {
         int at = rw_dir(w, d);
         rc = at < 0 ? -1 : renameat(x.at, x.as, at, name);
+        if (rc) {
+            int no = errno;
+            unlinkat(x.at, x.as, 0);
+            errno = no;
+        }
     }
     d->pins--;
     if (rc) return -1;
@@ -5793,7 +5966,9 @@ static int rw_entry_out(struct rw *w, struct rw_node *n, struct fuse_entry_out *
                                   .entry_valid = UFS_FOREVER,
                                   .attr_valid = UFS_FOREVER };
     if (rw_getattr(w, n, &o->attr)) return -1;
-    n->lookups++;
+    if (n->id <= w->u->x.head->inodes)
+        __atomic_fetch_add(&w->u->lookups[n->id - 1], 1, __ATOMIC_RELAXED);
+    else n->lookups++;
     return 0;
 }
 
@@ -5883,8 +6058,6 @@ static int rw_readdir(struct ufs_thread *t, struct rw_node *d, const struct fuse
     return 0;
 }
 
-static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
-
 static ssize_t rw_listxattr(struct rw *w, struct rw_node *n, char *out, size_t size) {
     char path[64 + NAME_LIMIT];
     AUTO_FREE char *all = mem_new(XATTR_MAX_VALUE);
@@ -5968,7 +6141,9 @@ static int rw_tmpfile(struct rw *w, const struct fuse_in_header *h, const struct
     int no = errno;
     umask(0);
     if (fd < 0) return errno = no, -1;
-    if (fchown(fd, h->uid, h->gid) || fstat(fd, &st)) return -1;
+    if (fstat(at, &st) || fchown(fd, h->uid, st.st_mode & S_ISGID ? st.st_gid : h->gid) ||
+        fstat(fd, &st))
+        return -1;
     *ret = rw_node_new(w, 0, NO_INODE, S_IFREG, NULL, NULL);
     (*ret)->orphan = fd_steal(&fd);
     (*ret)->gone = true;
@@ -6018,8 +6193,11 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     struct stat st;
     int fd = rw_contents(w, h->nodeid, true, &n);
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
+    bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
+               (st.st_mode & 06000);
     ssize_t k = pwrite(fd, in + 1, in->size, (off_t)in->offset);
     int no = errno;
+    if (set) fchmod(fd, st.st_mode & 07777); /* the kernel took it away for our write */
     if (k >= 0 && (in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
         (st.st_mode & 06000))
         fchmod(fd, st.st_mode & 07777 & ~(mode_t)(S_ISUID | (st.st_mode & S_IXGRP ? S_ISGID : 0)));
@@ -6028,7 +6206,7 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     ufs_reply(t, h->unique, k < 0 ? -no : 0, &o, sizeof o);
 }
 
-/* fsync, fallocate, lseek and copy_file_range: each a call on descriptors of the upper. */
+/* fsync, fallocate and copy_file_range: each a call on descriptors of the upper. */
 static int rw_fsync(struct rw *w, const struct fuse_in_header *h, const struct fuse_fsync_in *s) {
     struct rw_node *n;
     if (w->is_volatile || !rw_touched(w, h->nodeid)) return 0;
@@ -6057,34 +6235,6 @@ static int rw_fallocate(struct rw *w, u64 id, const struct fuse_fallocate_in *f)
     return rc;
 }
 
-/* SEEK_DATA and SEEK_HOLE in the chunks of a lower file; -1 with errno. */
-static i64 rw_seek_lower(const struct ufs *u, const struct idx_inode *i, u64 off, bool hole) {
-    u32 n;
-    const struct idx_chunk *c = idx_chunks(&u->x, i, &n);
-    if (off >= i->size) return errno = ENXIO, -1;
-    for (u64 k = off >> i->chunk_shift; c && k < n; k++) {
-        u64 at = k << i->chunk_shift;
-        if (hole == !c[k].stored) return (i64)(at > off ? at : off);
-    }
-    return hole ? (i64)i->size : (errno = ENXIO, -1);
-}
-
-static void rw_lseek(struct ufs_thread *t, const struct fuse_in_header *h,
-                     const struct fuse_lseek_in *s) {
-    struct rw *w = t->u->rw;
-    struct rw_node *n;
-    struct fuse_lseek_out o = { 0 };
-    int fd = rw_contents(w, h->nodeid, false, &n);
-    if (fd == -1) return ufs_reply(t, h->unique, -errno, NULL, 0);
-    i64 at = fd == -2 ? rw_seek_lower(t->u, &t->u->x.inodes[n->lower], s->offset,
-                                      s->whence == SEEK_HOLE)
-                      : lseek(fd, (off_t)s->offset, (int)s->whence);
-    int no = errno;
-    if (fd >= 0) rw_unpin(w, n);
-    o.offset = (u64)at;
-    ufs_reply(t, h->unique, at < 0 ? -no : 0, &o, sizeof o);
-}
-
 static void rw_copy_range(struct ufs_thread *t, const struct fuse_in_header *h,
                           const struct fuse_copy_file_range_in *c) {
     struct rw *w = t->u->rw;
@@ -6104,10 +6254,20 @@ static void rw_copy_range(struct ufs_thread *t, const struct fuse_in_header *h,
 }
 
 static void rw_forget(struct rw *w, u64 id, u64 count) {
-    if (id <= w->u->x.head->inodes) return;
+    bool index = id <= w->u->x.head->inodes;
+    if (!id || id == FUSE_ROOT_ID) return;
+    if (index && (__atomic_sub_fetch(&w->u->lookups[id - 1], (u32)count, __ATOMIC_ACQ_REL) ||
+                  !rw_touched(w, id)))
+        return;
     pthread_mutex_lock(&w->lock);
     struct rw_node *n = rw_find(w, id);
-    if (n) {
+    if (n && index) { /* it stays, but what was unlinked need not be held open any longer */
+        if (n->gone && !n->pins && !n->copying && n->orphan >= 0) {
+            rw_fd_drop(w, n);
+            fd_closep(&n->orphan);
+            rw_ino_remove(w, n);
+        }
+    } else if (n) {
         n->lookups = n->lookups > count ? n->lookups - count : 0;
         rw_free(w, n);
     }
@@ -6309,7 +6469,8 @@ static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, c
         return ufs_reply(t, h->unique, rw_fsyncdir(w, h->nodeid), NULL, 0), true;
     case FUSE_FALLOCATE:
         return ufs_reply(t, h->unique, rw_fallocate(w, h->nodeid, arg), NULL, 0), true;
-    case FUSE_LSEEK: return rw_lseek(t, h, arg), true;
+    /* the kernel does not write its pages back first: it finds holes better itself */
+    case FUSE_LSEEK: return ufs_reply(t, h->unique, -ENOSYS, NULL, 0), true;
     case FUSE_COPY_FILE_RANGE: return rw_copy_range(t, h, arg), true;
     case FUSE_RELEASE: return ufs_reply(t, h->unique, 0, NULL, 0), true;
     /* ENOSYS ends it for the connection: MKNOD does the same, and nothing is to be released then */
@@ -6327,12 +6488,18 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     *w = (struct rw){ .u = u, .upper = upper, .work = -1, .is_volatile = is_volatile, .mask = 255 };
     tree_remove(work, "skiff"); /* what a killed server left */
     if (mkdirat(work, "skiff", 0700) || (w->work = dir_open(work, "skiff", e)) < 0 ||
+        mkdirat(w->work, "new", 0700) || (w->nursery = dir_open(w->work, "new", e)) < 0 ||
         fstat(upper, &st))
         return err_set(e, errno, "make the work directory of the file server");
     close(work);
     w->by_id = mem_new((w->mask + 1ul) * sizeof *w->by_id);
     w->by_ino = mem_new((w->mask + 1ul) * sizeof *w->by_ino);
     w->touched = mem_new(u->x.head->inodes / 8 + 1);
+    u->lookups = mem_new(u->x.head->inodes * sizeof *u->lookups);
+    struct statvfs v;
+    u->writeback = is_volatile ||
+                   (!fstatvfs(upper, &v) && v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >=
+                                                UFS_ROOM_GIB);
     w->next_id = (1ull << 32) + u->x.head->inodes;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->copied, NULL);
@@ -11132,13 +11299,65 @@ struct tarring {
     bool squash_owner; /* everything belongs to 0:0 in the archive (COPY, cp -a's opposite) */
     i64 clamp;         /* times later than this become this (SOURCE_DATE_EPOCH); -1: as they are */
     json_t *links;     /* owned: "dev:ino" -> name of the first */
+    char *buf;         /* owned: SRC_BUFFER bytes for contents; NULL: not yet */
     const struct strv *skip; /* paths in the archive that are left out; NULL: none */
-    /* where one id cannot keep owners: what the lower layers (newest first) say, and given ones */
+    /* where one id cannot keep owners: what the lower layers (newest first) say */
     const struct idx *lower;
     size_t lowers;
-    bool one_id;          /* … which is when this is set */
-    const json_t *owners; /* path -> "uid:gid"; NULL: none */
+    bool one_id; /* … which is when this is set */
+    bool own;    /* all belongs to uid:gid */
+    u32 uid, gid;
+    const char *chmod; /* a mode for all but links: octal or chmod(1)'s symbols; NULL: none */
+    bool seconds;      /* times are whole seconds, as in Docker's layers */
 };
+
+/* "u=rwX,go+x" and octal digits, as chmod(1) has them. False: not such a word. */
+static bool mode_word(const char *s, mode_t old, bool dir, mode_t *ret) {
+    mode_t m = old & 07777;
+    char *end;
+    if (strspn(s, "01234567") == strlen(s) && *s) {
+        long v = strtol(s, &end, 8);
+        return *ret = (mode_t)v, v <= 07777;
+    }
+    do {
+        mode_t who = 0, bits;
+        for (; *s && strchr("ugoa", *s); s++)
+            who |= *s == 'u' ? 04700 : *s == 'g' ? 02070 : *s == 'o' ? 01007 : 07777;
+        if (!who) who = 07777;
+        if (!*s || !strchr("+-=", *s)) return false;
+        while (*s && strchr("+-=", *s)) {
+            char op = *s++;
+            bits = 0;
+            for (; *s && strchr("rwxXstugo", *s); s++) {
+                mode_t from = *s == 'u' ? m >> 6 & 7 : *s == 'g' ? m >> 3 & 7 : m & 7;
+                bits |= *s == 'r'   ? 0444
+                        : *s == 'w' ? 0222
+                        : *s == 'x' ? 0111
+                        : *s == 'X' ? (dir || (m & 0111) ? 0111 : 0)
+                        : *s == 's' ? 06000
+                        : *s == 't' ? 01000
+                                    : (from << 6 | from << 3 | from);
+            }
+            bits &= who;
+            m = op == '+' ? m | bits : op == '-' ? m & ~bits : (m & ~(who & 0777)) | bits;
+        }
+    } while (*s == ',' && *++s);
+    return *ret = m, !*s;
+}
+
+/* What all entries of an archive have in common. */
+static void tar_dress(const struct tarring *t, struct archive_entry *en) {
+    mode_t mode = archive_entry_mode(en);
+    i64 mtime = archive_entry_mtime(en);
+    if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+    if (t->own) archive_entry_set_uid(en, t->uid), archive_entry_set_gid(en, t->gid);
+    if (t->chmod && !S_ISLNK(mode) && mode_word(t->chmod, mode, S_ISDIR(mode), &mode))
+        archive_entry_set_perm(en, mode & 07777);
+    archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
+    /* the format would keep the fractions of some files only */
+    if (t->seconds || t->overlay) archive_entry_set_mtime(en, mtime, 0);
+    if (t->clamp >= 0 && mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
+}
 
 static const struct idx_inode *tar_lower(const struct tarring *t, const char *path) {
     for (size_t i = 0; i < t->lowers; i++) {
@@ -11155,12 +11374,8 @@ static const struct idx_inode *tar_lower(const struct tarring *t, const char *pa
 }
 
 static void tar_owner(const struct tarring *t, const char *path, struct archive_entry *en) {
-    const char *given = json_string_value(js_get(t->owners, path));
-    unsigned uid, gid;
     const struct idx_inode *n = tar_lower(t, path);
-    if (given && sscanf(given, "%u:%u", &uid, &gid) == 2)
-        archive_entry_set_uid(en, uid), archive_entry_set_gid(en, gid);
-    else if (n) archive_entry_set_uid(en, n->uid), archive_entry_set_gid(en, n->gid);
+    if (n) archive_entry_set_uid(en, n->uid), archive_entry_set_gid(en, n->gid);
 }
 
 /* By descriptor: in a container's mount namespace /proc is not ours. Links have no attributes of
@@ -11182,8 +11397,9 @@ static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode
 
 static int tar_content(struct tarring *t, int dir, const char *name, u64 size, struct err *e) {
     AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    AUTO_FREE char *buf = mem_new(SRC_BUFFER);
     if (fd < 0) return err_set(e, errno, "open %s", name);
+    if (!t->buf) t->buf = malloc(SRC_BUFFER);
+    char *buf = mem_check(t->buf);
     while (size) {
         ssize_t k = read(fd, buf, size < SRC_BUFFER ? (size_t)size : SRC_BUFFER);
         if (k < 0) return err_set(e, errno, "read %s", name);
@@ -11214,10 +11430,7 @@ static int tar_dir(struct tarring *t, const char *as, const struct stat *st, str
     struct archive_entry *en = archive_entry_new();
     archive_entry_copy_stat(en, st);
     archive_entry_set_pathname(en, as);
-    if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
-    archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
-    if (t->overlay) archive_entry_set_mtime(en, st->st_mtime, 0);
-    if (t->clamp >= 0 && st->st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
+    tar_dress(t, en);
     if (t->one_id) tar_owner(t, as, en);
     int rc = archive_write_header(t->a, en);
     archive_entry_free(en);
@@ -11247,12 +11460,8 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     struct archive_entry *en = archive_entry_new();
     archive_entry_copy_stat(en, &st);
     archive_entry_set_pathname(en, as);
-    if (t->squash_owner) archive_entry_set_uid(en, 0), archive_entry_set_gid(en, 0);
+    tar_dress(t, en);
     if (t->one_id) tar_owner(t, as, en);
-    archive_entry_unset_atime(en), archive_entry_unset_ctime(en), archive_entry_unset_birthtime(en);
-    /* layers have whole seconds, as Docker's: the format would keep the rest of some files only */
-    if (t->overlay) archive_entry_set_mtime(en, st.st_mtime, 0);
-    if (t->clamp >= 0 && st.st_mtime > t->clamp) archive_entry_set_mtime(en, t->clamp, 0);
     tar_xattrs(en, dir, name, st.st_mode, t->overlay, &opaque);
     bool data = S_ISREG(st.st_mode);
     if (S_ISLNK(st.st_mode)) {
@@ -11314,6 +11523,7 @@ static int tar_end(struct tarring *t, struct err *e) {
                  : err_set(e, 0, "write an archive: %s", archive_error_string(t->a));
     archive_write_free(t->a);
     json_decref(t->links);
+    mem_freep(&t->buf);
     return rc;
 }
 
@@ -11325,41 +11535,8 @@ struct placing {
     i64 uid, gid;       /* -1: the archive's, where that can be had */
     i64 chmod;          /* -1: the archive's */
     bool keep_owner;
-    int placed;  /* gets "uid:gid path" for each that was placed; -1: nobody wants it */
     bool strict; /* root is a directory of the host: no symbolic link below it is followed */
 };
-
-static void place_note(const struct placing *pl, const char *dir, const char *name, i64 uid,
-                       i64 gid) {
-    if (pl->placed < 0) return;
-    dir += strspn(dir, "/");
-    AUTO_FREE char *line =
-        str_fmt("%" PRId64 ":%" PRId64 " %s%s%s\n", uid, gid, dir, *dir ? "/" : "", name);
-    (void)!fd_write_all(pl->placed, line, strlen(line));
-}
-
-/* Makes the directories of a path that are missing, with the owner that was asked for. */
-static int place_dirs(const struct placing *pl, const char *path, struct err *e) {
-    AUTO_STRV parts = { 0 };
-    AUTO_BUF at = { 0 };
-    strv_split(&parts, path, '/');
-    buf_add(&at, "", 0);
-    for (size_t i = 0; i < parts.n; i++) {
-        if (!*parts.v[i]) continue;
-        AUTO_FREE char *parent = str_dup(at.p);
-        buf_addf(&at, "%s%s", at.n ? "/" : "", parts.v[i]);
-        AUTO_FD had = sys_openat2(pl->root, at.p, O_PATH | O_DIRECTORY, 0,
-                                  RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-        AUTO_FD d = had >= 0 ? -1 : mnt_target(pl->root, at.p, MNT_DIR, e);
-        if (had >= 0) continue;
-        if (d < 0) return -1;
-        char self[40];
-        snprintf(self, sizeof self, "/proc/self/fd/%d", d);
-        if (pl->uid >= 0) (void)!chown(self, (uid_t)pl->uid, (gid_t)pl->gid);
-        place_note(pl, parent, parts.v[i], pl->uid >= 0 ? pl->uid : 0, pl->uid >= 0 ? pl->gid : 0);
-    }
-    return 0;
-}
 
 static int place_file(struct ar *r, int dir, const char *name, mode_t mode, u64 size,
                       struct err *e) {
@@ -11454,8 +11631,6 @@ static int place_entry(const struct placing *pl, struct ar *r, struct archive_en
     struct timespec ts[2] = { { archive_entry_mtime(en), archive_entry_mtime_nsec(en) },
                               { archive_entry_mtime(en), archive_entry_mtime_nsec(en) } };
     utimensat(at, name, ts, AT_SYMLINK_NOFOLLOW);
-    place_note(pl, full, name, pl->uid >= 0 ? pl->uid : archive_entry_uid(en),
-               pl->gid >= 0 ? pl->gid : archive_entry_gid(en));
     return 0;
 }
 
@@ -13468,19 +13643,23 @@ static const struct idx_inode *idx_resolve(const struct idx *x, const char *path
 struct rootfs_view {
     const struct idx *x; /* NULL: dir */
     int layers, dir;
+    const struct stack *stack; /* instead of both; NULL: none */
 };
 
 /* A whole regular file of the root file system; absent is empty. Bounded, nothing is executed. */
 static int view_read(const struct rootfs_view *v, const char *path, struct buf *ret,
                      struct err *e) {
-    if (v->x) {
-        const struct idx_inode *i = idx_resolve(v->x, path);
+    if (v->x || v->stack) {
+        struct found f = { .x = v->x, .i = v->x ? idx_resolve(v->x, path) : NULL };
+        AUTO_FREE char *real = NULL;
+        if (v->stack && stack_resolve(v->stack, path, true, &real, &f, e)) return -1;
+        const struct idx_inode *i = f.i;
         if (!i || !S_ISREG(i->mode)) return 0;
         if (i->size > ACCOUNTS_MAX_BYTES)
             return err_set(e, 0, "%s of the image is larger than %d bytes", path,
                            ACCOUNTS_MAX_BYTES);
         struct packs packs;
-        packs_init(&packs, v->x, v->layers);
+        packs_init(&packs, f.x, v->stack ? v->stack->layers : v->layers);
         buf_reserve(ret, i->size);
         ssize_t k = packs_read(&packs, i, ret->p, i->size, 0);
         packs_done(&packs);
@@ -14894,7 +15073,7 @@ static int make_record(struct make *m, struct err *e) {
 }
 
 static int make_open_image(struct make *m, struct err *e) {
-    struct rootfs_view v = { NULL, -1, -1 };
+    struct rootfs_view v = { NULL, -1, -1, NULL };
     if (m->image.manifest) {
         char chain[HEX_LEN + 1], path[96];
         if (layer_merge(m->s, &m->image.diff_ids, chain, e)) return -1;
@@ -15448,7 +15627,6 @@ struct committing {
     i64 clamp;
     struct idx *lower; /* owned: the layers below, newest first */
     size_t lowers;
-    const json_t *owners;
     bool one_id;
 };
 
@@ -15523,7 +15701,6 @@ static int commit_run(void *arg) {
                          .clamp = x->clamp,
                          .lower = x->lower,
                          .lowers = x->lowers,
-                         .owners = x->owners,
                          .one_id = x->one_id };
     AUTO_STRV skip = { 0 };
     ctr_mount_points(x->k, &skip);
@@ -15547,10 +15724,9 @@ static int commit_run(void *arg) {
 }
 
 /* The container's changes as a stored layer. With one id the files' owners are not those of the
- * image: diff_ids (the layers below) and owners (may be NULL) tell them. */
-static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners,
-                            const struct strv *diff_ids, json_t **ret_desc, char *ret_diff,
-                            struct err *e) {
+ * image: diff_ids, the layers below, tell them. */
+static int ctr_commit_layer(struct ctr *k, i64 clamp, const struct strv *diff_ids, json_t **ret_desc,
+                            char *ret_diff, struct err *e) {
     int p[2];
     struct plan plan = { 0 };
     if (plan_parse(k->config, &plan, e)) return -1;
@@ -15560,7 +15736,7 @@ static int ctr_commit_layer(struct ctr *k, i64 clamp, const json_t *owners,
         return -1;
     }
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    struct committing x = { .k = k, .fd = p[1], .clamp = clamp, .owners = owners };
+    struct committing x = { .k = k, .fd = p[1], .clamp = clamp };
     x.one_id = idmap_single(&plan.ids);
     x.lower = mem_new((diff_ids->n + 1) * sizeof *x.lower);
     for (size_t i = diff_ids->n; i-- > 0;) {
@@ -15897,6 +16073,25 @@ static bool copy_skips(const struct copy_src *c, const char *path) {
     return (c->ignore && ignored(c->ignore, path)) || ignored(&c->exclude, path);
 }
 
+/* Adds a field to a digest with its length, so that no two lists of fields look alike. */
+static void digest_field(struct sha *h, const void *p, size_t n) {
+    u64 len = n;
+    sha_add(h, &len, sizeof len);
+    sha_add(h, p, n);
+}
+
+static int digest_file(int fd, u8 out[32]) {
+    struct sha h;
+    AUTO_FREE char *buf = mem_new(SRC_BUFFER);
+    sha_init(&h);
+    for (ssize_t k; (k = read(fd, buf, SRC_BUFFER));) {
+        if (k < 0) return -1;
+        sha_add(&h, buf, (size_t)k);
+    }
+    sha_end(&h, out);
+    return 0;
+}
+
 /* Digests a file or tree of the context: names, modes, contents; not times, not owners (they become
  * 0). */
 static int digest_dir(const struct copy_src *c, int dir, const char *name, const char *path,
@@ -15905,20 +16100,18 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s", path);
     bool skip = *path && copy_skips(c, path);
     if (skip && !S_ISDIR(st.st_mode)) return 0;
-    AUTO_FREE char *head = str_fmt("%s\n%o\n", as, st.st_mode);
-    if (!skip) sha_add(h, head, strlen(head));
+    u32 mode = st.st_mode;
+    if (!skip) digest_field(h, as, strlen(as)), digest_field(h, &mode, sizeof mode);
     if (S_ISLNK(st.st_mode)) {
         char to[PATH_MAX];
         ssize_t k = readlinkat(dir, name, to, sizeof to);
-        if (k > 0) sha_add(h, to, (size_t)k);
+        if (k > 0) digest_field(h, to, (size_t)k);
     } else if (S_ISREG(st.st_mode)) {
         AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-        char buf[65536];
+        u8 sum[32];
         if (fd < 0) return err_set(e, errno, "open %s", path);
-        for (ssize_t k; (k = read(fd, buf, sizeof buf));) {
-            if (k < 0) return err_set(e, errno, "read %s", path);
-            sha_add(h, buf, (size_t)k);
-        }
+        if (digest_file(fd, sum)) return err_set(e, errno, "read %s", path);
+        digest_field(h, sum, sizeof sum);
     } else if (S_ISDIR(st.st_mode)) {
         AUTO_STRV names = { 0 };
         AUTO_DIR *d = depth < MAX_TREE_DEPTH ? dir_stream(dir, name) : NULL;
@@ -15938,13 +16131,21 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
 /* The same for a tree in an index: chunk digests stand for the contents. */
 static void digest_idx(const struct idx *x, const struct idx_inode *i, const char *as,
                        struct sha *h, int depth) {
-    AUTO_FREE char *head = str_fmt("%s\n%o %u %u %" PRIu64 "\n", as, i->mode, i->uid, i->gid,
-                                   S_ISDIR(i->mode) ? 0 : i->size);
+    const u64 head[] = { i->mode, i->uid, i->gid, i->rdev, S_ISDIR(i->mode) ? 0 : i->size };
     u32 n;
-    sha_add(h, head, strlen(head));
+    digest_field(h, as, strlen(as));
+    digest_field(h, head, sizeof head);
     const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
-    if (text) sha_add(h, text, i->count);
+    if (text) digest_field(h, text, i->count);
+    u64 at = 0;
+    u16 left, nlen;
+    u32 vlen;
+    const char *key;
+    const u8 *value;
+    while (idx_xattr_next(x, i, &at, &left, &key, &nlen, &value, &vlen))
+        digest_field(h, key, nlen), digest_field(h, value, vlen);
     const struct idx_chunk *ch = idx_chunks(x, i, &n);
+    digest_field(h, &n, sizeof n);
     for (u32 k = 0; k < n; k++) sha_add(h, ch[k].sha, 32);
     const struct idx_dirent *d = idx_dir(x, i, &n);
     for (u32 k = 0; k < n && depth < MAX_TREE_DEPTH; k++) {
@@ -15956,21 +16157,24 @@ static void digest_idx(const struct idx *x, const struct idx_inode *i, const cha
     }
 }
 
-/* Writes an index's tree into an archive. */
-static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct idx_inode *i,
-                       const char *as, int depth, struct err *e) {
-    const struct idx *x = c->x;
+/* An inode of an index as an entry; contents follow for a file. first: the name of an earlier entry
+ * of the same file, NULL: none. */
+static int tar_inode(struct tarring *t, const struct idx *x, struct packs *packs,
+                     const struct idx_inode *i, const char *as, const char *first, struct err *e) {
     struct archive_entry *en = archive_entry_new();
     AUTO_FREE char *link = NULL;
-    u32 n;
+    bool data = S_ISREG(i->mode) && !first;
     archive_entry_set_pathname(en, as);
     archive_entry_set_mode(en, i->mode);
     archive_entry_set_uid(en, i->uid);
     archive_entry_set_gid(en, i->gid);
+    archive_entry_set_rdev(en, makedev(i->rdev >> 8 & 0xfff,
+                                       (i->rdev & 0xff) | (i->rdev >> 12 & 0xfff00)));
     archive_entry_set_mtime(en, i->mtime, i->mtime_ns);
-    archive_entry_set_size(en, S_ISREG(i->mode) ? (la_int64_t)i->size : 0);
+    archive_entry_set_size(en, data ? (la_int64_t)i->size : 0);
+    if (first) archive_entry_set_hardlink(en, first);
     const char *text = S_ISLNK(i->mode) ? idx_name(x, i->data, i->count) : NULL;
-    if (text) archive_entry_set_symlink(en, link = str_dupn(text, i->count));
+    if (text && !first) archive_entry_set_symlink(en, link = str_dupn(text, i->count));
     u64 at = 0;
     u16 left, nlen;
     u32 vlen;
@@ -15980,39 +16184,139 @@ static int tar_add_idx(struct tarring *t, const struct copy_src *c, const struct
         AUTO_FREE char *key = str_dupn(s, nlen);
         archive_entry_xattr_add_entry(en, key, value, vlen);
     }
-    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN
+    tar_dress(t, en);
+    int rc = archive_write_header(t->a, en) < ARCHIVE_WARN
                  ? err_set(e, 0, "write the archive: %s", archive_error_string(t->a))
                  : 0;
     archive_entry_free(en);
-    AUTO_FREE char *buf = S_ISREG(i->mode) ? mem_new(SRC_BUFFER) : NULL;
-    for (u64 off = 0; !rc && buf && off < i->size;) {
-        ssize_t k = packs_read(c->packs, i, buf, SRC_BUFFER, off);
+    if (!t->buf) t->buf = malloc(SRC_BUFFER);
+    char *buf = mem_check(t->buf);
+    for (u64 off = 0; !rc && data && off < i->size;) {
+        ssize_t k = packs_read(packs, i, buf, SRC_BUFFER, off);
         if (k <= 0) rc = err_set(e, EIO, "read %s", as);
         else if (archive_write_data(t->a, buf, (size_t)k) < 0)
             rc = err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
         off += k > 0 ? (u64)k : 0;
     }
-    const struct idx_dirent *d = idx_dir(x, i, &n);
-    for (u32 k = 0; !rc && k < n && depth < MAX_TREE_DEPTH; k++) {
-        const char *name = idx_name(x, d[k].name, d[k].name_len);
-        const struct idx_inode *child = idx_inode(x, d[k].inode);
-        if (!name || !child) continue;
-        AUTO_FREE char *sub = str_fmt("%s%s%.*s", as, *as ? "/" : "", d[k].name_len, name);
-        if (!ignored(&c->exclude, sub)) rc = tar_add_idx(t, c, child, sub, depth + 1, e);
-    }
     return rc;
 }
 
-/* The context's tree, without what .dockerignore and --exclude leave out. */
-static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir, const char *name,
-                           const char *path, const char *as, int depth, struct err *e) {
+/* Places files into a layer that is being written as an archive: `below` is the tree that it comes
+ * over. Directories above what is placed get an entry too, as they are or new, since a layer's
+ * entry of a directory is all that later readers see of it. */
+struct laying {
+    struct tarring t;
+    const struct stack *below; /* NULL: nothing */
+    json_t *made;              /* owned: directories that have an entry */
+    bool own_new;              /* new directories above belong to t.uid:t.gid as well */
+};
+
+static bool lay_once(struct laying *l, const char *path) {
+    if (json_object_get(l->made, path)) return false;
+    json_object_set_new_nocheck(l->made, path, json_true());
+    return true;
+}
+
+/* A directory by its canonical path, with all above it. */
+static int lay_dir(struct laying *l, const char *path, struct err *e) {
+    AUTO_FREE char *p = str_dup(path);
+    for (char *s = p;; s++) {
+        if (*s && *s != '/') continue;
+        char was = *s;
+        *s = 0;
+        struct found f = l->below ? stack_at(l->below, p) : (struct found){ 0 };
+        if (*p && f.i && !S_ISDIR(f.i->mode))
+            return err_set(e, 0, "cannot copy to non-directory: /%s", p);
+        if (*p && lay_once(l, p)) {
+            struct idx_inode new = { .mode = S_IFDIR | 0755,
+                                     .mtime = l->t.clamp >= 0 ? l->t.clamp : time(NULL) };
+            struct tarring was_t = l->t;
+            l->t.own = !f.i && l->own_new, l->t.chmod = NULL, l->t.squash_owner = false;
+            static const struct idx_head NOTHING;
+            const struct idx none = { .head = &NOTHING };
+            int rc = f.i ? tar_inode(&l->t, f.x, NULL, f.i, p, NULL, e)
+                         : tar_inode(&l->t, &none, NULL, &new, p, NULL, e);
+            l->t.own = was_t.own, l->t.chmod = was_t.chmod, l->t.squash_owner = was_t.squash_owner;
+            if (rc) return -1;
+        }
+        *s = was;
+        if (!was) return 0;
+    }
+}
+
+/* Where an entry goes that is to be `as`: checks what is there. *ret: owned, its real path; *entry:
+ * it gets an entry; *fresh: nothing of the tree below lies under it. */
+static int lay_at(struct laying *l, const char *as, bool dir, char **ret, bool *entry, bool *fresh,
+                  struct err *e) {
+    struct found f = l->below && !*fresh ? stack_at(l->below, as) : (struct found){ 0 };
+    *ret = NULL;
+    *entry = true;
+    if (!f.i) *fresh = true;
+    if (f.i && S_ISDIR(f.i->mode) && !dir)
+        return err_set(e, 0, "cannot overwrite directory /%s with a file", as);
+    if (f.i && dir && S_ISLNK(f.i->mode)) { /* a link to a directory stays, and is followed */
+        struct found to;
+        AUTO_FREE char *real = NULL;
+        if (stack_resolve(l->below, as, true, &real, &to, e)) return -1;
+        if (to.i && S_ISDIR(to.i->mode)) {
+            *entry = false;
+            *ret = steal_str(&real);
+            return lay_dir(l, *ret, e);
+        }
+    } else if (f.i && dir && !S_ISDIR(f.i->mode))
+        return err_set(e, 0, "cannot overwrite file /%s with a directory", as);
+    *ret = str_dup(as);
+    if (dir) *entry = lay_once(l, as);
+    return 0;
+}
+
+/* An index's tree as `as`; with `top` its own entry is left out. rel: the path that --exclude sees. */
+static int lay_idx(struct laying *l, const struct copy_src *c, const struct idx_inode *i,
+                   const char *as, const char *rel, bool top, bool fresh, int depth,
+                   struct err *e) {
+    const struct idx *x = c->x;
+    AUTO_FREE char *at = NULL;
+    bool entry = false, dir = S_ISDIR(i->mode);
+    u32 n;
+    if (!top && lay_at(l, as, dir, &at, &entry, &fresh, e)) return -1;
+    const char *here = at ? at : as;
+    const char *first = NULL;
+    if (!dir && i->nlink > 1) {
+        char key[24];
+        snprintf(key, sizeof key, "idx:%zu", (size_t)(i - x->inodes));
+        if (!(first = js_str(l->t.links, key)))
+            json_object_set_new(l->t.links, key, json_string_nocheck(here));
+    }
+    if (entry && tar_inode(&l->t, x, c->packs, i, here, first, e)) return -1;
+    const struct idx_dirent *d = idx_dir(x, i, &n);
+    for (u32 k = 0; k < n && depth < MAX_TREE_DEPTH; k++) {
+        const char *name = idx_name(x, d[k].name, d[k].name_len);
+        const struct idx_inode *child = idx_inode(x, d[k].inode);
+        if (!name || !child || d[k].flags & DIRENT_WHITEOUT) continue;
+        AUTO_FREE char *sub = str_fmt("%s%s%.*s", here, *here ? "/" : "", d[k].name_len, name),
+                       *srel = str_fmt("%s%s%.*s", rel, *rel ? "/" : "", d[k].name_len, name);
+        if (!ignored(&c->exclude, srel) &&
+            lay_idx(l, c, child, sub, srel, false, fresh, depth + 1, e))
+            return -1;
+    }
+    return 0;
+}
+
+/* The context's file or tree, without what .dockerignore and --exclude leave out. */
+static int lay_context(struct laying *l, const struct copy_src *c, int dir, const char *name,
+                       const char *path, const char *as, const char *rel, bool top, bool fresh,
+                       int depth, struct err *e) {
     struct stat st;
     if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW))
         return err_set(e, errno, "%s vanished while it was copied", path);
-    bool skip = (*path && copy_skips(c, path)) || (*as && ignored(&c->exclude, as));
+    bool skip = (*path && copy_skips(c, path)) || (*rel && ignored(&c->exclude, rel));
+    AUTO_FREE char *at = NULL;
+    bool entry = false;
     if (skip && !S_ISDIR(st.st_mode)) return 0;
-    if (!S_ISDIR(st.st_mode)) return tar_add(t, dir, name, as, depth, e);
-    if (*as && !skip && tar_dir(t, as, &st, e)) return -1;
+    if (!top && !skip && lay_at(l, as, S_ISDIR(st.st_mode), &at, &entry, &fresh, e)) return -1;
+    const char *here = at ? at : as;
+    if (!S_ISDIR(st.st_mode)) return tar_add(&l->t, dir, name, here, depth, e);
+    if (entry && tar_dir(&l->t, here, &st, e)) return -1;
     AUTO_STRV names = { 0 };
     AUTO_DIR *d = depth < MAX_TREE_DEPTH ? dir_stream(dir, name) : NULL;
     struct dirent *de;
@@ -16021,8 +16325,10 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
     if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
     for (size_t i = 0; i < names.n; i++) {
         AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", names.v[i]),
-                       *sas = str_fmt("%s%s%s", as, *as ? "/" : "", names.v[i]);
-        if (tar_add_context(t, c, dirfd(d), names.v[i], sub, sas, depth + 1, e)) return -1;
+                       *sas = str_fmt("%s%s%s", here, *here ? "/" : "", names.v[i]),
+                       *srel = str_fmt("%s%s%s", rel, *rel ? "/" : "", names.v[i]);
+        if (lay_context(l, c, dirfd(d), names.v[i], sub, sas, srel, false, fresh, depth + 1, e))
+            return -1;
     }
     return 0;
 }
@@ -16031,6 +16337,8 @@ static int tar_add_context(struct tarring *t, const struct copy_src *c, int dir,
 struct bstage {
     const struct df_stage *df;
     bool built, building, open; /* finished; on the way; m is a container */
+    bool ran;                   /* a step was not in the cache: no later one is looked for there */
+    bool stale;                 /* m does not show the newest layers yet */
     bool has_cmd;               /* CMD stood in this stage */
     char created[40];           /* when its newest layer was made */
     json_t *config, *layers;    /* owned: the image so far */
@@ -16038,6 +16346,7 @@ struct bstage {
     struct strv args;           /* ARG values in scope */
     struct make m;              /* the container whose uppers become layers */
     unsigned steps;             /* uppers moved aside: s0, s1, … */
+    struct strv pending;        /* layers that m does not show yet */
     struct idx x;               /* merged, for COPY --from; map NULL: not yet */
 };
 
@@ -16052,6 +16361,7 @@ struct build {
     struct strv global; /* NAME=VALUE of global ARGs and of the platform */
     i64 epoch;          /* SOURCE_DATE_EPOCH; -1: none */
     bool quiet, no_cache;
+    struct buf tail; /* the last output of a quiet step */
     unsigned step;
     FILE *out; /* borrowed: progress */
 };
@@ -16083,7 +16393,7 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
     /* once a step had to be run its successors run above it, whatever another build has stored
      * meanwhile */
-    json_t *r = b->no_cache || st->open ? NULL : js_load(b->s->dir, name, &e);
+    json_t *r = b->no_cache || st->ran ? NULL : js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) &&
         blob_have(b->s, js_str(r, "layer.digest"))) {
@@ -16105,8 +16415,55 @@ static void build_remember(struct build *b, struct bstage *st, const json_t *des
     if (cache >= 0) js_save(cache, name, r, 0, &e);
 }
 
-/* The stage's container: made when the first step is not in the cache. */
+/* Ends the stage's container, whose changes are layers by now. */
+static void build_shut(struct bstage *st) {
+    struct err e;
+    if (st->m.c.config && st->m.c.dir >= 0) ctr_remove(&st->m.c, true, &e);
+    make_done(&st->m);
+    st->m = (struct make){ .layers = -1, .rootdir = -1, .c = { .dir = -1 } };
+    st->steps = 0;
+    st->open = st->stale = false;
+    strv_done(&st->pending);
+}
+
+/* Unpacks the layers that COPY made since the container was opened, as further lowers. */
+struct showing {
+    struct bstage *st;
+    const struct store *s;
+};
+static int build_show(void *arg) {
+    struct showing *w = arg;
+    struct bstage *st = w->st;
+    struct err e = { 0 };
+    AUTO_FD layers = dir_open(w->s->dir, "layers", &e);
+    for (size_t i = 0; i < st->pending.n && !e.msg[0]; i++) {
+        AUTO_IDX x = { 0 };
+        AUTO_FREE char *path = str_fmt("layers/%s.idx", digest_hex(st->pending.v[i])),
+                       *aside = str_fmt("s%zu", st->steps + i);
+        AUTO_FD root = -1;
+        if (mkdirat(st->m.c.dir, aside, 0700) || (root = dir_open(st->m.c.dir, aside, &e)) < 0)
+            err_set(&e, errno, "make %s", aside);
+        else if (!idx_open(w->s->dir, path, true, &x, &e))
+            idx_unpack(&x, layers, root, !idmap_single(&st->m.ids), &e);
+    }
+    return e.msg[0] ? visit_fail(&e) : 0;
+}
+
+/* The stage's container, for a step that runs something: made for the first one, and made again
+ * where it cannot show the layers that came since. */
 static int build_open(struct build *b, struct bstage *st, struct err *e) {
+    if (st->open && st->stale && !strcmp(st->m.driver, "overlay")) {
+        struct showing w = { st, b->s };
+        int rc = launch_as_owner(&st->m.ids, build_show, &w, e);
+        if (rc) return rc < 0 ? -1 : err_set(e, 0, "showing the layers of the build failed");
+        st->steps += (unsigned)st->pending.n;
+        js_seti(js_path(st->m.c.config, "skiff.rootfs"), "steps", st->steps);
+        for (size_t i = 0; i < st->pending.n; i++)
+            strv_add(&st->m.image.diff_ids, st->pending.v[i]);
+        strv_done(&st->pending);
+        st->stale = false;
+    }
+    if (st->open && st->stale) build_shut(st);
     if (st->open) return 0;
     char *argv[] = { (char *)(uintptr_t) "/bin/true", NULL };
     st->m = (struct make){ .cli = b->cli,
@@ -16120,43 +16477,103 @@ static int build_open(struct build *b, struct bstage *st, struct err *e) {
     if (image_diff_ids(st->config, &st->m.image.diff_ids, e) ||
         make_container(&st->m, NULL, argv, e))
         return -1;
-    if (!str_prefix(st->m.driver, "overlay"))
-        return err_set(e, 0,
-                       "build needs overlay, which this host does not allow in a user namespace "
-                       "here (storage driver %s)",
-                       st->m.driver);
     return st->open = true, 0;
 }
 
 static void build_close(struct bstage *st) {
-    struct err e;
-    if (st->m.c.config && st->m.c.dir >= 0) ctr_remove(&st->m.c, true, &e);
-    make_done(&st->m);
+    build_shut(st);
     idx_close(&st->x);
     json_decref(st->config), json_decref(st->layers);
     strv_done(&st->args);
 }
 
-/* The step's upper becomes a lower of the next, and a layer of the image. */
-static int build_seal(struct build *b, struct bstage *st, const json_t *owners, struct err *e) {
-    char diff[DIGEST_LEN + 1], aside[16];
-    json_t *desc = NULL;
-    if (ctr_commit_layer(&st->m.c, b->epoch, owners, &st->m.image.diff_ids, &desc, diff, e))
-        return -1;
-    snprintf(aside, sizeof aside, "s%u", st->steps);
-    char work[16];
-    snprintf(work, sizeof work, "w%u", st->steps);
-    if (renameat(st->m.c.dir, "upper", st->m.c.dir, aside) ||
-        renameat(st->m.c.dir, "work", st->m.c.dir, work) || mkdirat(st->m.c.dir, "upper", 0755) ||
-        mkdirat(st->m.c.dir, "work", 0700)) {
-        json_decref(desc);
-        return err_set(e, errno, "set the step's changes aside");
-    }
-    js_seti(js_path(st->m.c.config, "skiff.rootfs"), "steps", ++st->steps);
-    strv_add(&st->m.image.diff_ids, diff);
+/* A new layer of the stage: remembered for its key. desc is consumed. */
+static void build_layered(struct build *b, struct bstage *st, json_t *desc, const char *diff) {
     build_remember(b, st, desc, diff);
     json_array_append_new(st->layers, desc);
     js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), diff);
+    idx_close(&st->x);
+    st->ran = true;
+}
+
+/* The step's upper becomes a layer of the image, and where overlay does the writes a lower of the
+ * next step. */
+static int build_seal(struct build *b, struct bstage *st, struct err *e) {
+    char diff[DIGEST_LEN + 1], aside[16], work[16];
+    json_t *desc = NULL;
+    if (ctr_commit_layer(&st->m.c, b->epoch, &st->m.image.diff_ids, &desc, diff, e)) return -1;
+    build_layered(b, st, desc, diff);
+    if (!str_prefix(st->m.driver, "overlay")) return st->stale = true, 0;
+    snprintf(aside, sizeof aside, "s%u", st->steps);
+    snprintf(work, sizeof work, "w%u", st->steps);
+    if (renameat(st->m.c.dir, "upper", st->m.c.dir, aside) ||
+        renameat(st->m.c.dir, "work", st->m.c.dir, work) || mkdirat(st->m.c.dir, "upper", 0755) ||
+        mkdirat(st->m.c.dir, "work", 0700))
+        return err_set(e, errno, "set the step's changes aside");
+    js_seti(js_path(st->m.c.config, "skiff.rootfs"), "steps", ++st->steps);
+    strv_add(&st->m.image.diff_ids, diff);
+    return 0;
+}
+
+/* A layer written by a function, in a thread of its own: it feeds the archive while this one reads
+ * it. */
+struct feeding {
+    int (*feed)(struct laying *l, void *arg, struct err *e);
+    void *arg;
+    struct laying l;
+    int fd, rc; /* owned */
+    struct err e;
+};
+
+static void *build_feed(void *arg) {
+    struct feeding *f = arg;
+    struct err second;
+    f->rc = tar_begin(&f->l.t, f->fd, &f->e);
+    if (!f->rc) {
+        f->rc = f->feed(&f->l, f->arg, &f->e);
+        if (tar_end(&f->l.t, f->rc ? &second : &f->e)) f->rc = -1;
+    }
+    close(f->fd);
+    return NULL;
+}
+
+static int build_layer(struct build *b, struct bstage *st,
+                       int (*feed)(struct laying *l, void *arg, struct err *e), void *arg,
+                       struct err *e) {
+    AUTO_STRV diffs = { 0 };
+    AUTO_STACK below = { .layers = -1 };
+    struct feeding f = { .feed = feed, .arg = arg };
+    char diff[DIGEST_LEN + 1];
+    json_t *desc = NULL;
+    pthread_t th;
+    pthread_attr_t a;
+    int p[2];
+    if (image_diff_ids(st->config, &diffs, e) || stack_open(b->s, &diffs, &below, e)) return -1;
+    if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    fcntl(p[0], F_SETPIPE_SZ, 1 << 20);
+    signal(SIGPIPE, SIG_IGN);
+    AUTO_JSON *made = json_object();
+    f.l = (struct laying){ .t = { .clamp = b->epoch, .seconds = true },
+                           .below = &below,
+                           .made = made };
+    f.fd = p[1];
+    pthread_attr_init(&a);
+    pthread_attr_setstacksize(&a, 32 << 20); /* trees are walked by recursion */
+    if ((errno = pthread_create(&th, &a, build_feed, &f))) {
+        close(p[0]), close(p[1]);
+        return err_set(e, errno, "start a thread");
+    }
+    struct src_fd src = { { src_fd_read }, p[0] };
+    int rc = layer_add(b->s, &src.src, NULL, &desc, diff, e);
+    close(p[0]);
+    pthread_join(th, NULL);
+    if (f.rc) { /* its reason is the better one; what it wrote is collected as garbage */
+        json_decref(rc ? NULL : desc);
+        return *e = f.e, -1;
+    }
+    if (rc) return -1;
+    build_layered(b, st, desc, diff);
+    if (st->open) strv_add(&st->pending, diff), st->stale = true;
     return 0;
 }
 
@@ -16179,54 +16596,20 @@ static void build_take(struct bstage *st, const json_t *record) {
 }
 
 /* ---- 25.8 identity of a step ---- */
-struct who {
-    const char *spec;
-    int out;
-};
 
-static int who_run(int root, void *arg) {
-    struct who *w = arg;
-    struct rootfs_view v = { NULL, -1, root };
-    struct user u;
-    struct err e = { 0 };
-    if (user_resolve(&v, w->spec, &u, &e)) return visit_fail(&e);
-    u32 ids[2] = { u.uid, u.gid };
-    (void)!fd_write_all(w->out, ids, sizeof ids);
-    (void)!fd_write_all(w->out, u.home, sizeof u.home);
-    return 0;
-}
-
-/* Looks a user up in the stage's own account files, which earlier steps may have changed. */
+/* Looks a user up in the stage's own account files, which earlier steps may have changed. Caller
+ * frees with user_done. */
 static int build_who(struct build *b, struct bstage *st, const char *spec, struct user *ret,
                      struct err *e) {
+    AUTO_STRV diffs = { 0 };
+    AUTO_STACK below = { .layers = -1 };
     *ret = (struct user){ .home = "/root" };
-    i64 n;
     if (str_empty(spec) || !strcmp(spec, "root") || !strcmp(spec, "0") || !strcmp(spec, "0:0") ||
         !strcmp(spec, "root:root"))
         return 0;
-    char *colon = strchr(spec, ':');
-    if (colon && strspn(spec, "0123456789:") == strlen(spec) &&
-        str_int(colon + 1, 0, INT32_MAX, &n)) {
-        ret->gid = (u32)n;
-        AUTO_FREE char *u = str_dupn(spec, (size_t)(colon - spec));
-        if (!str_int(u, 0, INT32_MAX, &n)) return err_set(e, 0, "invalid user '%s'", spec);
-        ret->uid = (u32)n;
-        strcpy(ret->home, "/");
-        return 0;
-    }
-    int p[2];
-    if (build_open(b, st, e) || pipe2(p, O_CLOEXEC)) return -1;
-    struct who w = { spec, p[1] };
-    int rc = ctr_visit(&st->m.c, who_run, &w, NULL, e);
-    close(p[1]);
-    u32 ids[2] = { 0 };
-    ssize_t k = fd_read_all(p[0], ids, sizeof ids);
-    if (!rc && k == sizeof ids) fd_read_all(p[0], ret->home, sizeof ret->home);
-    close(p[0]);
-    if (rc || k != sizeof ids) return rc < 0 ? -1 : err_set(e, 0, "unable to find user %s", spec);
-    ret->uid = ids[0];
-    ret->gid = ids[1];
-    return 0;
+    if (image_diff_ids(st->config, &diffs, e) || stack_open(b->s, &diffs, &below, e)) return -1;
+    struct rootfs_view v = { NULL, -1, -1, &below };
+    return user_resolve(&v, spec, ret, e) ? err_wrap(e, "unable to find user %s", spec) : 0;
 }
 
 /* ---- 25.9 RUN ---- */
@@ -16404,6 +16787,8 @@ static int run_mount(struct build *b, struct bstage *st, json_t *spec, const cha
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
+enum { RUN_TAIL = 1 << 20 };
+
 static void run_output(struct build *b, int fd, i64 began) {
     AUTO_BUF line = { 0 };
     char buf[16384];
@@ -16411,6 +16796,11 @@ static void run_output(struct build *b, int fd, i64 began) {
         if (k < 0) {
             if (errno == EINTR) continue;
             break;
+        }
+        if (b->quiet) { /* the end of it is shown if the step fails */
+            if (b->tail.n > RUN_TAIL) buf_drop(&b->tail, b->tail.n - RUN_TAIL / 2);
+            buf_add(&b->tail, buf, (size_t)k);
+            continue;
         }
         for (ssize_t i = 0; i < k; i++) {
             if (buf[i] != '\n' && line.n < 4096) {
@@ -16421,6 +16811,7 @@ static void run_output(struct build *b, int fd, i64 began) {
             build_say(b, "%.3f %s", t, line.p ? line.p : "");
             line.n = 0;
             if (line.p) *line.p = 0;
+            if (buf[i] != '\n' && buf[i] != '\r') buf_addc(&line, buf[i]); /* a long line goes on */
         }
     }
     if (line.n) build_say(b, "%.3f %s", (double)(time_mono_ms() - began) / 1000, line.p);
@@ -16486,6 +16877,11 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
     if (str_empty(js_str(proc, "cwd"))) js_sets(proc, "cwd", "/");
     js_seti(js_sub(proc, "user"), "uid", u.uid);
     js_seti(js_sub(proc, "user"), "gid", u.gid);
+    json_object_del(js_sub(proc, "user"), "additionalGids");
+    for (size_t i = 0; i < u.ngroups; i++)
+        json_array_append_new(js_suba(js_sub(proc, "user"), "additionalGids"),
+                              json_integer(u.groups[i]));
+    user_done(&u);
     bool single = idmap_single(&st->m.ids);
     if (u.uid) {
         js_set(js_sub(proc, "capabilities"), "effective", json_array());
@@ -16569,13 +16965,15 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
                 "skiffMode", 0755);
     /* the step sees the lowers of all steps before it */
     int rc = run_step(b, st, spec, e);
+    if (rc > 0 && b->quiet && b->tail.n) (void)!fd_write_all(2, b->tail.p, b->tail.n);
+    buf_done(&b->tail);
     if (rc < 0) return -1;
     if (rc)
         return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d",
                        by_args, rc);
     json_t *saved = st->m.c.config; /* the step's own mount points are no changes either */
     st->m.c.config = spec;
-    rc = build_seal(b, st, NULL, e);
+    rc = build_seal(b, st, e);
     js_seti(js_path(saved, "skiff.rootfs"), "steps", st->steps);
     st->m.c.config = saved;
     if (rc) return -1;
@@ -16592,16 +16990,14 @@ struct copying {
     struct strv from;  /* expanded sources */
     struct strv pivot; /* with --parents: what stood before "/./" in a source */
     const char *dest;
-    i64 uid, gid, mode; /* -1: as they are */
-    bool add, parents;
     const struct df_inst *in;
-    int pipe, other;      /* the child's end, and ours, which it closes */
-    bool dir_contents;    /* one directory: its contents go to dest */
-    int placed;           /* descriptor for the list of placed paths; -1 */
-    bool download;        /* from a URL, which stays whole */
-    bool unpack;          /* an archive is being taken apart */
-    bool chown;           /* --chown was given */
-    char *checksum, *tmp; /* owned: --checksum; the directory below tmp/ of a download */
+    bool add, parents;
+    bool dir_contents; /* one directory: its contents go to dest */
+    bool download;     /* from a URL: stays whole unless --unpack */
+    int unpack;        /* --unpack: 1 yes, 0 no, -1 not told */
+    bool own;          /* --chown was given: */
+    u32 uid, gid;
+    char *chmod, *checksum, *tmp; /* owned: flags; the directory below tmp/ of a download */
     struct packs packs;
 };
 
@@ -16632,10 +17028,28 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
             if (!copy_skips(c, sub) || (some && S_ISDIR(st.st_mode))) strv_add(ret, sub);
             continue;
         }
-        AUTO_FD next = sys_openat2(dir, names.v[i], O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+        AUTO_FD next = sys_openat2(c->dir, sub, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
         if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, ret, depth + 1);
     }
     return 0;
+}
+
+/* The same against an index. */
+static void copy_glob_idx(const struct copy_src *c, const char *path, const char *pat,
+                          struct strv *ret, int depth) {
+    const char *slash = strchr(pat, '/');
+    AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
+    const struct idx_inode *dir = depth < 64 ? idx_resolve(c->x, path) : NULL;
+    u32 n = 0;
+    const struct idx_dirent *d = dir ? idx_dir(c->x, dir, &n) : NULL;
+    for (u32 i = 0; i < n; i++) {
+        const char *s = idx_name(c->x, d[i].name, d[i].name_len);
+        AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
+        if (!*name || fnmatch(head, name, 0)) continue;
+        AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", name);
+        if (slash) copy_glob_idx(c, sub, slash + 1, ret, depth + 1);
+        else if (!ignored(&c->exclude, name)) strv_add(ret, sub);
+    }
 }
 
 static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
@@ -16644,21 +17058,9 @@ static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
     if (k->src.dir >= 0) {
         if (!*clean) strv_add(&k->from, "");
         else copy_glob_dir(&k->src, k->src.dir, "", clean, &k->from, 0);
-    } else if (!strpbrk(clean, "*?[")) {
+    } else if (!strpbrk(clean, "*?[\\")) {
         if (idx_resolve(k->src.x, clean)) strv_add(&k->from, clean);
-    } else { /* a pattern in the last component */
-        char *slash = strrchr(clean, '/');
-        AUTO_FREE char *parent = slash ? str_dupn(clean, (size_t)(slash - clean)) : str_dup("");
-        const struct idx_inode *dir = idx_resolve(k->src.x, parent);
-        u32 n = 0;
-        const struct idx_dirent *d = dir ? idx_dir(k->src.x, dir, &n) : NULL;
-        for (u32 i = 0; i < n; i++) {
-            const char *s = idx_name(k->src.x, d[i].name, d[i].name_len);
-            AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
-            if (!fnmatch(slash ? slash + 1 : clean, name, 0))
-                strv_take(&k->from, str_fmt("%s%s%s", parent, *parent ? "/" : "", name));
-        }
-    }
+    } else copy_glob_idx(&k->src, "", clean, &k->from, 0);
     return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
 }
 
@@ -16688,7 +17090,7 @@ static int copy_digest(struct copying *k, char *out, struct err *e) {
         if (k->src.dir >= 0) {
             AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
             AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
-                                      RESOLVE_BENEATH);
+                                      RESOLVE_IN_ROOT);
             if (dir < 0) return err_set(e, errno, "%s of the context", p);
             struct stat st;
             if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) &&
@@ -16702,16 +17104,23 @@ static int copy_digest(struct copying *k, char *out, struct err *e) {
         } else digest_idx(k->src.x, idx_resolve(k->src.x, p), base, &h, 0);
     }
     for (unsigned i = 0; i < k->in->docs; i++)
-        sha_add(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
+        digest_field(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
     sha_end(&h, raw);
     hex_of(raw, 32, out);
     return 0;
 }
 
+/* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
+static bool tar_head(const u8 *head) {
+    unsigned sum = 0;
+    for (size_t i = 0; i < 512; i++) sum += i >= 148 && i < 156 ? ' ' : head[i];
+    return *head && strtoul((const char *)head + 148, NULL, 8) == sum;
+}
+
 /* Is a source a tar archive that ADD takes apart? */
-static bool add_is_archive(struct copying *k, const char *p) {
-    if (!k->add || k->download || k->src.dir < 0) return false;
-    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_BENEATH);
+static bool add_is_archive(const struct copying *k, const char *p) {
+    if (!k->add || k->src.dir < 0 || !k->unpack || (k->download && k->unpack < 0)) return false;
+    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
     struct stat st;
     if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return false;
     struct src_fd f = { { src_fd_read }, fd };
@@ -16723,36 +17132,7 @@ static bool add_is_archive(struct copying *k, const char *p) {
          got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;)
         got += (size_t)n;
     src_inflate_done(&inf);
-    return got == sizeof head && !memcmp(head + 257, "ustar", 5);
-}
-
-/* In the stage's tree: lays out what comes through the pipe. */
-static int copy_place(int root, void *arg) {
-    struct copying *k = arg;
-    struct err e = { 0 };
-    fd_closep(&k->other);                                /* or the stream would never end */
-    bool own = k->uid >= 0 && !(k->unpack && !k->chown); /* an archive brings its owners along */
-    struct placing pl = { .root = root,
-                          .uid = own ? k->uid : -1,
-                          .gid = own ? k->gid : -1,
-                          .chmod = k->unpack ? -1 : k->mode,
-                          .keep_owner = !own,
-                          .placed = k->placed };
-    AUTO_FREE char *into = NULL, *rename = NULL;
-    AUTO_FREE char *dest = path_clean(k->dest);
-    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents ||
-                  !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
-    if (to_dir) {
-        if (place_dirs(&pl, dest, &e)) return visit_fail(&e);
-        pl.into = into = str_dup(dest);
-    } else {
-        char *slash = strrchr(dest, '/');
-        AUTO_FREE char *parent = str_dupn(dest, slash ? (size_t)(slash - dest) : 0);
-        if (place_dirs(&pl, parent, &e) ||
-            place_layout(root, k->dest, true, &pl, &into, &rename, &e))
-            return visit_fail(&e);
-    }
-    return place_archive(&pl, k->pipe, &e) ? visit_fail(&e) : 0;
+    return got == sizeof head && tar_head(head);
 }
 
 /* A heredoc's text with its variables, as the shell would do it. Caller owns *ret. */
@@ -16780,95 +17160,124 @@ static const char *copy_name(const struct copying *k, const char *p) {
     return p;
 }
 
-/* Feeds the sources to the pipe as one archive. */
-static int copy_feed(struct copying *k, int fd, struct err *e) {
-    struct tarring t = { .clamp = k->b->epoch, .squash_owner = k->src.dir >= 0 };
-    int rc = tar_begin(&t, fd, e);
-    for (size_t i = 0; !rc && i < k->from.n; i++) {
-        const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
-        AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
-        if (k->src.dir >= 0) {
-            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
-                                      RESOLVE_BENEATH);
-            struct stat st;
-            if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
-                rc = err_set(e, errno, "%s of the context", p);
-            else if (S_ISLNK(st.st_mode)) { /* a named link is followed, inside the context */
-                AUTO_FREE char *rel = copy_target(&k->src, p, e);
-                if (!rel) rc = -1;
-                else if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0))
-                    rc = err_set(e, errno, "%s", p);
-                else
-                    rc = tar_add_context(&t, &k->src, k->src.dir, *rel ? rel : ".", rel,
-                                         S_ISDIR(st.st_mode) ? "" : base, 0, e);
-            } else
-                rc = tar_add_context(&t, &k->src, dir, *base ? base : ".", p,
-                                     k->parents            ? copy_name(k, p)
-                                     : S_ISDIR(st.st_mode) ? ""
-                                                           : base,
-                                     0, e);
-        } else {
-            const struct idx_inode *in = idx_resolve(k->src.x, p);
-            rc = !in ? err_set(e, 0, "\"/%s\": not found", p)
-                     : tar_add_idx(&t, &k->src, in,
-                                   k->parents          ? copy_name(k, p)
-                                   : S_ISDIR(in->mode) ? ""
-                                                       : base,
-                                   0, e);
-        }
+/* ADD of an archive: read as a layer is, so that its names can lead nowhere else; what it leaves in
+ * layers/ is garbage. It brings its owners and modes along. */
+static int copy_unpack(struct copying *k, struct laying *l, const char *p, const char *into,
+                       struct err *e) {
+    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY, 0, RESOLVE_IN_ROOT);
+    char diff[DIGEST_LEN + 1], path[96];
+    AUTO_IDX x = { 0 };
+    struct packs packs;
+    if (fd < 0) return err_set(e, errno, "%s of the context", p);
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    int rc = layer_ingest(k->b->s, &inf.src, NULL, diff, e);
+    src_inflate_done(&inf);
+    if (rc) return err_wrap(e, "%s", p);
+    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff));
+    if (idx_open(k->b->s->dir, path, false, &x, e)) return -1;
+    packs_init(&packs, &x, l->below->layers);
+    struct copy_src src = { .dir = -1, .x = &x, .packs = &packs, .exclude = k->src.exclude };
+    if (lay_dir(l, into, e)) return -1;
+    bool squash = l->t.squash_owner;
+    const char *mode = l->t.chmod;
+    l->t.squash_owner = false, l->t.chmod = NULL;
+    rc = lay_idx(l, &src, &x.inodes[0], into, "", true, false, 0, e);
+    l->t.squash_owner = squash, l->t.chmod = mode;
+    packs_done(&packs);
+    return rc;
+}
+
+/* One source of the context as `as`; a directory's contents into it. */
+static int copy_one(struct copying *k, struct laying *l, const char *p, const char *as,
+                    const char *into, struct err *e) {
+    const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
+    const char *named = k->parents ? copy_name(k, p) : base;
+    AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1)),
+                   *below = str_fmt("%s%s%s", into, *into ? "/" : "", named);
+    struct stat st;
+    if (k->parents && strchr(named, '/')) {
+        AUTO_FREE char *above = str_dupn(below, (size_t)(strrchr(below, '/') - below));
+        if (lay_dir(l, above, e)) return -1;
     }
+    if (k->src.dir < 0) {
+        const struct idx_inode *i = idx_resolve(k->src.x, p);
+        if (!i) return err_set(e, 0, "\"/%s\": not found", p);
+        bool top = S_ISDIR(i->mode) && !k->parents;
+        return lay_idx(l, &k->src, i, top ? into : as ? as : below, top ? "" : named, top, false, 0,
+                       e);
+    }
+    AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
+                              RESOLVE_IN_ROOT);
+    if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
+        return err_set(e, errno, "%s of the context", p);
+    AUTO_FREE char *rel = NULL;
+    if (S_ISLNK(st.st_mode)) { /* a named link is followed, inside the context */
+        if (!(rel = copy_target(&k->src, p, e))) return -1;
+        if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0)) return err_set(e, errno, "%s", p);
+    }
+    bool top = S_ISDIR(st.st_mode) && !k->parents;
+    return lay_context(l, &k->src, rel ? k->src.dir : dir,
+                       rel     ? *rel ? rel : "."
+                       : *base ? base
+                               : ".",
+                       rel ? rel : p, top ? into : as ? as : below, top ? "" : named, top, false, 0,
+                       e);
+}
+
+static int copy_doc(struct copying *k, struct laying *l, const struct df_heredoc *doc,
+                    const char *as, struct err *e) {
     AUTO_STRV env = { 0 };
+    AUTO_FREE char *text = NULL, *at = NULL;
+    bool entry, fresh = false;
     js_to_strv(js_path(k->st->config, "config.Env"), &env);
     struct df_vars v = { &env, &k->st->args };
-    for (unsigned i = 0; !rc && i < k->in->docs; i++) {
-        AUTO_FREE char *text = NULL;
-        rc = doc_text(k->b, &k->in->doc[i], &v, &text, e);
-        if (!rc) rc = save_member(t.a, k->in->doc[i].name, text, -1, strlen(text), e);
-    }
-    struct err second;
-    if (tar_end(&t, rc ? &second : e) && !rc) rc = -1;
-    return rc;
+    if (doc_text(k->b, doc, &v, &text, e) || lay_at(l, as, false, &at, &entry, &fresh, e))
+        return -1;
+    struct archive_entry *en = archive_entry_new();
+    archive_entry_set_pathname(en, at);
+    archive_entry_set_filetype(en, AE_IFREG);
+    archive_entry_set_perm(en, 0644);
+    archive_entry_set_size(en, (la_int64_t)strlen(text));
+    archive_entry_set_mtime(en, 0, 0);
+    tar_dress(&l->t, en);
+    int rc = archive_write_header(l->t.a, en);
+    archive_entry_free(en);
+    return rc < ARCHIVE_WARN || archive_write_data(l->t.a, text, strlen(text)) < 0
+               ? err_set(e, 0, "write the archive: %s", archive_error_string(l->t.a))
+               : 0;
 }
 
-/* The paths that a COPY placed, with their owner: what one id cannot keep in the files themselves.
- * */
-static json_t *copy_owners(int fd) {
-    AUTO_BUF b = { 0 };
-    json_t *o = json_object();
-    lseek(fd, 0, SEEK_SET);
-    fd_slurp(fd, 256 << 20, &b);
-    char *save = NULL;
-    for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
-        char *space = strchr(l, ' ');
-        if (space) *space++ = 0, js_sets(o, space, l);
+/* All sources into the layer that is being written. */
+static int copy_lay(struct laying *l, void *arg, struct err *e) {
+    struct copying *k = arg;
+    AUTO_FREE char *into = NULL, *as = NULL, *dest = path_clean(k->dest);
+    struct found f;
+    l->t.squash_owner = k->src.dir >= 0;
+    l->t.own = l->own_new = k->own;
+    l->t.uid = k->uid, l->t.gid = k->gid;
+    l->t.chmod = k->chmod;
+    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents ||
+                  !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
+    if (stack_resolve(l->below, dest, true, &into, &f, e)) return -1;
+    if (!to_dir && !(f.i && S_ISDIR(f.i->mode))) { /* a file, by its name */
+        char *slash = strrchr(dest, '/');
+        AUTO_FREE char *parent = str_dupn(dest, slash ? (size_t)(slash - dest) : 0);
+        mem_freep(&into);
+        if (stack_resolve(l->below, parent, true, &into, &f, e)) return -1;
+        as = str_fmt("%s%s%s", into, *into ? "/" : "", slash ? slash + 1 : dest);
     }
-    return o;
-}
-
-/* Runs one placing in the stage's tree. archive: a file of the context to take apart, or NULL. */
-static int copy_once(struct copying *k, const char *archive, struct err *e) {
-    int p[2] = { -1, -1 }, status = 0;
-    pid_t pid = 0;
-    struct err we = { 0 };
-    AUTO_FD tar = archive ? sys_openat2(k->src.dir, archive, O_RDONLY, 0, RESOLVE_BENEATH) : -1;
-    if (!archive && pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
-    k->pipe = archive ? tar : p[0];
-    k->other = p[1];
-    bool contents = k->dir_contents;
-    k->unpack = archive != NULL;
-    if (archive) k->dir_contents = true;
-    int rc = ctr_visit(&k->st->m.c, copy_place, k, &pid, e);
-    k->dir_contents = contents;
-    fd_closep(&p[0]);
-    if (!rc && !archive) {
-        signal(SIGPIPE, SIG_IGN);
-        rc = copy_feed(k, p[1], &we);
+    if (lay_dir(l, into, e)) return -1;
+    for (size_t i = 0; i < k->from.n; i++)
+        if (add_is_archive(k, k->from.v[i])
+                ? copy_unpack(k, l, k->from.v[i], as ? as : into, e)
+                : copy_one(k, l, k->from.v[i], as, into, e))
+            return -1;
+    for (unsigned i = 0; i < k->in->docs; i++) {
+        AUTO_FREE char *named = str_fmt("%s%s%s", into, *into ? "/" : "", k->in->doc[i].name);
+        if (copy_doc(k, l, &k->in->doc[i], as ? as : named, e)) return -1;
     }
-    fd_closep(&p[1]);
-    if (pid > 0) waitpid(pid, &status, 0);
-    if (status) return err_set(e, 0, "placing the files failed%s%s", we.msg[0] ? ": " : "", we.msg);
-    if (rc && we.msg[0]) *e = we;
-    return rc;
+    return 0;
 }
 
 /* The stage or image that --from names. Mutual recursion: a stage may have to be built first. */
@@ -16895,54 +17304,35 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         if (str_prefix(f, "--from=") && !k->add) *ret_from = str_dup(val);
         else if (str_prefix(f, "--chown=")) *ret_chown = str_dup(val);
         else if (str_prefix(f, "--chmod=")) {
-            char *end;
-            k->mode = strtol(val, &end, 8);
-            if (*end || !*val || k->mode < 0 || k->mode > 07777)
+            mode_t ignored_mode;
+            if (!mode_word(val, 0, false, &ignored_mode))
                 return err_set(e, 0,
                                "invalid chmod parameter: '%.20s'. it should be octal string and "
-                               "between 0 and 07777",
+                               "between 0 and 07777, or like u=rwX,go+r",
                                val);
+            free(k->chmod), k->chmod = steal_str(&val);
         } else if (str_prefix(f, "--exclude=")) strv_add(&k->src.exclude, val);
         else if (str_prefix(f, "--checksum=") && k->add)
             free(k->checksum), k->checksum = str_dup(val);
         else if (!strcmp(f, "--parents") || !strcmp(f, "--parents=true")) k->parents = true;
-        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir") ||
-                 str_prefix(f, "--unpack"))
-            continue;
+        else if (k->add && (!strcmp(f, "--unpack") || (eq && str_prefix(f, "--unpack="))))
+            k->unpack = !eq || !strcmp(val, "true") || !strcmp(val, "1");
+        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir")) continue;
         else return err_set(e, 0, "unknown flag: %s", f);
     }
     return 0;
 }
 
-static int copy_run(struct copying *k, const char *chown, struct err *e) {
-    struct build *b = k->b;
-    struct bstage *st = k->st;
+/* Who --chown means: names are those of the stage. */
+static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     struct user u = { 0 };
-    AUTO_JSON *owners = NULL;
-    if (build_open(b, st, e)) return -1;
-    k->uid = k->gid = -1;
-    k->chown = chown != NULL;
-    if (chown) {
-        AUTO_FREE char *spec = strchr(chown, ':') ? str_dup(chown) : str_fmt("%s", chown);
-        if (build_who(b, st, spec, &u, e)) return err_wrap(e, "--chown=%s", chown);
-        k->uid = u.uid;
-        k->gid = strchr(chown, ':') || strspn(chown, "0123456789") != strlen(chown) ? u.gid : u.uid;
-    } else if (k->src.dir >= 0) k->uid = k->gid = 0;
-    bool single = idmap_single(&st->m.ids);
-    AUTO_FD placed = single ? openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600) : -1;
-    k->placed = placed;
-    AUTO_STRV plain = { 0 }, archives = { 0 };
-    for (size_t i = 0; i < k->from.n; i++)
-        strv_add(add_is_archive(k, k->from.v[i]) ? &archives : &plain, k->from.v[i]);
-    for (size_t i = 0; i < archives.n; i++)
-        if (copy_once(k, archives.v[i], e)) return -1;
-    struct strv all = k->from;
-    k->from = plain;
-    int rc = plain.n || k->in->docs ? copy_once(k, NULL, e) : 0;
-    k->from = all;
-    if (rc) return -1;
-    if (single && placed >= 0) owners = copy_owners(placed);
-    return build_seal(b, st, owners, e);
+    if (build_who(k->b, k->st, chown, &u, e)) return err_wrap(e, "--chown=%s", chown);
+    bool number = strspn(chown, "0123456789") == strlen(chown);
+    k->own = true;
+    k->uid = u.uid;
+    k->gid = number ? u.uid : u.gid;
+    user_done(&u);
+    return 0;
 }
 
 /* ADD of a URL: downloaded into the context of a single file. */
@@ -16971,7 +17361,7 @@ static int add_url(struct copying *k, const char *url, const char *checksum, str
     k->tmp = str_fmt("tmp/%s", sub);
     k->src.dir = fd_steal(&at);
     k->src.ignore = NULL;
-    if (k->mode < 0) k->mode = 0600;
+    if (!k->chmod) k->chmod = str_dup("600");
     strv_add(&k->from, name);
     return 0;
 }
@@ -16983,15 +17373,18 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     struct copying k = { .b = b,
                          .st = st,
                          .src = { .dir = b->ctx, .ignore = &b->ignore },
-                         .mode = -1,
+                         .unpack = -1,
                          .add = !strcmp(in->name, "ADD"),
-                         .in = in,
-                         .placed = -1 };
+                         .in = in };
     js_to_strv(js_path(st->config, "config.Env"), &env);
     struct df_vars v = { &env, &st->args };
     int rc = copy_flags(&k, &v, &from, &chown, e);
-    if (!rc && json) js_to_strv(json, &words);
-    else if (!rc) rc = df_words(in->text, b->df.escape, &v, &words, e);
+    for (size_t i = 0; !rc && i < json_array_size(json); i++) {
+        char *word = NULL;
+        rc = df_text(json_string_value(json_array_get(json, i)), b->df.escape, &v, &word, e);
+        strv_take(&words, word);
+    }
+    if (!rc && !json) rc = df_words(in->text, b->df.escape, &v, &words, e);
     if (!rc && words.n < 2) rc = err_set(e, 0, "%s requires at least two arguments", in->name);
     if (!rc && words.n > 2 && !str_suffix(words.v[words.n - 1], "/"))
         rc = err_set(e, 0,
@@ -17044,14 +17437,17 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
         if (!build_cached(b, st, &record)) {
             build_say(b, "CACHED");
             build_take(st, record);
-        } else if (!(rc = copy_run(&k, chown, e)))
+        } else if (!(rc = (chown && copy_owner(&k, chown, e)) ||
+                                  build_layer(b, st, copy_lay, &k, e)
+                              ? -1
+                              : 0))
             build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
         if (!rc) build_history(b, st, by, false);
     }
     if (from && k.packs.fd) packs_done(&k.packs);
     if (own_dir) fd_closep(&k.src.dir);
     if (k.tmp) tree_remove(b->s->dir, k.tmp);
-    free(k.tmp), free(k.checksum);
+    free(k.tmp), free(k.checksum), free(k.chmod);
     fd_closep(&layers);
     strv_done(&k.from), strv_done(&k.pivot), strv_done(&k.src.exclude);
     return rc;
@@ -17084,16 +17480,16 @@ static int build_arg(struct build *b, const struct df_inst *in, const struct str
 /* WORKDIR makes its directories, owned by the USER of the moment. */
 struct workdir {
     const char *path;
-    u32 uid, gid;
-    int placed;
+    struct user u;
 };
-static int workdir_run(int root, void *arg) {
+static int workdir_lay(struct laying *l, void *arg, struct err *e) {
     struct workdir *w = arg;
-    struct err e = { 0 };
-    struct placing pl = {
-        .root = root, .uid = w->uid ? (i64)w->uid : -1, .gid = w->gid, .placed = w->placed
-    };
-    return place_dirs(&pl, w->path, &e) ? visit_fail(&e) : 0;
+    AUTO_FREE char *real = NULL;
+    struct found f;
+    l->own_new = true;
+    l->t.uid = w->u.uid, l->t.gid = w->u.gid;
+    if (stack_resolve(l->below, w->path, true, &real, &f, e)) return -1;
+    return f.i && S_ISDIR(f.i->mode) ? 0 : lay_dir(l, real, e);
 }
 
 static int build_workdir(struct build *b, struct bstage *st, const struct df_inst *in,
@@ -17111,16 +17507,11 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
         build_say(b, "CACHED");
         build_take(st, record);
     } else {
-        struct user u;
-        if (build_open(b, st, e) ||
-            build_who(b, st, js_str_or(st->config, "config.User", ""), &u, e))
-            return -1;
-        AUTO_FD placed = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-        struct workdir w = { path, u.uid, u.gid, placed };
-        int rc = ctr_visit(&st->m.c, workdir_run, &w, NULL, e);
-        if (rc) return rc < 0 ? -1 : err_set(e, 0, "WORKDIR %s failed", path);
-        AUTO_JSON *owners = u.uid && placed >= 0 ? copy_owners(placed) : NULL;
-        if (build_seal(b, st, owners, e)) return -1;
+        struct workdir w = { .path = path };
+        if (build_who(b, st, js_str_or(st->config, "config.User", ""), &w.u, e)) return -1;
+        int rc = build_layer(b, st, workdir_lay, &w, e);
+        user_done(&w.u);
+        if (rc) return err_wrap(e, "WORKDIR %s", path);
         build_say(b, "DONE");
     }
     build_history(b, st, what, false);
@@ -17312,6 +17703,7 @@ static void build_done(struct build *b) {
     free(b->stage);
     dockerfile_done(&b->df);
     strv_done(&b->ignore), strv_done(&b->global);
+    buf_done(&b->tail);
     fd_closep(&b->ctx);
 }
 /* }==== 25 build */
@@ -18154,7 +18546,7 @@ static int exec_user(struct launch *l, int root, struct err *e) {
         struct plan *p;
         const char *spec;
     } *x = l->in_root_arg;
-    struct rootfs_view v = { NULL, -1, root };
+    struct rootfs_view v = { NULL, -1, root, NULL };
     struct user u;
     if (user_resolve(&v, x->spec, &u, e)) return -1;
     x->p->uid = u.uid;
@@ -19495,8 +19887,7 @@ static int cp_in_run(int root, void *arg) {
                           .uid = v->archive ? -1 : 0,
                           .gid = v->archive ? -1 : 0,
                           .chmod = -1,
-                          .keep_owner = v->archive,
-                          .placed = -1 };
+                          .keep_owner = v->archive };
     AUTO_FREE char *into = NULL, *rename = NULL;
     if (v->contents) { /* DIR/. : the destination is made a directory */
         AUTO_FD made = mnt_target(root, v->path, MNT_DIR, &e);
@@ -19555,8 +19946,7 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
                           .uid = -1,
                           .gid = -1,
                           .chmod = -1,
-                          .keep_owner = cli_flag(c, "archive"),
-                          .placed = -1 };
+                          .keep_owner = cli_flag(c, "archive") };
     /* below "/" of the host: resolving in the root is resolving as usual */
     rc = place_layout(root, full, true, &pl, &into, &rename, e);
     if (!rc && contents && rename) { /* SRC/. to a new directory */
@@ -19697,7 +20087,7 @@ static int cmd_commit(struct cli *c, struct err *e) {
     if (s >= 0 && send(s, "P", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
     AUTO_STRV below = { 0 };
     if (image_diff_ids(config, &below, e)) return -1;
-    int rc = ctr_commit_layer(&k, -1, NULL, &below, &desc, diff, e);
+    int rc = ctr_commit_layer(&k, -1, &below, &desc, diff, e);
     if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
     if (rc) return -1;
     AUTO_JSON *layers = json_deep_copy(js_get(base, "layers"));
@@ -20909,7 +21299,7 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     if (mkdirat(b->s->dir, *ret_tmp, 0700) || (b->ctx = dir_open(b->s->dir, *ret_tmp, e)) < 0)
         return err_set(e, errno, "make a directory for the context");
     struct placing pl = {
-        .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1, .placed = -1
+        .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1
     };
     return place_archive(&pl, fd, e);
 }
@@ -20986,14 +21376,18 @@ static int build_output(struct build *b, struct bstage *st, const char *spec, st
     }
     AUTO_FD fd = strcmp(dest, "-") ? open(dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
                                    : fcntl(1, F_DUPFD_CLOEXEC, 3);
-    struct tarring t = { .clamp = b->epoch };
+    AUTO_JSON *made = json_object();
+    struct laying l = { .t = { .clamp = b->epoch }, .made = made };
     struct packs packs;
     if (fd < 0) return err_set(e, errno, "create %s", dest);
     packs_init(&packs, &st->x, layers);
     struct copy_src src = { .dir = -1, .x = &st->x, .packs = &packs };
-    int rc = tar_begin(&t, fd, e) || tar_add_idx(&t, &src, &st->x.inodes[0], "", 0, e) ? -1 : 0;
+    int rc = tar_begin(&l.t, fd, e) ||
+                     lay_idx(&l, &src, &st->x.inodes[0], "", "", true, false, 0, e)
+                 ? -1
+                 : 0;
     struct err second;
-    if (tar_end(&t, rc ? &second : e)) rc = -1;
+    if (tar_end(&l.t, rc ? &second : e)) rc = -1;
     packs_done(&packs);
     return rc;
 }
