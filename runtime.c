@@ -17563,6 +17563,7 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
         if (build_stage(b, other, e)) return -1;
         st->config = json_deep_copy(other->config);
         st->layers = json_deep_copy(other->layers);
+        for (size_t k = 0; k < other->args.n; k++) strv_add(&st->args, other->args.v[k]);
         memcpy(st->key, other->key, sizeof st->key);
         memcpy(st->created, other->created, sizeof st->created);
         return 0;
