@@ -15495,7 +15495,9 @@ static int df_healthcheck(json_t *run, const char *text, struct err *e) {
         for (size_t i = 0; i < ARRAY_LEN(T); i++)
             if (str_prefix(flag, T[i].flag)) {
                 i64 ns = time_duration(flag + strlen(T[i].flag));
-                if (ns < 0) return err_set(e, 0, "HEALTHCHECK: invalid duration in %s", flag);
+                if (ns < 0 || (ns && ns < 1000000))
+                    return err_set(e, 0, "HEALTHCHECK: invalid duration in %s (at least 1ms)",
+                                   flag);
                 js_seti(h, T[i].key, ns);
                 known = true;
             }
@@ -15526,6 +15528,8 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
         if (slash) *slash = 0;
         if (dash) *dash = 0;
         i64 from, to;
+        if (strcmp(proto, "tcp") && strcmp(proto, "udp") && strcmp(proto, "sctp"))
+            return err_set(e, 0, "invalid proto: %.40s", proto);
         if (!str_int(w.v[i], 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to)))
             return err_set(e, 0, "invalid containerPort: %.40s", w.v[i]);
         if (!dash) to = from;
@@ -15574,8 +15578,13 @@ static int df_configure(json_t *config, const char *name, const char *text, char
         js_sets(run, "WorkingDir", abs);
     } else if (!strcasecmp(name, "VOLUME")) {
         AUTO_JSON *j = df_json(text);
-        if (j) js_to_strv(j, &list);
-        else if (df_words(text, esc, v, &list, e)) return -1;
+        for (size_t i = 0; i < json_array_size(j); i++) {
+            char *word = NULL;
+            int rc = df_text(json_string_value(json_array_get(j, i)), esc, v, &word, e);
+            strv_take(&list, word);
+            if (rc) return -1;
+        }
+        if (!j && df_words(text, esc, v, &list, e)) return -1;
         for (size_t i = 0; i < list.n; i++) {
             if (!*list.v[i]) return err_set(e, 0, "VOLUME specified can not be an empty string");
             js_set(js_sub(run, "Volumes"), list.v[i], json_object());
@@ -15794,7 +15803,7 @@ struct df_inst {
     struct strv flags; /* "--from=x" */
     char *text;        /* what follows, continuation lines joined; owned */
     int line;          /* where it starts, from 1 */
-    struct df_heredoc doc[8];
+    struct df_heredoc *doc; /* owned */
     unsigned docs;
 };
 
@@ -15815,12 +15824,13 @@ struct dockerfile {
     char escape;
 };
 
-enum { DF_MAX_BYTES = 16 << 20, DF_MAX_STAGES = 256, DF_MAX_INST = 4096 };
+enum { DF_MAX_BYTES = 16 << 20, DF_MAX_STAGES = 256, DF_MAX_INST = 4096, DF_MAX_DOCS = 256 };
 
 static void df_inst_done(struct df_inst *i) {
     free(i->name), free(i->text);
     strv_done(&i->flags);
     for (unsigned k = 0; k < i->docs; k++) free(i->doc[k].name), free(i->doc[k].text);
+    free(i->doc);
 }
 
 static void dockerfile_done(struct dockerfile *d) {
@@ -15844,8 +15854,10 @@ static const char *df_directives(const char *s, struct dockerfile *d, int *line)
         if (*p != '#' || sscanf(p + 1, " %15[a-zA-Z] = %63[^ \t\r\n]", key, value) != 2) return s;
         if (strcasecmp(key, "escape") && strcasecmp(key, "syntax") && strcasecmp(key, "check"))
             return s;
-        if (!strcasecmp(key, "escape") && (*value == '`' || *value == '\\') && !value[1])
-            d->escape = *value;
+        if (!strcasecmp(key, "escape")) {
+            if ((*value != '`' && *value != '\\') || value[1]) d->escape = 0; /* refused below */
+            else d->escape = *value;
+        }
         if (!*end) return end;
         s = end + 1;
         ++*line;
@@ -15890,8 +15902,9 @@ static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err 
         bool word = before == i->text || before[-1] == ' ' || before[-1] == '\t';
         s += 2;
         if (!n || !word || (q && w[n] != q)) continue;
-        if (i->docs == ARRAY_LEN(i->doc))
-            return err_set(e, 0, "line %d: more than %zu heredocs", i->line, ARRAY_LEN(i->doc));
+        if (i->docs == DF_MAX_DOCS)
+            return err_set(e, 0, "line %d: more than %d heredocs", i->line, DF_MAX_DOCS);
+        i->doc = mem_grow(i->doc, i->docs + 1, sizeof *i->doc);
         struct df_heredoc *h = &i->doc[i->docs++];
         *h = (struct df_heredoc){ .name = str_dupn(w, n), .expand = !q };
         AUTO_BUF body = { 0 };
@@ -15933,7 +15946,16 @@ static int df_inst_parse(const char *l, int first, const char **p, int *line, st
     for (size_t k = strlen(i->text); k && strchr(" \t\r", i->text[k - 1]); k--) i->text[k - 1] = 0;
     if (!*i->text && !word_in("CMD ENTRYPOINT", i->name, n))
         return err_set(e, 0, "line %d: %s requires at least one argument", first, i->name);
-    return word_in("RUN COPY ADD", i->name, n) ? df_heredocs(p, line, i, e) : 0;
+    if (!word_in("RUN COPY ADD ONBUILD", i->name, n)) return 0;
+    if (df_heredocs(p, line, i, e)) return -1;
+    if (strcmp(i->name, "ONBUILD") || !i->docs) return 0;
+    AUTO_BUF whole = { 0 }; /* a trigger keeps the bodies behind its line */
+    buf_adds(&whole, i->text);
+    for (unsigned k = 0; k < i->docs; k++)
+        buf_addf(&whole, "\n%s%s", i->doc[k].text, i->doc[k].name);
+    free(i->text);
+    i->text = buf_steal(&whole);
+    return 0;
 }
 
 /* "base [AS name]" */
@@ -15971,6 +15993,8 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
     AUTO_BUF l = { 0 };
     int line = 0, first = 0, rc = 0;
     const char *p = df_directives(text, &d, &line);
+    if (!d.escape)
+        return err_set(e, 0, "line %d: invalid ESCAPE: the directive takes ` or \\", line);
     d.stage = mem_new(DF_MAX_STAGES * sizeof *d.stage);
     while (!rc && df_line(&p, &line, d.escape, &l, &first)) {
         struct df_inst i;
@@ -16071,6 +16095,23 @@ struct copy_src {
 
 static bool copy_skips(const struct copy_src *c, const char *path) {
     return (c->ignore && ignored(c->ignore, path)) || ignored(&c->exclude, path);
+}
+
+/* Where a symbolic link of the context leads, relative to it; NULL: out of it. Caller owns it. */
+static char *copy_target(const struct copy_src *c, const char *p, struct err *e) {
+    AUTO_FD real = sys_openat2(c->dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
+    char link[40], path[PATH_MAX], top[PATH_MAX];
+    ssize_t n = -1, m = -1;
+    if (real >= 0) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", real);
+        n = readlink(link, path, sizeof path - 1);
+        snprintf(link, sizeof link, "/proc/self/fd/%d", c->dir);
+        m = readlink(link, top, sizeof top - 1);
+    }
+    if (n <= 0 || m <= 0 || n < m)
+        return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
+    path[n] = 0;
+    return path_clean(path + m);
 }
 
 /* Adds a field to a digest with its length, so that no two lists of fields look alike. */
@@ -16334,8 +16375,11 @@ static int lay_context(struct laying *l, const struct copy_src *c, int dir, cons
 }
 
 /* ---- 25.7 the builder ---- */
+enum { BUILD_MAX_IMAGES = 256 }; /* that --from names in one build */
+
 struct bstage {
     const struct df_stage *df;
+    char *image; /* owned: of --from; NULL: a stage of the Dockerfile */
     bool built, building, open; /* finished; on the way; m is a container */
     bool ran;                   /* a step was not in the cache: no later one is looked for there */
     bool stale;                 /* m does not show the newest layers yet */
@@ -16347,6 +16391,8 @@ struct bstage {
     struct make m;              /* the container whose uppers become layers */
     unsigned steps;             /* uppers moved aside: s0, s1, … */
     struct strv pending;        /* layers that m does not show yet */
+    int held[32];               /* locks of the running step's cache mounts, owned */
+    unsigned nheld, laid;       /* directories laid out for mounts: m0, m1, … */
     struct idx x;               /* merged, for COPY --from; map NULL: not yet */
 };
 
@@ -16397,6 +16443,7 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) &&
         blob_have(b->s, js_str(r, "layer.digest"))) {
+        utimensat(b->s->dir, name, NULL, 0); /* `builder prune` takes the oldest first */
         *ret = r;
         return 0;
     }
@@ -16485,6 +16532,8 @@ static void build_close(struct bstage *st) {
     idx_close(&st->x);
     json_decref(st->config), json_decref(st->layers);
     strv_done(&st->args);
+    free(st->image);
+    while (st->nheld) close(st->held[--st->nheld]);
 }
 
 /* A new layer of the stage: remembered for its key. desc is consumed. */
@@ -16617,19 +16666,43 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 /* The words of one --mount=… of RUN. Borrowed from `kv`. */
 struct run_mount {
     struct strv kv;
-    const char *type, *target, *source, *from, *id, *env, *size;
-    bool required, rw;
+    const char *type, *target, *source, *from, *id, *env, *size, *sharing;
+    bool required, rw, ro;
     i64 mode, uid, gid; /* -1: not told */
+    struct bstage *stage; /* of `from`, built; NULL: the context */
 };
 
 static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
+    /* keys by type: b bind, c cache, t tmpfs, s secret, h ssh */
+    static const struct {
+        const char *key, *types;
+    } KEYS[] = { { "type", "bctsh" },     { "target", "bctsh" },   { "dst", "bctsh" },
+                 { "destination", "bctsh" }, { "source", "bcs" },  { "src", "bcs" },
+                 { "from", "bc" },        { "id", "csh" },         { "env", "s" },
+                 { "size", "t" },         { "required", "sh" },    { "rw", "bc" },
+                 { "readwrite", "bc" },   { "ro", "bc" },          { "readonly", "bc" },
+                 { "mode", "csh" },       { "uid", "csh" },        { "gid", "csh" },
+                 { "sharing", "c" } };
     *m = (struct run_mount){ .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1 };
     strv_split(&m->kv, text, ',');
+    for (size_t i = 0; i < m->kv.n; i++)
+        if (str_prefix(m->kv.v[i], "type=")) m->type = m->kv.v[i] + 5;
+    char type = !strcmp(m->type, "bind")     ? 'b'
+                : !strcmp(m->type, "cache")  ? 'c'
+                : !strcmp(m->type, "tmpfs")  ? 't'
+                : !strcmp(m->type, "secret") ? 's'
+                : !strcmp(m->type, "ssh")    ? 'h'
+                                             : 0;
+    if (!type) return err_set(e, 0, "RUN --mount: type '%.20s' is not understood", m->type);
     for (size_t i = 0; i < m->kv.n; i++) {
-        char *k = m->kv.v[i], *v = strchr(k, '=');
+        char *k = m->kv.v[i], *v = strchr(k, '='), *end = NULL;
         if (v) *v++ = 0;
-        bool yes = !v || !strcmp(v, "true");
-        if (!strcmp(k, "type") && v) m->type = v;
+        bool yes = !v || !strcmp(v, "true") || !strcmp(v, "1"), known = false;
+        for (size_t n = 0; n < ARRAY_LEN(KEYS); n++)
+            known |= !strcmp(KEYS[n].key, k) && strchr(KEYS[n].types, type);
+        if (!known)
+            return err_set(e, 0, "RUN --mount: unexpected key '%.60s' for type %s", k, m->type);
+        if (!strcmp(k, "type")) continue;
         else if (word_in("target dst destination", k, strlen(k)) && v) m->target = v;
         else if (word_in("source src", k, strlen(k)) && v) m->source = v;
         else if (!strcmp(k, "from") && v) m->from = v;
@@ -16638,13 +16711,16 @@ static int run_mount_parse(const char *text, struct run_mount *m, struct err *e)
         else if (!strcmp(k, "env") && v) m->env = v;
         else if (!strcmp(k, "required")) m->required = yes;
         else if (!strcmp(k, "rw") || !strcmp(k, "readwrite")) m->rw = yes;
-        else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) m->rw = !yes;
-        else if (!strcmp(k, "mode") && v) m->mode = strtol(v, NULL, 8);
+        else if (!strcmp(k, "ro") || !strcmp(k, "readonly")) m->ro = yes, m->rw = !yes;
+        else if (!strcmp(k, "mode") && v && (m->mode = strtol(v, &end, 8)) >= 0 && !*end) continue;
         else if (!strcmp(k, "uid") && v && str_int(v, 0, INT32_MAX, &m->uid)) continue;
         else if (!strcmp(k, "gid") && v && str_int(v, 0, INT32_MAX, &m->gid)) continue;
-        else if (strcmp(k, "sharing"))
-            return err_set(e, 0, "RUN --mount: unexpected key '%.60s'", k);
+        else if (!strcmp(k, "sharing") && v && word_in("shared private locked", v, strlen(v)) && *v)
+            m->sharing = v;
+        else return err_set(e, 0, "RUN --mount: invalid value '%.60s' for '%s'", v ? v : "", k);
     }
+    if (strchr("bct", type) && !m->target)
+        return err_set(e, 0, "RUN --mount=type=%s: target is required", m->type);
     return 0;
 }
 
@@ -16668,20 +16744,152 @@ static void run_mount_own(const struct bstage *st, const struct run_mount *m, in
         launch_as_owner(&st->m.ids, run_owner_set, &o, &ignored);
 }
 
+/* What a bind or a seeded cache shows: of a stage or an image, or of the context with its ignore
+ * rules. */
+struct run_source {
+    struct copy_src src;
+    const struct idx_inode *i; /* of src.x */
+    struct packs packs;
+    const char *path;
+    bool dir;
+};
+
+static int run_source_open(struct build *b, const struct run_mount *m, struct run_source *ret,
+                           char **path, struct err *e) {
+    struct stat st;
+    *path = path_clean(m->source);
+    *ret = (struct run_source){ .src = { .dir = b->ctx, .ignore = &b->ignore }, .path = *path };
+    if (m->stage) {
+        ret->src = (struct copy_src){ .dir = -1, .x = &m->stage->x, .packs = &ret->packs };
+        ret->i = idx_resolve(&m->stage->x, *path);
+        if (!ret->i) return err_set(e, 0, "RUN --mount: \"/%s\" of %s: not found", *path, m->from);
+        ret->dir = S_ISDIR(ret->i->mode);
+        return 0;
+    }
+    AUTO_FD fd =
+        b->ctx < 0 ? -1 : sys_openat2(b->ctx, **path ? *path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+    if (fd < 0 || fstat(fd, &st))
+        return err_set(e, errno, "RUN --mount: source %s of the context", m->source);
+    ret->dir = S_ISDIR(st.st_mode);
+    return 0;
+}
+
+static int run_source_lay(struct laying *l, void *arg, struct err *e) {
+    struct run_source *r = arg;
+    l->t.squash_owner = r->src.dir >= 0;
+    if (r->i) return lay_idx(l, &r->src, r->i, r->dir ? "" : "f", "", r->dir, true, 0, e);
+    AUTO_FREE char *real = copy_target(&r->src, *r->path ? r->path : ".", e);
+    return !real ? -1
+                 : lay_context(l, &r->src, r->src.dir, *real ? real : ".", real, r->dir ? "" : "f",
+                               "", r->dir, true, 0, e);
+}
+
+struct run_placing {
+    int root, fd;
+    bool owners;
+};
+static int run_source_place(void *arg) {
+    struct run_placing *x = arg;
+    struct err e = { 0 };
+    struct placing pl = { .root = x->root,
+                          .into = "",
+                          .uid = -1,
+                          .gid = -1,
+                          .chmod = -1,
+                          .keep_owner = x->owners };
+    fchmod(x->root, 0755);
+    return place_archive(&pl, x->fd, &e) ? visit_fail(&e) : 0;
+}
+
+/* Lays a source out in a directory of the store, which the step then has for itself. */
+static int run_lay_out(struct build *b, struct bstage *st, struct run_source *r, int root,
+                       struct err *e) {
+    struct feeding f = { .feed = run_source_lay, .arg = r };
+    int p[2], status = 1;
+    pthread_t th;
+    pthread_attr_t a;
+    AUTO_JSON *made = json_object();
+    AUTO_FD layers = dir_open(b->s->dir, "layers", e);
+    if (layers < 0 || pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    if (r->i) packs_init(&r->packs, r->src.x, layers);
+    signal(SIGPIPE, SIG_IGN);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (!pid) {
+        struct run_placing x = { root, p[0], !idmap_single(&st->m.ids) };
+        close(p[1]);
+        _exit(launch_as_owner(&st->m.ids, run_source_place, &x, e) ? 1 : 0);
+    }
+    close(p[0]);
+    f.l = (struct laying){ .t = { .clamp = -1 }, .made = made };
+    f.fd = p[1];
+    pthread_attr_init(&a);
+    pthread_attr_setstacksize(&a, 32 << 20);
+    if (pid < 0 || (errno = pthread_create(&th, &a, build_feed, &f)))
+        close(p[1]), f.rc = err_set(&f.e, errno, "start a process");
+    else pthread_join(th, NULL);
+    if (pid > 0) waitpid(pid, &status, 0);
+    if (r->i) packs_done(&r->packs);
+    if (f.rc) return *e = f.e, -1;
+    return status ? err_set(e, 0, "RUN --mount: laying out %s failed", r->path) : 0;
+}
+
+/* The sources of a step's mounts, for its key: what they hold. */
+static int run_mount_digest(struct build *b, const struct run_mount *m, struct buf *key,
+                            struct err *e) {
+    struct run_source r;
+    AUTO_FREE char *path = NULL;
+    struct sha h;
+    u8 raw[32];
+    char hex[HEX_LEN + 1];
+    if (strcmp(m->type, "bind") && !m->stage) return 0;
+    if (run_source_open(b, m, &r, &path, e)) return -1;
+    sha_init(&h);
+    if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
+    else {
+        AUTO_FREE char *real = copy_target(&r.src, *path ? path : ".", e);
+        if (!real || digest_dir(&r.src, b->ctx, *real ? real : ".", real, "", &h, 0, e)) return -1;
+    }
+    sha_end(&h, raw);
+    buf_addf(key, "\nmount %s", hex_of(raw, 32, hex));
+    return 0;
+}
+
+/* A cache directory, kept from step to step and build to build; a lock says that it is in use. */
 static int run_mount_cache(struct build *b, struct bstage *st, const struct run_mount *m,
                            json_t *mounts, const char *at, struct err *e) {
     char digest[DIGEST_LEN + 1];
-    const char *key = m->id ? m->id : at;
+    const char *key = m->id ? m->id : at, *how = m->sharing ? m->sharing : "shared";
     digest_of(key, strlen(key), digest);
-    AUTO_FREE char *dir = str_fmt("cache/mount-%.32s", digest + 7);
-    AUTO_FREE char *full = str_fmt("%s/%s", b->s->path, dir);
+    AUTO_FREE char *name = NULL;
+    AUTO_FD lock = -1;
+    for (int n = 0; lock < 0; n++) {
+        free(name);
+        name = n ? str_fmt("mount-%.32s-%d", digest + 7, n) : str_fmt("mount-%.32s", digest + 7);
+        AUTO_FREE char *file = str_fmt("locks/%s", name);
+        lock = lock_take(b->s->dir, file,
+                         !strcmp(how, "shared")   ? LOCK_SH
+                         : !strcmp(how, "locked") ? LOCK_EX
+                                                  : LOCK_EX | LOCK_NB);
+        if (lock < 0 && (errno != EWOULDBLOCK || n == 1000))
+            return err_set(e, errno, "lock the cache %s", key);
+    }
+    AUTO_FREE char *dir = str_fmt("cache/%s", name), *full = str_fmt("%s/%s", b->s->path, dir);
     bool fresh = faccessat(b->s->dir, dir, F_OK, 0) != 0;
     if (dir_make(b->s->dir, dir, e)) return -1;
     if (fresh) {
-        fchmodat(b->s->dir, dir, m->mode >= 0 ? (mode_t)m->mode : 0755, 0);
+        AUTO_FD d = dir_open(b->s->dir, dir, e);
+        struct run_source r;
+        AUTO_FREE char *path = NULL;
+        if (d < 0) return -1;
+        if (m->stage && (run_source_open(b, m, &r, &path, e) || run_lay_out(b, st, &r, d, e)))
+            return -1;
+        fchmod(d, m->mode >= 0 ? (mode_t)m->mode : 0755);
         run_mount_own(st, m, b->s->dir, dir);
     }
-    return mount_add(mounts, at, "bind", full, "rbind", false), 0;
+    if (st->nheld == ARRAY_LEN(st->held)) return err_set(e, 0, "RUN: too many cache mounts");
+    st->held[st->nheld++] = fd_steal(&lock);
+    return mount_add(mounts, at, "bind", full, m->ro ? "rbind,ro,rro" : "rbind", false), 0;
 }
 
 /* The text of --secret id=…: from a file, or from the environment. 1: there is none of that id. */
@@ -16731,59 +16939,117 @@ static int run_mount_secret(struct build *b, struct bstage *st, const struct run
     return m->required ? err_set(e, 0, "secret %s: not found", want) : 0;
 }
 
-/* A part of the context, read-only: a step must not change the user's own files. */
-static int run_mount_bind(struct build *b, const struct run_mount *m, json_t *mounts,
-                          const char *at, struct err *e) {
-    char link[40], path[PATH_MAX];
-    AUTO_FREE char *clean = path_clean(m->source);
-    if (m->rw || m->from)
-        return err_set(e, 0, "RUN --mount=type=bind with %s is not supported yet by skiff",
-                       m->rw ? "rw" : "from");
-    AUTO_FD src =
-        b->ctx < 0 ? -1 : sys_openat2(b->ctx, *clean ? clean : ".", O_PATH, 0, RESOLVE_BENEATH);
-    if (src < 0) return err_set(e, errno, "RUN --mount: source %s of the context", m->source);
-    snprintf(link, sizeof link, "/proc/self/fd/%d", src);
-    ssize_t k = readlink(link, path, sizeof path - 1);
-    if (k < 0) return err_set(e, errno, "RUN --mount: source %s", m->source);
-    path[k] = 0;
-    return mount_add(mounts, at, "bind", path, "rbind,ro,rro", false), 0;
+/* Files of the context or of a stage. A step must not change the user's own ones, nor see what is
+ * ignored: but for the plain case it gets a copy. */
+static int run_mount_bind(struct build *b, struct bstage *st, const struct run_mount *m,
+                          json_t *mounts, const char *at, struct err *e) {
+    struct run_source r;
+    AUTO_FREE char *path = NULL, *full = NULL;
+    const char *opts = m->rw ? "rbind" : "rbind,ro,rro";
+    if (run_source_open(b, m, &r, &path, e)) return -1;
+    if (!m->rw && !m->stage && !b->ignore.n) {
+        char link[40], real[PATH_MAX];
+        AUTO_FD src = sys_openat2(b->ctx, *path ? path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+        snprintf(link, sizeof link, "/proc/self/fd/%d", src);
+        ssize_t k = src < 0 ? -1 : readlink(link, real, sizeof real - 1);
+        if (k < 0) return err_set(e, errno, "RUN --mount: source %s", m->source);
+        real[k] = 0;
+        return mount_add(mounts, at, "bind", real, opts, false), 0;
+    }
+    AUTO_FREE char *name = str_fmt("m%u", st->laid++);
+    AUTO_FD d = mkdirat(st->m.c.dir, name, 0755) ? -1 : dir_open(st->m.c.dir, name, e);
+    if (d < 0) return err_set(e, errno, "make %s", name);
+    if (run_lay_out(b, st, &r, d, e)) return -1;
+    full = str_fmt("%s/containers/%s/%s%s", b->s->path, st->m.c.id, name, r.dir ? "" : "/f");
+    return mount_add(mounts, at, "bind", full, opts, false), 0;
+}
+
+/* The agent's socket that --ssh gives for an id: "default" is $SSH_AUTH_SOCK. NULL: none. Caller
+ * owns it. */
+static char *run_ssh_socket(struct build *b, const char *id, struct err *e) {
+    AUTO_STRV given = { 0 };
+    cli_list(b->cli, "ssh", &given);
+    for (size_t i = 0; i < given.n; i++) {
+        char *eq = strchr(given.v[i], '=');
+        if (eq) *eq++ = 0;
+        if (strcmp(given.v[i], id)) continue;
+        const char *path = eq ? eq : getenv("SSH_AUTH_SOCK");
+        struct stat st;
+        if (str_empty(path)) return err_set(e, 0, "--ssh %s: SSH_AUTH_SOCK is not set", id), NULL;
+        if (stat(path, &st) || !S_ISSOCK(st.st_mode))
+            return err_set(e, 0,
+                           "--ssh %s=%.200s is not an agent's socket: a key file is not supported "
+                           "yet by skiff, add it to an agent",
+                           id, path),
+                   NULL;
+        return str_dup(path);
+    }
+    return NULL;
 }
 
 /* --mount=…: a mount of the step's plan; env: the step's environment. */
 static int run_mount_add(struct build *b, struct bstage *st, json_t *spec,
                          const struct run_mount *m, json_t *env, struct err *e) {
     json_t *mounts = js_suba(spec, "mounts");
-    const char *cwd = js_str_or(spec, "process.cwd", "/"), *sock = getenv("SSH_AUTH_SOCK");
+    const char *cwd = js_str_or(spec, "process.cwd", "/");
     AUTO_FREE char *at = NULL;
     if (m->target) at = *m->target == '/' ? str_dup(m->target) : str_fmt("%s/%s", cwd, m->target);
     if (!strcmp(m->type, "secret")) return run_mount_secret(b, st, m, mounts, at, env, e);
     if (!strcmp(m->type, "ssh")) {
+        const char *id = m->id ? m->id : "default";
+        e->msg[0] = 0;
+        AUTO_FREE char *sock = run_ssh_socket(b, id, e);
+        if (!sock && e->msg[0]) return -1;
         if (!sock)
-            return m->required ? err_set(e, 0, "RUN --mount=type=ssh: SSH_AUTH_SOCK is not set")
+            return m->required ? err_set(e, 0, "RUN --mount=type=ssh: no --ssh %s was given", id)
                                : 0;
-        const char *dest = at ? at : "/run/buildkit/ssh_agent.0";
-        AUTO_FREE char *pair = str_fmt("SSH_AUTH_SOCK=%s", dest);
+        AUTO_FREE char *dest = at ? str_dup(at) : str_fmt("/run/buildkit/ssh_agent.%u", st->laid++),
+                       *pair = str_fmt("SSH_AUTH_SOCK=%s", dest);
         js_push(env, pair);
         return mount_add(mounts, dest, "bind", sock, "bind", false), 0;
     }
-    if (!at) return err_set(e, 0, "RUN --mount=type=%.20s: target is required", m->type);
     if (!strcmp(m->type, "cache")) return run_mount_cache(b, st, m, mounts, at, e);
-    if (!strcmp(m->type, "bind")) return run_mount_bind(b, m, mounts, at, e);
-    if (strcmp(m->type, "tmpfs"))
-        return err_set(e, 0, "RUN --mount: type '%.20s' is not understood", m->type);
+    if (!strcmp(m->type, "bind")) return run_mount_bind(b, st, m, mounts, at, e);
     i64 size = m->size ? str_bytes(m->size) : -1;
     AUTO_FREE char *o =
         size >= 0 ? str_fmt("nosuid,nodev,size=%" PRId64, size) : str_dup("nosuid,nodev");
     return mount_add(mounts, at, "tmpfs", "tmpfs", o, false), 0;
 }
 
-static int run_mount(struct build *b, struct bstage *st, json_t *spec, const char *text,
-                     json_t *env, struct err *e) {
-    struct run_mount m;
-    int rc = run_mount_parse(text, &m, e);
-    if (!rc) rc = run_mount_add(b, st, spec, &m, env, e);
-    strv_done(&m.kv);
-    return rc;
+/* The mounts of a step, with the stages that they come from. */
+struct run_mounts {
+    struct run_mount *v; /* owned */
+    size_t n;
+};
+
+static void run_mounts_done(struct run_mounts *m) {
+    for (size_t i = 0; i < m->n; i++) strv_done(&m->v[i].kv);
+    free(m->v);
+}
+
+/* The stage or image that --from names. Mutual recursion: a stage may have to be built first. */
+static int build_stage(struct build *b, struct bstage *st, struct err *e);
+static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e);
+static int stage_index(struct build *b, struct bstage *st, struct err *e);
+
+static int run_mounts_parse(struct build *b, struct bstage *st, const struct df_inst *in,
+                            struct run_mounts *ret, struct err *e) {
+    AUTO_STRV env = { 0 };
+    js_to_strv(js_path(st->config, "config.Env"), &env);
+    struct df_vars vars = { &env, &st->args };
+    for (size_t i = 0; i < in->flags.n; i++) {
+        AUTO_FREE char *text = NULL;
+        if (!str_prefix(in->flags.v[i], "--mount=")) continue;
+        ret->v = mem_grow(ret->v, ret->n + 1, sizeof *ret->v);
+        struct run_mount *m = &ret->v[ret->n];
+        *m = (struct run_mount){ .type = NULL };
+        if (df_text(in->flags.v[i] + 8, b->df.escape, &vars, &text, e)) return -1;
+        ret->n++;
+        if (run_mount_parse(text, m, e)) return -1;
+        if (m->from && (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
+            return -1;
+    }
+    return 0;
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
@@ -16865,7 +17131,7 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
 
 /* The step's spec: the stage container's plan with the step's process and identity. */
 static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst *in, json_t *args,
-                        struct err *e) {
+                        const struct run_mounts *mounts, struct err *e) {
     struct user u;
     AUTO_STRV env = { 0 };
     const char *spec_user = js_str_or(st->config, "config.User", "");
@@ -16902,22 +17168,21 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
     for (size_t i = 0; i < in->flags.n; i++) {
         const char *f = in->flags.v[i];
         int rc = 0;
-        AUTO_FREE char *mount = NULL;
-        struct df_vars vars = { &env, &st->args };
-        if (str_prefix(f, "--mount="))
-            rc = df_text(f + 8, b->df.escape, &vars, &mount, e) ||
-                         run_mount(b, st, spec, mount, env_json, e)
-                     ? -1
-                     : 0;
-        else if (!strcmp(f, "--network=none")) {
+        if (str_prefix(f, "--mount=")) continue;
+        if (!strcmp(f, "--network=none")) {
             if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none"))
                 json_array_append_new(js_path(spec, "linux.namespaces"),
                                       json_pack("{ss}", "type", "network"));
         } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") &&
                    strcmp(f, "--security=sandbox"))
-            rc = err_set(e, 0, "unknown flag: %s", f);
+            rc = !strcmp(f, "--security=insecure")
+                     ? err_set(e, 0, "--security=insecure is not granted: a step runs as confined "
+                                     "as any container")
+                     : err_set(e, 0, "unknown flag: %s", f);
         if (rc) return json_decref(spec), NULL;
     }
+    for (size_t i = 0; i < mounts->n; i++)
+        if (run_mount_add(b, st, spec, &mounts->v[i], env_json, e)) return json_decref(spec), NULL;
     return spec;
 }
 
@@ -16942,10 +17207,20 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
             buf_addf(&whole, "%s%s\n", in->doc[i].text, in->doc[i].name);
         args = df_command(js_get(st->config, "config"), whole.p);
     } else args = df_command(js_get(st->config, "config"), in->text);
+    CLEANUP(run_mounts_done) struct run_mounts mounts = { 0 };
+    if (run_mounts_parse(b, st, in, &mounts, e)) return -1;
     build_env(b, st, &nobody, &env);
     AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"),
                    *flags = str_join(&in->flags, " ");
     buf_addf(&key, "RUN %s %s\n%s", flags, argtext, envtext);
+    static const char *const WORLD[] = { "network", "add-host", "shm-size", "ulimit" };
+    for (size_t i = 0; i < ARRAY_LEN(WORLD); i++) { /* what else a step can see of the options */
+        if (!cli_has(b->cli, WORLD[i])) continue;
+        AUTO_FREE char *v = js_dump(js_get(b->cli->opts, WORLD[i]), JSON_COMPACT);
+        buf_addf(&key, "\n%s %s", WORLD[i], v);
+    }
+    for (size_t i = 0; i < mounts.n; i++)
+        if (run_mount_digest(b, &mounts.v[i], &key, e)) return -1;
     build_key(st, key.p, NULL);
     AUTO_STRV shown = { 0 };
     js_to_strv(args, &shown);
@@ -16957,7 +17232,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
         return 0;
     }
     i64 began = time_mono_ms();
-    AUTO_JSON *spec = run_spec(b, st, in, args, e);
+    AUTO_JSON *spec = run_spec(b, st, in, args, &mounts, e);
     if (!spec) return -1;
     if (script)
         js_seti(mount_text(js_suba(spec, "mounts"), RUN_SCRIPT, in->doc[0].text,
@@ -16965,6 +17240,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
                 "skiffMode", 0755);
     /* the step sees the lowers of all steps before it */
     int rc = run_step(b, st, spec, e);
+    while (st->nheld) close(st->held[--st->nheld]);
     if (rc > 0 && b->quiet && b->tail.n) (void)!fd_write_all(2, b->tail.p, b->tail.n);
     buf_done(&b->tail);
     if (rc < 0) return -1;
@@ -17062,23 +17338,6 @@ static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
         if (idx_resolve(k->src.x, clean)) strv_add(&k->from, clean);
     } else copy_glob_idx(&k->src, "", clean, &k->from, 0);
     return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
-}
-
-/* Where a symbolic link of the context leads, relative to it; NULL: out of it. Caller owns it. */
-static char *copy_target(const struct copy_src *c, const char *p, struct err *e) {
-    AUTO_FD real = sys_openat2(c->dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
-    char link[40], path[PATH_MAX], top[PATH_MAX];
-    ssize_t n = -1, m = -1;
-    if (real >= 0) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", real);
-        n = readlink(link, path, sizeof path - 1);
-        snprintf(link, sizeof link, "/proc/self/fd/%d", c->dir);
-        m = readlink(link, top, sizeof top - 1);
-    }
-    if (n <= 0 || m <= 0 || n < m)
-        return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
-    path[n] = 0;
-    return path_clean(path + m);
 }
 
 static int copy_digest(struct copying *k, char *out, struct err *e) {
@@ -17279,11 +17538,6 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
     }
     return 0;
 }
-
-/* The stage or image that --from names. Mutual recursion: a stage may have to be built first. */
-static int build_stage(struct build *b, struct bstage *st, struct err *e);
-
-static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e);
 
 static int stage_index(struct build *b, struct bstage *st, struct err *e) {
     char chain[HEX_LEN + 1], path[96];
@@ -17546,8 +17800,10 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
 static int build_blame(struct build *b, const struct df_inst *in, struct err *e) {
     AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
     const char *file = cli_text(b->cli, "file");
-    return err_wrap(e, "%s:%d: %s %s%s%.120s", file && strcmp(file, "-") ? file : "Dockerfile",
-                    in->line, in->name, flags, *flags ? " " : "", shown);
+    AUTO_FREE char *at =
+        in->line ? str_fmt("%s:%d: ", file && strcmp(file, "-") ? file : "Dockerfile", in->line)
+                 : str_dup("");
+    return err_wrap(e, "%s%s %s%s%.120s", at, in->name, flags, *flags ? " " : "", shown);
 }
 
 /* The image below a stage: scratch, an earlier stage, or one of the store or a registry. */
@@ -17606,8 +17862,9 @@ static int build_triggers(struct build *b, struct bstage *st, struct err *e) {
     json_object_del(js_get(st->config, "config"), "OnBuild");
     for (size_t i = 0; i < list.n; i++) {
         struct df_inst in;
-        const char *rest = "";
-        int line = 0, rc = df_inst_parse(list.v[i], 0, &rest, &line, &in, e);
+        AUTO_FREE char *head = str_dupn(list.v[i], strcspn(list.v[i], "\n"));
+        const char *rest = strchr(list.v[i], '\n') ? strchr(list.v[i], '\n') + 1 : "";
+        int line = 0, rc = df_inst_parse(head, 0, &rest, &line, &in, e);
         if (!rc && build_inst(b, st, &in, e)) rc = build_blame(b, &in, e);
         df_inst_done(&in);
         if (rc) return err_wrap(e, "ONBUILD");
@@ -17650,18 +17907,35 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     return st->built = true, 0;
 }
 
+/* --build-context NAME=docker-image://REF: another image by that name. */
+static const char *build_alias(const struct build *b, const char *name) {
+    const json_t *v;
+    size_t i, n = strlen(name);
+    json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
+        const char *s = json_string_value(v);
+        if (strncmp(s, name, n) || s[n] != '=') continue;
+        if (str_prefix(s + n + 1, "docker-image://")) return s + n + 16;
+    }
+    return name;
+}
+
 /* --from: a stage by name or number, or an image. */
 static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e) {
     i64 n;
+    name = build_alias(b, name);
     for (size_t i = 0; i < b->df.n; i++)
         if ((b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, name)) ||
             (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
             *ret = &b->stage[i];
             return build_stage(b, *ret, e);
         }
-    if (b->nstages == b->df.n + 64) return err_set(e, 0, "more than 64 images in COPY --from");
+    for (size_t i = b->df.n; i < b->nstages; i++)
+        if (b->stage[i].built && !strcmp(b->stage[i].image, name)) return *ret = &b->stage[i], 0;
+    if (b->nstages == b->df.n + BUILD_MAX_IMAGES)
+        return err_set(e, 0, "more than %d images in --from", BUILD_MAX_IMAGES);
     struct bstage *st = &b->stage[b->nstages++];
     *ret = st;
+    st->image = str_dup(name);
     if (build_base(b, st, name, NULL, e)) return -1;
     return st->built = true, 0;
 }
@@ -17682,9 +17956,9 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
     strv_take(&b->global, str_fmt("BUILDARCH=%s", host_arch()));
     for (size_t i = 0; i < b->df.nglobal; i++)
         if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
-    b->stage = mem_new((b->df.n + 64) * sizeof *b->stage);
+    b->stage = mem_new((b->df.n + BUILD_MAX_IMAGES) * sizeof *b->stage);
     b->nstages = b->df.n;
-    for (size_t i = 0; i < b->df.n + 64; i++)
+    for (size_t i = 0; i < b->df.n + BUILD_MAX_IMAGES; i++)
         b->stage[i] = (struct bstage){ .df = i < b->df.n ? &b->df.stage[i] : NULL,
                                        .m = { .layers = -1, .rootdir = -1, .c = { .dir = -1 } } };
     if (target) {
