@@ -10672,40 +10672,113 @@ static int push_blob(struct reg *r, int fd, const char *digest, u64 size, struct
     return 0;
 }
 
-/* Compresses an uncompressed layer into an unnamed file; fills digest and size. */
-static int push_gzip(const struct store *s, int fd, char *digest, u64 *ret_size, struct err *e) {
-    AUTO_FD out = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-    z_stream z = { 0 };
-    u8 *in = mem_new(SRC_BUFFER), *buf = mem_new(SRC_BUFFER), raw[32];
+/* A stream compressor: gzip, or zstd where `zstd` is set. */
+struct squeeze {
+    z_stream z;
+    ZSTD_CCtx *zstd; /* owned */
     struct sha sha;
-    u64 at = 0, n = 0;
-    int rc = out < 0 ? err_set(e, errno, "temporary file") : 0;
-    sha_init(&sha);
-    if (deflateInit2(&z, 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) != Z_OK) mem_check(NULL);
-    for (bool end = false; !rc && !end;) {
-        ssize_t k = pread(fd, in, SRC_BUFFER, (off_t)at);
-        if (k < 0) rc = err_set(e, errno, "read a layer");
-        end = k <= 0;
-        at += k > 0 ? (u64)k : 0;
-        z.next_in = in;
-        z.avail_in = k > 0 ? (unsigned)k : 0;
-        do {
-            z.next_out = buf;
-            z.avail_out = SRC_BUFFER;
-            deflate(&z, end ? Z_FINISH : Z_NO_FLUSH);
-            size_t have = SRC_BUFFER - z.avail_out;
-            sha_add(&sha, buf, have);
-            if (fd_pwrite_all(out, buf, have, n)) rc = err_set(e, errno, "write a temporary file");
-            n += have;
-        } while (!rc && !z.avail_out);
+    int out;
+    u64 n;
+    u8 buf[SRC_BUFFER];
+};
+
+static int squeeze_out(struct squeeze *q, size_t have, struct err *e) {
+    sha_add(&q->sha, q->buf, have);
+    if (fd_pwrite_all(q->out, q->buf, have, q->n)) return err_set(e, errno, "write a temporary file");
+    q->n += have;
+    return 0;
+}
+
+static int squeeze_add(struct squeeze *q, void *p, size_t n, bool end, struct err *e) {
+    if (q->zstd) {
+        ZSTD_inBuffer in = { p, n, 0 };
+        for (size_t left = 1; left && (end || in.pos < in.size);) {
+            ZSTD_outBuffer out = { q->buf, sizeof q->buf, 0 };
+            left = ZSTD_compressStream2(q->zstd, &out, &in, end ? ZSTD_e_end : ZSTD_e_continue);
+            if (ZSTD_isError(left)) return err_set(e, 0, "zstd: %s", ZSTD_getErrorName(left));
+            if (squeeze_out(q, out.pos, e)) return -1;
+            left += !end;
+        }
+        return 0;
     }
-    deflateEnd(&z);
-    free(in), free(buf);
-    sha_end(&sha, raw);
+    q->z.next_in = p;
+    q->z.avail_in = (unsigned)n;
+    do {
+        q->z.next_out = q->buf;
+        q->z.avail_out = sizeof q->buf;
+        deflate(&q->z, end ? Z_FINISH : Z_NO_FLUSH);
+        if (squeeze_out(q, sizeof q->buf - q->z.avail_out, e)) return -1;
+    } while (!q->z.avail_out);
+    return 0;
+}
+
+/* Compresses a stream (an uncompressed layer) into an unnamed file; fills digest and size. level 0:
+ * the usual one. */
+static int layer_compress(const struct store *s, struct src *from, bool zstd, int level,
+                          char *digest, u64 *ret_size, struct err *e) {
+    AUTO_FD out = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    struct squeeze *q = mem_new(sizeof *q);
+    AUTO_FREE u8 *in = mem_new(SRC_BUFFER);
+    u8 raw[32];
+    int rc = out < 0 ? err_set(e, errno, "temporary file") : 0;
+    q->out = out;
+    sha_init(&q->sha);
+    if (zstd) {
+        q->zstd = mem_check(ZSTD_createCCtx());
+        ZSTD_CCtx_setParameter(q->zstd, ZSTD_c_compressionLevel, level ? level : 3);
+    } else if (deflateInit2(&q->z, level ? level : 6, Z_DEFLATED, 15 + 16, 8, Z_DEFAULT_STRATEGY) !=
+               Z_OK)
+        mem_check(NULL);
+    for (bool end = false; !rc && !end;) {
+        ssize_t k = from->read(from, in, SRC_BUFFER, e);
+        end = k <= 0;
+        rc = k < 0 ? -1 : squeeze_add(q, in, k > 0 ? (size_t)k : 0, end, e);
+    }
+    if (zstd) ZSTD_freeCCtx(q->zstd);
+    else deflateEnd(&q->z);
+    sha_end(&q->sha, raw);
     memcpy(digest, "sha256:", 7);
     hex_of(raw, 32, digest + 7);
-    *ret_size = n;
+    *ret_size = q->n;
+    free(q);
     return rc ? -1 : fd_steal(&out);
+}
+
+/* A layer's descriptor for another compression, its blob stored; kind: "gzip", "zstd",
+ * "uncompressed". */
+static int layer_recompress(const struct store *s, json_t *layer, const char *kind, int level,
+                            struct err *e) {
+    bool zstd = !strcmp(kind, "zstd"), plain = !strcmp(kind, "uncompressed");
+    const char *type = js_str_or(layer, "mediaType", ""),
+               *want = zstd    ? MT_OCI_LAYER "+zstd"
+                       : plain ? MT_OCI_LAYER
+                               : MT_OCI_LAYER "+gzip";
+    char digest[DIGEST_LEN + 1], path[80], link[40];
+    u64 size;
+    if (!strcmp(type, want) && !level) return 0;
+    AUTO_FD fd = blob_open(s, js_str(layer, "digest"), e);
+    if (fd < 0) return -1;
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    if (plain) {
+        json_t *desc = NULL;
+        char diff[DIGEST_LEN + 1];
+        int rc = layer_add(s, &inf.src, NULL, &desc, diff, e);
+        src_inflate_done(&inf);
+        if (!rc) json_object_update(layer, desc), json_decref(desc);
+        return rc;
+    }
+    AUTO_FD out = layer_compress(s, &inf.src, zstd, level, digest, &size, e);
+    src_inflate_done(&inf);
+    if (out < 0) return -1;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", out);
+    if (fsync(out) || (linkat(AT_FDCWD, link, s->dir, blob_path(digest, path), AT_SYMLINK_FOLLOW) &&
+                       errno != EEXIST))
+        return err_set(e, errno, "store blob %s", digest);
+    js_sets(layer, "mediaType", want);
+    js_sets(layer, "digest", digest);
+    js_seti(layer, "size", (i64)size);
+    return 0;
 }
 
 static int push_layer(const struct store *s, struct reg *r, json_t *layer, struct progress *p,
@@ -10717,7 +10790,8 @@ static int push_layer(const struct store *s, struct reg *r, json_t *layer, struc
     char gz[DIGEST_LEN + 1];
     if (str_suffix(js_str_or(layer, "mediaType", ""),
                    ".tar")) { /* our own layers are stored plain */
-        int out = push_gzip(s, fd, gz, &size, e);
+        struct src_fd f = { { src_fd_read }, fd };
+        int out = layer_compress(s, &f.src, false, 0, gz, &size, e);
         if (out < 0) return -1;
         close(fd);
         fd = out;
@@ -15348,7 +15422,8 @@ static int df_dollar(const char **p, char esc, const struct df_vars *v, struct b
     if (!op) return err_set(e, 0, "missing '}' in substitution of ${%s}", name);
     if (!strchr("-+?#%/", op) || depth > DF_NEST)
         return err_set(e, 0, "unsupported modifier (%c) in substitution of ${%s}", op, name);
-    if (df_word(&s, op == '/' ? "/}" : "}", esc, v, &word, depth + 1, e)) return -1;
+    char keep = strchr("#%/", op) ? 0 : esc; /* in a pattern the escape is the pattern's */
+    if (df_word(&s, op == '/' ? "/}" : "}", keep, v, &word, depth + 1, e)) return -1;
     if (op == '/' && *s != '/')
         return err_set(e, 0, "missing '/' in the substitution of ${%s/…}", name);
     if (op == '/' && (s++, df_word(&s, "}", esc, v, &rep, depth + 1, e))) return -1;
@@ -16389,6 +16464,7 @@ struct bstage {
     char key[DIGEST_LEN + 1];   /* of the cache's chain */
     struct strv args;           /* ARG values in scope */
     struct make m;              /* the container whose uppers become layers */
+    size_t own, base_history;   /* layers that this stage made; history entries of its base */
     unsigned steps;             /* uppers moved aside: s0, s1, … */
     struct strv pending;        /* layers that m does not show yet */
     int held[32];               /* locks of the running step's cache mounts, owned */
@@ -16407,7 +16483,9 @@ struct build {
     struct strv global; /* NAME=VALUE of global ARGs and of the platform */
     i64 epoch;          /* SOURCE_DATE_EPOCH; -1: none */
     bool quiet, no_cache;
+    bool killed; /* builders of stages were ended: they left something to collect */
     struct buf tail; /* the last output of a quiet step */
+    json_t *records; /* owned: cache records of this build's steps, by key; NULL: not asked for */
     unsigned step;
     FILE *out; /* borrowed: progress */
 };
@@ -16444,6 +16522,7 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     if (r && digest_hex(diff) && layer_have(b->s, diff) &&
         blob_have(b->s, js_str(r, "layer.digest"))) {
         utimensat(b->s->dir, name, NULL, 0); /* `builder prune` takes the oldest first */
+        if (b->records) json_object_set(b->records, st->key, r);
         *ret = r;
         return 0;
     }
@@ -16460,6 +16539,7 @@ static void build_remember(struct build *b, struct bstage *st, const json_t *des
                              "created", st->created);
     AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
     if (cache >= 0) js_save(cache, name, r, 0, &e);
+    if (b->records) json_object_set(b->records, st->key, r);
 }
 
 /* Ends the stage's container, whose changes are layers by now. */
@@ -16543,6 +16623,7 @@ static void build_layered(struct build *b, struct bstage *st, json_t *desc, cons
     js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), diff);
     idx_close(&st->x);
     st->ran = true;
+    st->own++;
 }
 
 /* The step's upper becomes a layer of the image, and where overlay does the writes a lower of the
@@ -16642,6 +16723,7 @@ static void build_take(struct bstage *st, const json_t *record) {
     json_array_append(st->layers, js_get(record, "layer"));
     js_push(js_suba(js_sub(st->config, "rootfs"), "diff_ids"), js_str(record, "diff_id"));
     snprintf(st->created, sizeof st->created, "%s", js_str_or(record, "created", ""));
+    st->own++;
 }
 
 /* ---- 25.8 identity of a step ---- */
@@ -16663,13 +16745,39 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 
 /* ---- 25.9 RUN ---- */
 
+/* --build-context NAME=docker-image://REF: another image by that name. */
+static const char *build_alias(const struct build *b, const char *name) {
+    const json_t *v;
+    size_t i, n = strlen(name);
+    json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
+        const char *s = json_string_value(v);
+        if (strncmp(s, name, n) || s[n] != '=') continue;
+        if (str_prefix(s + n + 1, "docker-image://")) return s + n + 16;
+    }
+    return name;
+}
+
+/* --build-context NAME=DIR: its descriptor, -1: there is none of that name (no error set), -2: error. */
+static int build_dir(const struct build *b, const char *name, struct err *e) {
+    const json_t *v;
+    size_t i, n = strlen(name);
+    json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
+        const char *s = json_string_value(v);
+        if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://")) continue;
+        int fd = open(s + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        return fd < 0 ? (err_set(e, errno, "--build-context %s", s), -2) : fd;
+    }
+    return -1;
+}
+
 /* The words of one --mount=… of RUN. Borrowed from `kv`. */
 struct run_mount {
     struct strv kv;
     const char *type, *target, *source, *from, *id, *env, *size, *sharing;
     bool required, rw, ro;
     i64 mode, uid, gid; /* -1: not told */
-    struct bstage *stage; /* of `from`, built; NULL: the context */
+    struct bstage *stage; /* of `from`, built; NULL: a directory */
+    int dir;              /* of `from`, owned; -1: the context */
 };
 
 static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
@@ -16683,7 +16791,8 @@ static int run_mount_parse(const char *text, struct run_mount *m, struct err *e)
                  { "readwrite", "bc" },   { "ro", "bc" },          { "readonly", "bc" },
                  { "mode", "csh" },       { "uid", "csh" },        { "gid", "csh" },
                  { "sharing", "c" } };
-    *m = (struct run_mount){ .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1 };
+    *m = (struct run_mount){ .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1,
+                             .dir = -1 };
     strv_split(&m->kv, text, ',');
     for (size_t i = 0; i < m->kv.n; i++)
         if (str_prefix(m->kv.v[i], "type=")) m->type = m->kv.v[i] + 5;
@@ -16759,6 +16868,7 @@ static int run_source_open(struct build *b, const struct run_mount *m, struct ru
     struct stat st;
     *path = path_clean(m->source);
     *ret = (struct run_source){ .src = { .dir = b->ctx, .ignore = &b->ignore }, .path = *path };
+    if (m->dir >= 0) ret->src = (struct copy_src){ .dir = m->dir };
     if (m->stage) {
         ret->src = (struct copy_src){ .dir = -1, .x = &m->stage->x, .packs = &ret->packs };
         ret->i = idx_resolve(&m->stage->x, *path);
@@ -16766,8 +16876,9 @@ static int run_source_open(struct build *b, const struct run_mount *m, struct ru
         ret->dir = S_ISDIR(ret->i->mode);
         return 0;
     }
-    AUTO_FD fd =
-        b->ctx < 0 ? -1 : sys_openat2(b->ctx, **path ? *path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+    AUTO_FD fd = ret->src.dir < 0 ? -1
+                                  : sys_openat2(ret->src.dir, **path ? *path : ".", O_PATH, 0,
+                                                RESOLVE_IN_ROOT);
     if (fd < 0 || fstat(fd, &st))
         return err_set(e, errno, "RUN --mount: source %s of the context", m->source);
     ret->dir = S_ISDIR(st.st_mode);
@@ -16848,7 +16959,8 @@ static int run_mount_digest(struct build *b, const struct run_mount *m, struct b
     if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
     else {
         AUTO_FREE char *real = copy_target(&r.src, *path ? path : ".", e);
-        if (!real || digest_dir(&r.src, b->ctx, *real ? real : ".", real, "", &h, 0, e)) return -1;
+        if (!real || digest_dir(&r.src, r.src.dir, *real ? real : ".", real, "", &h, 0, e))
+            return -1;
     }
     sha_end(&h, raw);
     buf_addf(key, "\nmount %s", hex_of(raw, 32, hex));
@@ -16947,9 +17059,9 @@ static int run_mount_bind(struct build *b, struct bstage *st, const struct run_m
     AUTO_FREE char *path = NULL, *full = NULL;
     const char *opts = m->rw ? "rbind" : "rbind,ro,rro";
     if (run_source_open(b, m, &r, &path, e)) return -1;
-    if (!m->rw && !m->stage && !b->ignore.n) {
+    if (!m->rw && !m->stage && (m->dir >= 0 || !b->ignore.n)) {
         char link[40], real[PATH_MAX];
-        AUTO_FD src = sys_openat2(b->ctx, *path ? path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+        AUTO_FD src = sys_openat2(r.src.dir, *path ? path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
         snprintf(link, sizeof link, "/proc/self/fd/%d", src);
         ssize_t k = src < 0 ? -1 : readlink(link, real, sizeof real - 1);
         if (k < 0) return err_set(e, errno, "RUN --mount: source %s", m->source);
@@ -17023,7 +17135,7 @@ struct run_mounts {
 };
 
 static void run_mounts_done(struct run_mounts *m) {
-    for (size_t i = 0; i < m->n; i++) strv_done(&m->v[i].kv);
+    for (size_t i = 0; i < m->n; i++) strv_done(&m->v[i].kv), fd_closep(&m->v[i].dir);
     free(m->v);
 }
 
@@ -17042,11 +17154,13 @@ static int run_mounts_parse(struct build *b, struct bstage *st, const struct df_
         if (!str_prefix(in->flags.v[i], "--mount=")) continue;
         ret->v = mem_grow(ret->v, ret->n + 1, sizeof *ret->v);
         struct run_mount *m = &ret->v[ret->n];
-        *m = (struct run_mount){ .type = NULL };
+        *m = (struct run_mount){ .dir = -1 };
         if (df_text(in->flags.v[i] + 8, b->df.escape, &vars, &text, e)) return -1;
         ret->n++;
         if (run_mount_parse(text, m, e)) return -1;
-        if (m->from && (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
+        if (m->from && (m->dir = build_dir(b, m->from, e)) == -2) return -1;
+        if (m->from && m->dir < 0 &&
+            (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
             return -1;
     }
     return 0;
@@ -17224,7 +17338,9 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     build_key(st, key.p, NULL);
     AUTO_STRV shown = { 0 };
     js_to_strv(args, &shown);
-    AUTO_FREE char *by_args = str_join(&shown, " "), *by = str_fmt("RUN %s # skiff", by_args);
+    AUTO_FREE char *by_args = str_join(&shown, " "), *set = str_join(&st->args, " "),
+                   *by = st->args.n ? str_fmt("RUN |%zu %s %s # skiff", st->args.n, set, by_args)
+                                    : str_fmt("RUN %s # skiff", by_args);
     if (!build_cached(b, st, &record)) {
         build_say(b, "CACHED");
         build_take(st, record);
@@ -17589,6 +17705,58 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     return 0;
 }
 
+/* Is this a Git repository's address, as Docker tells it? */
+static bool git_is(const char *where) {
+    size_t n = strcspn(where, "#");
+    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
+    return str_prefix(where, "git://") || str_prefix(where, "git@") || str_prefix(where, "ssh://") ||
+           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
+             str_prefix(where, "file://")) &&
+            suffix);
+}
+
+static int git_run(const char *dir, char *const more[], struct err *e) {
+    AUTO_STRV args = { 0 };
+    AUTO_BUF out = { 0 };
+    static const char *const FIXED[] = { "git", "-c", "core.hooksPath=/dev/null", "-c",
+                                         "protocol.ext.allow=never", "-C" };
+    for (size_t i = 0; i < ARRAY_LEN(FIXED); i++) strv_add(&args, FIXED[i]);
+    strv_add(&args, dir);
+    for (; *more; more++) strv_add(&args, *more);
+    setenv("GIT_TERMINAL_PROMPT", "0", 1);
+    int rc = proc_run(args.v, NULL, &out, e);
+    if (rc == 127) return err_set(e, 0, "a Git context needs the program git on this host");
+    AUTO_FREE char *said = str_printable(out.p ? out.p : "");
+    return rc ? rc < 0 ? -1 : err_set(e, 0, "git: %.400s", said) : 0;
+}
+
+/* Checks URL[#REF[:SUBDIR]] out below tmp/; a descriptor of what it asks for. */
+static int git_context(const struct store *s, const char *where, char **ret_tmp, struct err *e) {
+    AUTO_FREE char *url = str_dupn(where, strcspn(where, "#"));
+    const char *frag = strchr(where, '#');
+    AUTO_FREE char *ref = str_dupn(frag ? frag + 1 : "", frag ? strcspn(frag + 1, ":") : 0);
+    const char *sub = frag ? strchr(frag, ':') : NULL;
+    char id[HEX_LEN + 1];
+    id_random(id);
+    if (*ref == '-' || strpbrk(ref, " \t\n"))
+        return err_set(e, 0, "%.200s: '%.60s' is no name of a branch or commit", where, ref);
+    *ret_tmp = str_fmt("tmp/git-%.16s", id);
+    if (mkdirat(s->dir, *ret_tmp, 0700)) return err_set(e, errno, "make %s", *ret_tmp);
+    AUTO_FREE char *dir = str_fmt("%s/%s", s->path, *ret_tmp);
+    char *init[] = { "init", "-q", NULL };
+    char *fetch[] = { "fetch", "-q", "--depth", "1", "--", url, *ref ? ref : "HEAD", NULL };
+    char *checkout[] = { "checkout", "-q", "--detach", "FETCH_HEAD", "--", NULL };
+    if (git_run(dir, init, e) || git_run(dir, fetch, e) || git_run(dir, checkout, e))
+        return err_wrap(e, "%.200s", where);
+    AUTO_FD top = dir_open(s->dir, *ret_tmp, e);
+    if (top < 0) return -1;
+    tree_remove(top, ".git");
+    /* a subdirectory that is a link could lead anywhere */
+    int fd = sys_openat2(top, sub && sub[1] ? sub + 1 + strspn(sub + 1, "/") : ".",
+                         O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
+    return fd < 0 ? err_set(e, errno, "%.200s: directory %s", where, sub ? sub + 1 : ".") : fd;
+}
+
 /* ADD of a URL: downloaded into the context of a single file. */
 static int add_url(struct copying *k, const char *url, const char *checksum, struct err *e) {
     struct http_req q = { .method = "GET", .url = url, .body_fd = -1 };
@@ -17646,6 +17814,14 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
                      "directory and end with a /",
                      in->name);
     struct bstage *src = NULL;
+    bool own_dir = false;
+    int dir = !rc && from ? build_dir(b, from, e) : -1;
+    if (dir == -2) rc = -1;
+    if (dir >= 0) { /* like a context of its own */
+        mem_freep(&from);
+        k.src.dir = dir, k.src.ignore = NULL;
+        own_dir = true;
+    }
     if (!rc && from) {
         rc = build_from(b, from, &src, e) || stage_index(b, src, e) ? -1 : 0;
         k.src = (struct copy_src){
@@ -17654,7 +17830,6 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     }
     int layers = rc ? -1 : dir_open(b->s->dir, "layers", e);
     if (!rc && from) packs_init(&k.packs, &src->x, layers);
-    bool own_dir = false;
     for (size_t i = 0; !rc && i + 1 < words.n; i++) {
         if (str_prefix(words.v[i], "<<")) continue;
         const char *dot = strstr(words.v[i], "/./");
@@ -17662,9 +17837,14 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
             AUTO_FREE char *before = str_dupn(words.v[i], (size_t)(dot - words.v[i]));
             strv_take(&k.pivot, path_clean(before));
         }
-        if (k.add && (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://")))
+        if (k.add && git_is(words.v[i])) {
+            if ((k.src.dir = git_context(b->s, words.v[i], &k.tmp, e)) < 0) rc = -1;
+            own_dir = true, k.src.ignore = NULL;
+            strv_add(&k.from, "");
+        } else if (k.add &&
+                   (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://")))
             rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
-        else if (!from && b->ctx < 0)
+        else if (!from && k.src.dir < 0)
             rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
         else rc = copy_sources(&k, words.v[i], e);
     }
@@ -17772,6 +17952,77 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
     return 0;
 }
 
+/* "[a b]" or, quoted, `["a" "b"]`: lists as Docker's history prints them. */
+static char *build_list(const json_t *j, bool quoted) {
+    struct buf b = { 0 };
+    size_t i;
+    const json_t *v;
+    buf_addc(&b, '[');
+    json_array_foreach (j, i, v) {
+        AUTO_FREE char *q = quoted ? js_dump(v, 0) : str_dup(json_string_value(v));
+        buf_addf(&b, "%s%s", i ? " " : "", q);
+    }
+    buf_addc(&b, ']');
+    return buf_steal(&b);
+}
+
+/* The history's words for an instruction that only changes the configuration, with its variables
+ * done. Caller owns it. */
+static char *build_text(struct build *b, struct bstage *st, const struct df_inst *in,
+                        const struct df_vars *v) {
+    const json_t *run = js_get(st->config, "config");
+    struct err ignored;
+    AUTO_STRV words = { 0 };
+    AUTO_FREE char *list = NULL, *text = NULL;
+    const char *n = in->name;
+    if (!strcmp(n, "CMD") || !strcmp(n, "ENTRYPOINT")) {
+        list = build_list(js_get(run, *n == 'C' ? "Cmd" : "Entrypoint"), true);
+        return str_fmt("%s %s", n, list);
+    }
+    if (!strcmp(n, "SHELL")) {
+        list = build_list(js_get(run, "Shell"), false);
+        return str_fmt("SHELL %s", list);
+    }
+    if (!strcmp(n, "ENV") || !strcmp(n, "LABEL")) {
+        if (df_pairs(n, in->text, b->df.escape, v, &words, &ignored)) return str_dup(n);
+        text = str_join(&words, " ");
+        return str_fmt("%s %s", n, text);
+    }
+    AUTO_JSON *j = df_json(in->text);
+    bool split = !strcmp(n, "EXPOSE") || !strcmp(n, "VOLUME");
+    if (!split) {
+        if (strcmp(n, "USER") && strcmp(n, "STOPSIGNAL")) return str_fmt("%s %s", n, in->text);
+        df_text(in->text, b->df.escape, v, &text, &ignored);
+        return str_fmt("%s %s", n, text);
+    }
+    if (j) js_to_strv(j, &words);
+    else df_words(in->text, b->df.escape, v, &words, &ignored);
+    if (!strcmp(n, "VOLUME")) {
+        text = str_join(&words, " ");
+        return str_fmt("VOLUME [%s]", text);
+    }
+    struct buf out = { 0 };
+    for (size_t i = 0; i < words.n; i++)
+        buf_addf(&out, "%s%s%s:{}", i ? " " : "", words.v[i], strchr(words.v[i], '/') ? "" : "/tcp");
+    text = buf_steal(&out);
+    return str_fmt("EXPOSE map[%s]", text ? text : "");
+}
+
+/* "ARG a=5 b": with the values that they have. Caller owns it. */
+static char *build_arg_text(struct build *b, struct bstage *st, const struct df_inst *in) {
+    struct buf out = { 0 };
+    struct err ignored;
+    AUTO_STRV words = { 0 };
+    buf_adds(&out, "ARG");
+    df_words(in->text, b->df.escape, NULL, &words, &ignored);
+    for (size_t i = 0; i < words.n; i++) {
+        AUTO_FREE char *name = str_dupn(words.v[i], strcspn(words.v[i], "="));
+        const char *value = env_get(&st->args, name);
+        buf_addf(&out, " %s%s%s", name, value ? "=" : "", value ? value : "");
+    }
+    return buf_steal(&out);
+}
+
 static int build_inst(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
     AUTO_STRV env = { 0 };
     js_to_strv(js_path(st->config, "config.Env"), &env);
@@ -17782,6 +18033,8 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
     AUTO_FREE char *by = str_fmt("%s %s", in->name, in->text);
     if (!strcmp(in->name, "ARG")) {
         if (build_arg(b, in, &env, &st->args, e)) return -1;
+        free(by);
+        by = build_arg_text(b, st, in);
     } else {
         if (df_configure(st->config, in->name, in->text, b->df.escape, &v, e)) return -1;
         st->has_cmd |= !strcmp(in->name, "CMD");
@@ -17791,6 +18044,8 @@ static int build_inst(struct build *b, struct bstage *st, const struct df_inst *
         AUTO_FREE char *config =
             js_dump(js_get(st->config, "config"), JSON_COMPACT | JSON_SORT_KEYS);
         build_key(st, by, config);
+        free(by);
+        by = build_text(b, st, in, &v);
     }
     build_history(b, st, by, true);
     return 0;
@@ -17820,10 +18075,12 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
         st->config = json_deep_copy(other->config);
         st->layers = json_deep_copy(other->layers);
         for (size_t k = 0; k < other->args.n; k++) strv_add(&st->args, other->args.v[k]);
+        st->own = other->own;
         memcpy(st->key, other->key, sizeof st->key);
         memcpy(st->created, other->created, sizeof st->created);
         return 0;
     }
+    base = build_alias(b, base);
     if (platform_parse(want, &p, e)) return -1;
     if (!strcmp(base, "scratch")) {
         st->config = json_pack("{ss,ss,ss,s:{s:[s]},s:{s:s,s:[]},s:[]}", "architecture", p.arch,
@@ -17887,36 +18144,26 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     if (!*base)
         return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line,
                        df->base);
-    b->step++;
-    build_say(b, "[%s 1/%zu] FROM %s",
-              df->name      ? df->name
-              : b->df.n > 1 ? "stage"
-                            : "",
-              df->n + 1, base);
+    b->step = 1;
+    for (size_t i = 0; &b->df.stage[i] != df; i++) b->step += (unsigned)b->df.stage[i].n + 1;
+    unsigned first = b->step;
+    AUTO_FREE char *label = df->name      ? str_fmt("%s ", df->name)
+                            : b->df.n > 1 ? str_fmt("stage-%zu ", (size_t)(df - b->df.stage))
+                                          : str_dup("");
+    build_say(b, "[%s1/%zu] FROM %s", label, df->n + 1, base);
     if (build_base(b, st, base, platform, e)) return -1;
     js_sub(st->config, "config");
+    st->base_history = json_array_size(js_get(st->config, "history"));
     if (build_triggers(b, st, e)) return -1;
     for (size_t i = 0; i < df->n; i++) {
         const struct df_inst *in = &df->inst[i];
         AUTO_FREE char *shown = str_printable(in->text), *flags = str_join(&in->flags, " ");
-        b->step++;
-        build_say(b, "[%s%s%zu/%zu] %s %s%s%.200s", df->name ? df->name : "", df->name ? " " : "",
-                  i + 2, df->n + 1, in->name, flags, *flags ? " " : "", shown);
+        b->step = first + (unsigned)i + 1; /* a stage may be built in between */
+        build_say(b, "[%s%zu/%zu] %s %s%s%.200s", label, i + 2, df->n + 1, in->name, flags,
+                  *flags ? " " : "", shown);
         if (build_inst(b, st, in, e)) return build_blame(b, in, e);
     }
     return st->built = true, 0;
-}
-
-/* --build-context NAME=docker-image://REF: another image by that name. */
-static const char *build_alias(const struct build *b, const char *name) {
-    const json_t *v;
-    size_t i, n = strlen(name);
-    json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
-        const char *s = json_string_value(v);
-        if (strncmp(s, name, n) || s[n] != '=') continue;
-        if (str_prefix(s + n + 1, "docker-image://")) return s + n + 16;
-    }
-    return name;
 }
 
 /* --from: a stage by name or number, or an image. */
@@ -17940,12 +18187,185 @@ static int build_from(struct build *b, const char *name, struct bstage **ret, st
     return st->built = true, 0;
 }
 
+/* What can be told before anything is run: flags, numbers of arguments, words without variables. */
+static int df_check(const struct df_inst *in, struct err *e) {
+    static const struct {
+        const char *name, *flags;
+    } FLAGS[] = {
+        { "RUN", "mount network security" },
+        { "COPY", "from chown chmod link parents exclude" },
+        { "ADD", "chown chmod link exclude checksum keep-git-dir unpack parents" },
+    };
+    AUTO_STRV words = { 0 };
+    for (size_t i = 0; i < in->flags.n; i++) {
+        const char *f = in->flags.v[i] + 2, *v = strchr(f, '=');
+        size_t n = strcspn(f, "=");
+        bool known = false;
+        for (size_t k = 0; k < ARRAY_LEN(FLAGS); k++)
+            known |= !strcmp(FLAGS[k].name, in->name) && n && word_in(FLAGS[k].flags, f, n);
+        if (!known) return err_set(e, 0, "unknown flag: %s", in->flags.v[i]);
+        if (v && strchr(v, '$')) continue;
+        mode_t mode;
+        if (v && str_prefix(f, "chmod=") && !mode_word(v + 1, 0, false, &mode))
+            return err_set(e, 0, "invalid chmod parameter: '%.20s'", v + 1);
+        if (v && str_prefix(f, "network=") && !word_in("default none host", v + 1, strlen(v + 1)))
+            return err_set(e, 0, "invalid network mode: '%.40s'", v + 1);
+        struct run_mount m;
+        int rc = v && str_prefix(f, "mount=") ? run_mount_parse(v + 1, &m, e) : 0;
+        if (v && str_prefix(f, "mount=")) strv_done(&m.kv);
+        if (rc) return -1;
+    }
+    AUTO_JSON *json = df_json(in->text);
+    if (!strcmp(in->name, "COPY") || !strcmp(in->name, "ADD")) {
+        struct df_vars none = { NULL, NULL };
+        size_t n = json_array_size(json);
+        if (!json && df_words(in->text, '\\', &none, &words, e)) return 0; /* said where it runs */
+        if (!json) n = words.n;
+        if (n < 2) return err_set(e, 0, "%s requires at least two arguments", in->name);
+    }
+    if (strchr(in->text, '$')) return 0;
+    AUTO_JSON *scratch = json_object();
+    if (!strcmp(in->name, "EXPOSE")) return df_expose(scratch, in->text, '\\', NULL, e);
+    if (!strcmp(in->name, "HEALTHCHECK")) return df_healthcheck(scratch, in->text, e);
+    return 0;
+}
+
+static int build_check(struct build *b, struct err *e) {
+    for (size_t s = 0; s < b->df.n; s++)
+        for (size_t i = 0; i < b->df.stage[s].n; i++)
+            if (df_check(&b->df.stage[s].inst[i], e))
+                return build_blame(b, &b->df.stage[s].inst[i], e);
+    return 0;
+}
+
+/* ---- stages at the same time ----
+ * Stages that need nothing of each other are built by processes of their own, which hand their
+ * result back as JSON; where only one is ready it is built here. */
+
+/* Marks the stages that one needs, by names that have no variables. */
+static void stage_needs(const struct build *b, size_t at, bool *need) {
+    const struct df_stage *df = &b->df.stage[at];
+    AUTO_STRV names = { 0 };
+    strv_add(&names, df->base);
+    for (size_t i = 0; i < df->n; i++)
+        for (size_t k = 0; k < df->inst[i].flags.n; k++) {
+            const char *f = df->inst[i].flags.v[k], *from = strstr(f, "from=");
+            if (from && (str_prefix(f, "--from=") || str_prefix(f, "--mount=")))
+                strv_take(&names, str_dupn(from + 5, strcspn(from + 5, ",")));
+        }
+    for (size_t n = 0; n < names.n; n++)
+        for (size_t i = 0; i < b->df.n; i++) {
+            i64 number;
+            bool by_number = n && str_int(names.v[n], 0, DF_MAX_STAGES, &number) && (size_t)number == i;
+            bool by_name = b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, names.v[n]) &&
+                           (n || i < at);
+            if (i != at && (by_name || by_number)) need[i] = true;
+        }
+}
+
+static json_t *stage_pack(const struct build *b, const struct bstage *st) {
+    json_t *j = json_pack("{s:O,s:O,s:s,s:s,s:o,s:I,s:I}", "config", st->config, "layers", st->layers,
+                          "key", st->key, "created", st->created, "args", js_strv(&st->args), "own",
+                          (json_int_t)st->own, "history", (json_int_t)st->base_history);
+    if (b->records) json_object_set(j, "records", b->records);
+    return j;
+}
+
+static void stage_unpack(struct build *b, struct bstage *st, const json_t *j) {
+    st->config = json_deep_copy(js_get(j, "config"));
+    st->layers = json_deep_copy(js_get(j, "layers"));
+    snprintf(st->key, sizeof st->key, "%s", js_str_or(j, "key", ""));
+    snprintf(st->created, sizeof st->created, "%s", js_str_or(j, "created", ""));
+    js_to_strv(js_get(j, "args"), &st->args);
+    st->own = (size_t)js_int(j, "own", 0);
+    st->base_history = (size_t)js_int(j, "history", 0);
+    if (b->records) json_object_update(b->records, js_get(j, "records"));
+    st->built = true;
+}
+
+/* Builds a stage in a child; its answer comes through the pipe: a struct err, then JSON. */
+static pid_t stage_fork(struct build *b, struct bstage *st, int *ret_fd, struct err *e) {
+    int p[2];
+    if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid) {
+        close(p[1]);
+        *ret_fd = p[0];
+        if (pid < 0) close(p[0]), err_set(e, errno, "fork");
+        return pid;
+    }
+    struct err ce = { 0 };
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int rc = build_stage(b, st, &ce);
+    AUTO_JSON *j = rc ? NULL : stage_pack(b, st);
+    AUTO_FREE char *text = j ? js_dump(j, JSON_COMPACT) : str_dup("");
+    (void)!fd_write_all(p[1], &ce, sizeof ce);
+    (void)!fd_write_all(p[1], text, strlen(text));
+    for (size_t i = 0; i < b->nstages; i++) build_shut(&b->stage[i]);
+    fflush(NULL);
+    _exit(rc ? 1 : 0);
+}
+
+static int stage_join(struct build *b, struct bstage *st, pid_t pid, int fd, struct err *e) {
+    AUTO_BUF in = { 0 };
+    struct err ce;
+    fd_slurp(fd, 256 << 20, &in);
+    close(fd);
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) continue;
+    if (in.n < sizeof ce) return err_set(e, 0, "the process that built a stage died");
+    memcpy(&ce, in.p, sizeof ce);
+    if (in.n == sizeof ce) return *e = ce, -1;
+    AUTO_JSON *j = js_parse(in.p + sizeof ce, in.n - sizeof ce, "a stage's result", e);
+    if (!j) return -1;
+    stage_unpack(b, st, j);
+    return 0;
+}
+
+/* Builds all that the target needs, several at a time. */
+static int build_parallel(struct build *b, size_t target, struct err *e) {
+    size_t n = b->df.n;
+    AUTO_FREE bool *needed = mem_new(n + 1), *deps = mem_new(n * n + 1);
+    needed[target] = true;
+    for (size_t i = 0; i < n; i++) stage_needs(b, i, deps + i * n);
+    for (size_t again = 0; again < n; again++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t k = 0; needed[i] && k < n; k++) needed[k] |= deps[i * n + k];
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    for (;;) {
+        size_t ready[8], count = 0, max = cpus > 8 ? 8 : cpus < 2 ? 1 : (size_t)cpus;
+        for (size_t i = 0; i < n && count < max; i++) {
+            bool can = needed[i] && !b->stage[i].built;
+            for (size_t k = 0; can && k < n; k++) can = !deps[i * n + k] || b->stage[k].built;
+            if (can) ready[count++] = i;
+        }
+        if (count < 2) break; /* one is ready, or a circle, which is said where it is met */
+        pid_t pid[8];
+        int fd[8], rc = 0;
+        for (size_t i = 0; i < count; i++)
+            pid[i] = stage_fork(b, &b->stage[ready[i]], &fd[i], e);
+        for (size_t i = 0; i < count; i++) {
+            struct err mine = { 0 };
+            if (pid[i] < 0) rc = -1;
+            else if (stage_join(b, &b->stage[ready[i]], pid[i], fd[i], &mine) && !rc)
+                rc = -1, *e = mine;
+            if (!rc) continue;
+            for (size_t k = i + 1; k < count; k++) /* the others are of no use now */
+                if (pid[k] > 0) kill(pid[k], SIGKILL);
+        }
+        if (rc) return b->killed = true, -1;
+    }
+    return build_stage(b, &b->stage[target], e);
+}
+
 /* Builds the target stage. Everything of b but what this sets is the caller's. */
 static int build_target(struct build *b, const char *target, struct bstage **ret, struct err *e) {
     struct platform p;
     size_t at = b->df.n - 1;
     i64 n;
-    if (platform_parse(cli_text(b->cli, "platform"), &p, e)) return -1;
+    if (platform_parse(cli_text(b->cli, "platform"), &p, e) || build_check(b, e)) return -1;
+    strv_take(&b->global, str_fmt("TARGETSTAGE=%s", target ? target : "default"));
+    strv_add(&b->global, "BUILDVARIANT=");
     strv_take(&b->global,
               str_fmt("TARGETPLATFORM=%s/%s%s%s", p.os, p.arch, *p.variant ? "/" : "", p.variant));
     strv_take(&b->global, str_fmt("TARGETOS=%s", p.os));
@@ -17970,7 +18390,10 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
             return err_set(e, 0, "target stage \"%.60s\" could not be found", target);
     }
     *ret = &b->stage[at];
-    return build_stage(b, *ret, e);
+    int rc = build_parallel(b, at, e);
+    b->step = 1;
+    for (size_t i = 0; i < b->df.n; i++) b->step += (unsigned)b->df.stage[i].n + 1;
+    return rc;
 }
 
 static void build_done(struct build *b) {
@@ -17979,6 +18402,7 @@ static void build_done(struct build *b) {
     dockerfile_done(&b->df);
     strv_done(&b->ignore), strv_done(&b->global);
     buf_done(&b->tail);
+    json_decref(b->records);
     fd_closep(&b->ctx);
 }
 /* }==== 25 build */
@@ -21529,16 +21953,25 @@ static int cmd_doctor(struct cli *c, struct err *e) {
 static const struct opt OPT_BUILD[] = {
     { "add-host", 0, OPT_LIST, "Add a custom host-to-IP mapping (host:ip)" },
     { "build-arg", 0, OPT_LIST, "Set build-time variables" },
+    { "build-context", 0, OPT_LIST,
+      "Additional build contexts (name=path, name=docker-image://image)" },
+    { "cache-from", 0, OPT_LIST, "External cache sources (type=local,src=dir; a registry's name)" },
+    { "cache-to", 0, OPT_LIST,
+      "Cache export destinations (type=local,dest=dir; type=registry,ref=name)" },
     { "file", 'f', OPT_TEXT, "Name of the Dockerfile (default: PATH/Dockerfile)" },
     { "iidfile", 0, OPT_TEXT, "Write the image ID to the file" },
     { "label", 0, OPT_LIST, "Set metadata for an image" },
     { "network", 0, OPT_TEXT, "Networking mode for the RUN instructions (host|none)" },
     { "no-cache", 0, OPT_BOOL, "Do not use cache when building the image" },
-    { "output", 'o', OPT_TEXT, "Output destination (type=local,dest=path | type=tar,dest=path)" },
+    { "output", 'o', OPT_LIST,
+      "Output destination (type=local|tar|oci|docker|image|registry, dest=, name=, push=, "
+      "compression=gzip|zstd|uncompressed, compression-level=)" },
     { "platform", 0, OPT_TEXT, "Set target platform for build" },
     { "progress", 0, OPT_TEXT, "Set type of progress output (auto, plain, quiet)" },
     { "pull", 0, OPT_BOOL, "Always attempt to pull all referenced images" },
+    { "push", 0, OPT_BOOL, "The same as --output type=registry" },
     { "quiet", 'q', OPT_BOOL, "Suppress the build output and print image ID on success" },
+    { "squash", 0, OPT_BOOL, "Squash newly built layers into a single new layer" },
     { "secret", 0, OPT_LIST, "Secret to expose to the build (id=mysecret,src=/local/secret)" },
     { "shm-size", 0, OPT_BYTES, "Shared memory size for RUN" },
     { "ssh", 0, OPT_LIST, "SSH agent socket to expose to the build (default)" },
@@ -21552,15 +21985,23 @@ static const struct opt OPT_BUILD[] = {
     { "allow", 0, OPT_LATER_TEXT, "" },
     { "attest", 0, OPT_LATER_TEXT, "" },
     { "annotation", 0, OPT_LATER_TEXT, "" },
-    { "build-context", 0, OPT_LATER_TEXT, "" },
-    { "cache-from", 0, OPT_LATER_TEXT, "" },
-    { "cache-to", 0, OPT_LATER_TEXT, "" },
     { "cgroup-parent", 0, OPT_LATER_TEXT, "" },
     { "compress", 0, OPT_LATER_BOOL, "" },
     { "isolation", 0, OPT_LATER_TEXT, "" },
+    { "builder", 0, OPT_LATER_TEXT, "" },
+    { "call", 0, OPT_LATER_TEXT, "" },
+    { "check", 0, OPT_LATER_BOOL, "" },
+    { "metadata-file", 0, OPT_LATER_TEXT, "" },
+    { "no-cache-filter", 0, OPT_LATER_TEXT, "" },
+    { "cpu-period", 0, OPT_LATER_TEXT, "" },
+    { "cpu-quota", 0, OPT_LATER_TEXT, "" },
+    { "cpuset-cpus", 0, OPT_LATER_TEXT, "" },
+    { "cpuset-mems", 0, OPT_LATER_TEXT, "" },
+    { "memory-swap", 0, OPT_LATER_TEXT, "" },
+    { "security-opt", 0, OPT_LATER_TEXT, "" },
+    { "cpu-shares", 'c', OPT_LATER_TEXT, "" },
     { "memory", 'm', OPT_LATER_TEXT, "" },
-    { "push", 0, OPT_LATER_BOOL, "" },
-    { "squash", 0, OPT_LATER_BOOL, "" },
+    { "disable-content-trust", 0, OPT_BOOL, "Accepted; skiff does no content trust" },
     { "provenance", 0, OPT_TEXT, "Accepted; none is made" },
     { "sbom", 0, OPT_TEXT, "Accepted; none is made" },
     { NULL, 0, OPT_BOOL, NULL },
@@ -21579,20 +22020,38 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     return place_archive(&pl, fd, e);
 }
 
+/* A context by http: an archive, or a Dockerfile alone (into text). */
+static int http_context(struct build *b, const char *url, char **ret_tmp, struct buf *text,
+                        struct err *e) {
+    struct http_req q = { .method = "GET", .url = url, .body_fd = -1 };
+    AUTO_HTTP *h = http_open(&q, NULL, e);
+    AUTO_BUF body = { 0 };
+    if (!h || (h->status != 200 && err_set(e, 0, "%s: HTTP %ld", url, h->status)) ||
+        http_slurp(h, 1u << 30, &body, e))
+        return -1;
+    bool packed = body.n > 4 && (!memcmp(body.p, "\x1f\x8b", 2) || !memcmp(body.p, "\x28\xb5", 2));
+    if (!packed && !(body.n > 512 && tar_head((u8 *)body.p)))
+        return buf_add(text, body.p, body.n), 0;
+    AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    if (tmp < 0 || fd_write_all(tmp, body.p, body.n) || lseek(tmp, 0, SEEK_SET) < 0)
+        return err_set(e, errno, "keep the context");
+    return build_context_archive(b, tmp, ret_tmp, e);
+}
+
 /* The context and the Dockerfile's text from PATH, "-" and -f. */
 static int build_context(struct build *b, const char *where, char **ret_tmp, struct buf *text,
                          struct err *e) {
     const char *file = cli_text(b->cli, "file");
-    if (str_prefix(where, "http://") || str_prefix(where, "https://") ||
-        str_prefix(where, "git@") || str_suffix(where, ".git"))
-        return err_set(
-            e, 0,
-            "a context from a URL is not supported yet by skiff: clone it and give the directory");
-    if (!strcmp(where, "-")) {
+    if (git_is(where)) {
+        if ((b->ctx = git_context(b->s, where, ret_tmp, e)) < 0) return -1;
+    } else if (str_prefix(where, "http://") || str_prefix(where, "https://")) {
+        if (http_context(b, where, ret_tmp, text, e)) return -1;
+        if (text->n) return 0;
+    } else if (!strcmp(where, "-")) {
         AUTO_BUF in = { 0 };
         buf_reserve(&in, 1024);
         ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = (k == 512 && !memcmp(in.p + 257, "ustar", 5)) ||
+        bool tar = (k == 512 && tar_head((u8 *)in.p)) ||
                    (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
                    (k > 4 && (u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5);
         if (k < 0) return err_set(e, errno, "read the context");
@@ -21614,6 +22073,20 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
     if (file && !strcmp(file, "-"))
         return fd_slurp(0, DF_MAX_BYTES, text) ? err_set(e, errno, "read the Dockerfile") : 0;
     AUTO_FREE char *beside = str_fmt("%s.dockerignore", file ? file : "Dockerfile");
+    if (*ret_tmp) { /* what came as an archive is read without following its links out of it */
+        AUTO_FD fd = sys_openat2(b->ctx, file ? file : "Dockerfile", O_RDONLY | O_NONBLOCK, 0,
+                                 RESOLVE_IN_ROOT);
+        if (fd < 0 || fd_slurp(fd, DF_MAX_BYTES, text))
+            return err_set(e, errno, "failed to read the Dockerfile %s of the context",
+                           file ? file : "Dockerfile");
+        AUTO_FD own = sys_openat2(b->ctx, beside, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
+        AUTO_FD all = sys_openat2(b->ctx, ".dockerignore", O_RDONLY | O_NONBLOCK, 0,
+                                  RESOLVE_IN_ROOT);
+        char link[40];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", own >= 0 ? own : all);
+        if (own >= 0 || all >= 0) ignore_load(AT_FDCWD, link, &b->ignore);
+        return 0;
+    }
     if (file && strcmp(where, "-")) {
         if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e))
             return err_wrap(e, "unable to read the Dockerfile");
@@ -21628,33 +22101,65 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
                : 0;
 }
 
-/* --output: the tree of the result on the host. */
-static int build_output(struct build *b, struct bstage *st, const char *spec, struct err *e) {
-    AUTO_STRV kv = { 0 };
-    const char *type = "local", *dest = NULL;
-    strv_split(&kv, spec, ',');
-    for (size_t i = 0; i < kv.n; i++) {
-        if (str_prefix(kv.v[i], "type=")) type = kv.v[i] + 5;
-        else if (str_prefix(kv.v[i], "dest=")) dest = kv.v[i] + 5;
-        else if (!strchr(kv.v[i], '=')) dest = kv.v[i];
+/* One --output. */
+struct output {
+    struct strv kv;
+    const char *type, *dest, *name, *compression;
+    bool push, force;
+    int level; /* 0: the usual one */
+};
+
+static int output_parse(const char *spec, struct output *o, struct err *e) {
+    *o = (struct output){ .type = NULL };
+    csv_split(spec, &o->kv);
+    for (size_t i = 0; i < o->kv.n; i++) {
+        char *k = o->kv.v[i], *v = strchr(k, '=');
+        i64 n;
+        if (!v && o->kv.n == 1) { /* a bare path */
+            o->dest = k;
+            o->type = strcmp(k, "-") ? "local" : "tar";
+            return 0;
+        }
+        if (v) *v++ = 0;
+        bool yes = !v || !strcmp(v, "true") || !strcmp(v, "1");
+        if (!strcmp(k, "type") && v) o->type = v;
+        else if (!strcmp(k, "dest") && v) o->dest = v;
+        else if (!strcmp(k, "name") && v) o->name = v;
+        else if (!strcmp(k, "push")) o->push = yes;
+        else if (!strcmp(k, "force-compression")) o->force = yes;
+        else if (!strcmp(k, "compression") && v && word_in("gzip zstd uncompressed", v, strlen(v)))
+            o->compression = v;
+        else if (!strcmp(k, "compression-level") && v && str_int(v, 1, 22, &n)) o->level = (int)n;
+        else if (strcmp(k, "oci-mediatypes") && strcmp(k, "unpack") && strcmp(k, "store"))
+            return err_set(e, 0, "--output %s: '%.40s' is not understood", spec, k);
     }
-    if (!strcmp(type, "image") || !strcmp(type, "docker")) return 0;
-    if ((strcmp(type, "local") && strcmp(type, "tar")) || !dest)
-        return err_set(e, 0, "--output: type=%s with dest '%s' is not supported yet by skiff", type,
-                       dest ? dest : "");
+    if (!o->type || !word_in("local tar oci docker image registry", o->type, strlen(o->type)))
+        return err_set(e, 0, "--output %s: type is one of local, tar, oci, docker, image, registry",
+                       spec);
+    if (word_in("local tar oci", o->type, strlen(o->type)) && !o->dest)
+        return err_set(e, 0, "--output %s: dest is required", spec);
+    if (o->level && o->compression && !strcmp(o->compression, "gzip") && o->level > 9)
+        return err_set(e, 0, "--output %s: gzip has levels 1 to 9", spec);
+    if (!strcmp(o->type, "registry")) o->type = "image", o->push = true;
+    return 0;
+}
+
+/* The tree of the result on the host, as a directory or an archive. */
+static int output_tree(struct build *b, struct bstage *st, const struct output *o, struct err *e) {
     AUTO_FD layers = dir_open(b->s->dir, "layers", e);
     if (layers < 0 || stage_index(b, st, e)) return -1;
-    if (!strcmp(type, "local")) {
-        if (dir_make(AT_FDCWD, dest, e)) return -1;
-        AUTO_FD d = dir_open(AT_FDCWD, dest, e);
+    if (!strcmp(o->type, "local")) {
+        if (dir_make(AT_FDCWD, o->dest, e)) return -1;
+        AUTO_FD d = dir_open(AT_FDCWD, o->dest, e);
         return d < 0 || idx_unpack(&st->x, layers, d, !geteuid(), e) ? -1 : 0;
     }
-    AUTO_FD fd = strcmp(dest, "-") ? open(dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
-                                   : fcntl(1, F_DUPFD_CLOEXEC, 3);
+    AUTO_FD fd = strcmp(o->dest, "-")
+                     ? open(o->dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
+                     : fcntl(1, F_DUPFD_CLOEXEC, 3);
     AUTO_JSON *made = json_object();
     struct laying l = { .t = { .clamp = b->epoch }, .made = made };
     struct packs packs;
-    if (fd < 0) return err_set(e, errno, "create %s", dest);
+    if (fd < 0) return err_set(e, errno, "create %s", o->dest);
     packs_init(&packs, &st->x, layers);
     struct copy_src src = { .dir = -1, .x = &st->x, .packs = &packs };
     int rc = tar_begin(&l.t, fd, e) ||
@@ -21665,6 +22170,237 @@ static int build_output(struct build *b, struct bstage *st, const char *spec, st
     if (tar_end(&l.t, rc ? &second : e)) rc = -1;
     packs_done(&packs);
     return rc;
+}
+
+/* The image: under further names, in another compression, pushed, or as an archive. */
+static int output_image(struct build *b, struct bstage *st, const struct output *o,
+                        const struct strv *tags, struct err *e) {
+    AUTO_JSON *layers = json_deep_copy(st->layers);
+    AUTO_STRV names = { 0 };
+    char id[HEX_LEN + 1];
+    size_t i, base = json_array_size(layers) - st->own;
+    json_t *l;
+    for (size_t n = 0; !o->name && n < tags->n; n++) strv_add(&names, tags->v[n]);
+    if (o->name) strv_split(&names, o->name, ',');
+    if (o->compression)
+        json_array_foreach (layers, i, l)
+            if ((o->force || i >= base) && layer_recompress(b->s, l, o->compression, o->level, e))
+                return -1;
+    for (i = 0; i < (names.n ? names.n : 1); i++) {
+        struct ref r;
+        AUTO_FREE char *full = NULL;
+        if (names.n && ref_parse(names.v[i], &r, e)) return -1;
+        if (names.n) full = ref_full(&r);
+        if (image_put(b->s, st->config, layers, full, NULL, id, NULL, e)) return -1;
+        if (o->push && !full) return err_set(e, 0, "--output: push needs a name: -t or name=");
+        if (o->push && image_push(b->s, &r, b->quiet, tls_verify(b->cli), e)) return -1;
+    }
+    if (!o->dest) return 0;
+    AUTO_FD fd = strcmp(o->dest, "-")
+                     ? open(o->dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
+                     : fcntl(1, F_DUPFD_CLOEXEC, 3);
+    if (fd < 0) return err_set(e, errno, "create %s", o->dest);
+    if (!names.n) strv_add(&names, id);
+    return image_save(b->s, fd, &names, e);
+}
+
+/* --cache-to: the records of this build with their layers, as an image that nobody runs; its
+ * configuration has them under skiff.buildcache. */
+static int cache_export(struct build *b, const char *spec, struct err *e) {
+    AUTO_STRV kv = { 0 };
+    const char *type = "registry", *dest = NULL, *key;
+    csv_split(spec, &kv);
+    for (size_t i = 0; i < kv.n; i++) {
+        if (str_prefix(kv.v[i], "type=")) type = kv.v[i] + 5;
+        else if (str_prefix(kv.v[i], "dest=")) dest = kv.v[i] + 5;
+        else if (str_prefix(kv.v[i], "ref=")) dest = kv.v[i] + 4;
+        else if (!strchr(kv.v[i], '=')) dest = kv.v[i];
+    }
+    bool local = !strcmp(type, "local");
+    if ((!local && strcmp(type, "registry")) || !dest)
+        return err_set(e, 0, "--cache-to %s: expected type=local,dest=DIR or type=registry,ref=NAME",
+                       spec);
+    AUTO_JSON *config = json_pack("{ss,ss,s:{},s:O,s:{s:s,s:[]},s:[]}", "architecture", host_arch(),
+                                  "os", "linux", "config", "skiff.buildcache", b->records, "rootfs",
+                                  "type", "layers", "diff_ids", "history");
+    AUTO_JSON *layers = json_array(), *seen = json_object();
+    json_t *r, *diffs = js_path(config, "rootfs.diff_ids");
+    json_object_foreach (b->records, key, r) {
+        const char *diff = js_str(r, "diff_id");
+        if (!diff || js_get(seen, diff)) continue;
+        js_setb(seen, diff, true);
+        js_push(diffs, diff);
+        json_array_append(layers, js_get(r, "layer"));
+    }
+    struct ref ref;
+    char id[HEX_LEN + 1];
+    AUTO_FREE char *full = NULL;
+    id_random(id);
+    if (!local && ref_parse(dest, &ref, e)) return -1;
+    full = local ? str_fmt("localhost/buildcache:%.16s", id) : ref_full(&ref);
+    AUTO_IMAGE m = { 0 };
+    if (image_put(b->s, config, layers, full, NULL, id, NULL, e) ||
+        image_find(b->s, full, &m, NULL, e))
+        return -1;
+    int rc;
+    if (!local) rc = image_push(b->s, &ref, true, tls_verify(b->cli), e);
+    else {
+        AUTO_FD d = dir_make(AT_FDCWD, dest, e) ? -1 : dir_open(AT_FDCWD, dest, e);
+        rc = d < 0 ? -1 : image_save_layout(b->s, d, &m, "buildcache", e);
+    }
+    struct err ignored;
+    store_untag(b->s, js_str(m.desc, "digest"), NULL, &ignored);
+    return rc;
+}
+
+/* --cache-from: its records become this store's. What cannot be had is said, and no error. */
+static void cache_import(struct build *b, const char *spec) {
+    AUTO_STRV kv = { 0 };
+    const char *type = "registry", *src = NULL, *key;
+    struct err e = { 0 };
+    csv_split(spec, &kv);
+    for (size_t i = 0; i < kv.n; i++) {
+        if (str_prefix(kv.v[i], "type=")) type = kv.v[i] + 5;
+        else if (str_prefix(kv.v[i], "src=")) src = kv.v[i] + 4;
+        else if (str_prefix(kv.v[i], "ref=")) src = kv.v[i] + 4;
+        else if (!strchr(kv.v[i], '=')) src = kv.v[i];
+    }
+    AUTO_FREE char *full = NULL, *from = NULL;
+    struct ref ref;
+    char id[HEX_LEN + 1];
+    int rc = -1;
+    id_random(id);
+    if (!src) err_set(&e, 0, "nothing is named");
+    else if (!strcmp(type, "local")) {
+        full = str_fmt("localhost/buildcache:%.16s", id);
+        from = str_fmt("oci:%s:buildcache", src);
+        rc = image_from_transport(b->s, from, full, true, &e);
+    } else if (!ref_parse(src, &ref, &e)) {
+        struct pull_opts o = { NULL, true, tls_verify(b->cli) };
+        full = ref_full(&ref);
+        rc = image_pull(b->s, &ref, &o, &e);
+    }
+    AUTO_IMAGE m = { 0 };
+    if (!rc) rc = image_find(b->s, full, &m, NULL, &e);
+    if (rc) {
+        log_warn("--cache-from %s: %s", spec, e.msg);
+        return;
+    }
+    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
+    json_t *r;
+    json_object_foreach (js_get(m.config, "skiff.buildcache"), key, r) {
+        AUTO_FREE char *name = str_fmt("build-%s", digest_hex(key) ? digest_hex(key) : "");
+        const char *diff = js_str(r, "diff_id");
+        if (!digest_hex(key) || !digest_hex(diff) || !layer_have(b->s, diff) ||
+            !faccessat(cache, name, F_OK, 0))
+            continue;
+        for (size_t i = 0; i < m.diff_ids.n; i++) /* the blob may have been compressed on its way */
+            if (!strcmp(m.diff_ids.v[i], diff))
+                json_object_set(r, "layer", json_array_get(js_get(m.manifest, "layers"), i));
+        js_save(cache, name, r, 0, &e);
+    }
+    if (!strcmp(type, "local")) store_untag(b->s, js_str(m.desc, "digest"), NULL, &e);
+}
+
+/* ---- squash ---- */
+struct squashing {
+    const struct idx *old, *new;
+    struct packs packs;
+};
+
+static bool squash_same(const struct squashing *q, const struct idx_inode *a,
+                        const struct idx_inode *b) {
+    struct sha h;
+    u8 x[32], y[32];
+    if (a->mtime != b->mtime && !S_ISDIR(a->mode)) return false;
+    sha_init(&h), digest_idx(q->old, a, "", &h, MAX_TREE_DEPTH), sha_end(&h, x);
+    sha_init(&h), digest_idx(q->new, b, "", &h, MAX_TREE_DEPTH), sha_end(&h, y);
+    return !memcmp(x, y, 32);
+}
+
+/* What lies between two trees, as a layer: new and changed entries, and marks for what is gone. */
+static int squash_dir(struct laying *l, struct squashing *q, const struct idx_inode *a,
+                      const struct idx_inode *b, const char *path, int depth, struct err *e) {
+    u32 n, m;
+    const struct idx_dirent *old = idx_dir(q->old, a, &n), *new = idx_dir(q->new, b, &m);
+    struct copy_src src = { .dir = -1, .x = q->new, .packs = &q->packs };
+    for (u32 k = 0; k < n; k++) {
+        const char *name = idx_name(q->old, old[k].name, old[k].name_len);
+        if (!name || idx_lookup(q->new, b, name, old[k].name_len)) continue;
+        AUTO_FREE char *mark = str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "",
+                                       (int)old[k].name_len, name);
+        if (lay_dir(l, path, e) || tar_marker(&l->t, mark, e)) return -1;
+    }
+    for (u32 k = 0; k < m && depth < MAX_TREE_DEPTH; k++) {
+        const char *name = idx_name(q->new, new[k].name, new[k].name_len);
+        const struct idx_inode *i = idx_inode(q->new, new[k].inode), *was = NULL;
+        if (!name || !i) continue;
+        const struct idx_dirent *o = idx_lookup(q->old, a, name, new[k].name_len);
+        if (o) was = idx_inode(q->old, o->inode);
+        AUTO_FREE char *sub = str_fmt("%s%s%.*s", path, *path ? "/" : "", (int)new[k].name_len, name);
+        bool both = was && S_ISDIR(was->mode) && S_ISDIR(i->mode), same = was && squash_same(q, was, i);
+        if (same && !both) continue;
+        if (!same && lay_dir(l, path, e)) return -1;
+        if (both) {
+            if (!same && lay_once(l, sub) && tar_inode(&l->t, q->new, &q->packs, i, sub, NULL, e))
+                return -1;
+            if (squash_dir(l, q, was, i, sub, depth + 1, e)) return -1;
+        } else {
+            if (was && S_ISDIR(i->mode) != S_ISDIR(was->mode)) { /* of another kind: the old goes */
+                AUTO_FREE char *mark = str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "",
+                                               (int)new[k].name_len, name);
+                if (tar_marker(&l->t, mark, e)) return -1;
+            }
+            if (lay_idx(l, &src, i, sub, "", false, true, depth + 1, e)) return -1;
+        }
+    }
+    return 0;
+}
+
+static int squash_lay(struct laying *l, void *arg, struct err *e) {
+    struct squashing *q = arg;
+    return squash_dir(l, q, &q->old->inodes[0], &q->new->inodes[0], "", 0, e);
+}
+
+/* --squash: the layers that the build made become one above its base. */
+static int build_squash(struct build *b, struct bstage *st, struct err *e) {
+    size_t own = st->own, all = json_array_size(st->layers);
+    AUTO_IDX old = { 0 };
+    AUTO_STRV diffs = { 0 };
+    char chain[HEX_LEN + 1], path[96];
+    if (own < 2) return 0;
+    if (stage_index(b, st, e) || image_diff_ids(st->config, &diffs, e)) return -1;
+    struct idx new = st->x;
+    st->x.map = NULL; /* ours until the end */
+    for (size_t i = 0; i < own; i++) {
+        json_array_remove(st->layers, --all);
+        json_array_remove(js_path(st->config, "rootfs.diff_ids"), all);
+        free(diffs.v[--diffs.n]);
+        diffs.v[diffs.n] = NULL;
+    }
+    AUTO_FD layers = dir_open(b->s->dir, "layers", e);
+    struct squashing q = { &old, &new, { 0 } };
+    int rc = layers < 0 || layer_merge(b->s, &diffs, chain, e) ? -1 : 0;
+    snprintf(path, sizeof path, "merged/%s.idx", chain);
+    if (!rc) rc = idx_open(b->s->dir, path, false, &old, e);
+    st->own = 0;
+    if (!rc) {
+        packs_init(&q.packs, &new, layers);
+        build_key(st, "squash", NULL);
+        rc = build_layer(b, st, squash_lay, &q, e);
+        packs_done(&q.packs);
+    }
+    idx_close(&new);
+    if (rc) return -1;
+    json_t *h;
+    size_t i, made = 0;
+    json_array_foreach (js_get(st->config, "history"), i, h)
+        if (i >= st->base_history && !js_bool(h, "empty_layer")) {
+            js_setb(h, "empty_layer", true);
+            made++;
+        }
+    build_history(b, st, "squash", false);
+    return made ? 0 : -1;
 }
 
 static int build_finish(struct build *b, struct bstage *st, struct err *e) {
@@ -21678,6 +22414,7 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
         if (eq) *eq++ = 0;
         js_sets(js_sub(js_sub(st->config, "config"), "Labels"), labels.v[i], eq ? eq : "");
     }
+    if (cli_flag(b->cli, "squash") && build_squash(b, st, e)) return err_wrap(e, "--squash");
     if (!*st->created) build_time(b, st->created);
     js_sets(st->config, "created", st->created);
     for (size_t i = 0; i < (tags.n ? tags.n : 1); i++) {
@@ -21687,15 +22424,29 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
         if (tags.n) full = ref_full(&r);
         if (image_put(b->s, st->config, st->layers, full, NULL, id, NULL, e)) return -1;
         AUTO_FREE char *familiar = full ? ref_familiar(&r) : NULL;
-        b->step += i == 0;
         if (familiar) build_say(b, "naming to %s", familiar);
     }
     AUTO_FREE char *full_id = str_fmt("sha256:%s", id);
     if (iid && file_put(iid, full_id, strlen(full_id), 0644, e)) return -1;
     build_say(b, "writing image %s done", full_id);
-    const char *out = cli_text(b->cli, "output");
-    if (b->quiet && !(out && strstr(out, "dest=-"))) puts(full_id);
-    return cli_has(b->cli, "output") ? build_output(b, st, cli_text(b->cli, "output"), e) : 0;
+    AUTO_STRV outputs = { 0 }, caches = { 0 };
+    bool out = false; /* standard output is taken */
+    int rc = 0;
+    cli_list(b->cli, "output", &outputs);
+    if (cli_flag(b->cli, "push")) strv_add(&outputs, "type=registry");
+    for (size_t i = 0; i < outputs.n && !rc; i++) {
+        struct output o;
+        rc = output_parse(outputs.v[i], &o, e);
+        if (!rc) out |= str_eq(o.dest, "-");
+        if (!rc)
+            rc = !strcmp(o.type, "local") || !strcmp(o.type, "tar") ? output_tree(b, st, &o, e)
+                                                                    : output_image(b, st, &o, &tags, e);
+        strv_done(&o.kv);
+    }
+    cli_list(b->cli, "cache-to", &caches);
+    for (size_t i = 0; i < caches.n && !rc; i++) rc = cache_export(b, caches.v[i], e);
+    if (b->quiet && !out && !rc) puts(full_id);
+    return rc;
 }
 
 static int cmd_build(struct cli *c, struct err *e) {
@@ -21721,6 +22472,10 @@ static int cmd_build(struct cli *c, struct err *e) {
     if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch))
         return err_set(e, 0, "SOURCE_DATE_EPOCH=%.40s is not a number of seconds", epoch);
     AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
+    AUTO_STRV caches = { 0 };
+    cli_list(c, "cache-from", &caches);
+    for (size_t i = 0; i < caches.n && !b.no_cache; i++) cache_import(&b, caches.v[i]);
+    if (cli_has(c, "cache-to")) b.records = json_object();
     int rc = build_context(&b, c->args[0], &tmp, &text, e);
     if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e)))
         rc = text.p ? err_wrap(e, "%s: parse error",
@@ -21730,23 +22485,99 @@ static int cmd_build(struct cli *c, struct err *e) {
     if (!rc) rc = build_finish(&b, st, e);
     build_done(&b);
     if (tmp) tree_remove(b.s->dir, tmp);
+    fd_closep(&gc);
+    if (b.killed) image_collect(b.s, false);
     e->status = 1; /* the code of a command in a step is not the build's */
     return rc;
 }
 
-static int cmd_builder_prune(struct cli *c, struct err *e) {
-    if (!cli_store(c, e)) return -1;
-    if (!cli_flag(c, "force") && !ask("WARNING! This will remove all build cache.\n")) return 0;
-    AUTO_DIR *d = dir_stream(c->store->dir, "cache");
+static const struct opt OPT_BUILDER_PRUNE[] = {
+    { "all", 'a', OPT_BOOL, "Accepted: all unused build cache is removed anyway" },
+    { "filter", 0, OPT_LIST, "Provide filter values (until=<duration>)" },
+    { "force", 'f', OPT_BOOL, "Do not prompt for confirmation" },
+    { "keep-storage", 0, OPT_BYTES, "Amount of disk space to keep for cache" },
+    { "max-used-space", 0, OPT_BYTES, "The same as --keep-storage" },
+    { "reserved-space", 0, OPT_LATER_TEXT, "" },
+    { "min-free-space", 0, OPT_LATER_TEXT, "" },
+    { "verbose", 0, OPT_LATER_BOOL, "" },
+    { NULL, 0, OPT_BOOL, NULL },
+};
+
+struct cache_entry {
+    char name[80];
+    u64 bytes;
+    time_t used;
+};
+
+static int cache_entry_order(const void *a, const void *b) {
+    const struct cache_entry *x = a, *y = b;
+    return (x->used < y->used) - (x->used > y->used);
+}
+
+/* The build cache, what was used last first. Caller frees *ret. */
+static size_t cache_entries(const struct store *s, struct cache_entry **ret) {
+    AUTO_DIR *d = dir_stream(s->dir, "cache");
     struct dirent *de;
-    u64 freed = 0, inodes = 0;
-    while (d && (de = dir_next(d)))
-        if (str_prefix(de->d_name, "build-") || str_prefix(de->d_name, "mount-")) {
-            AUTO_FREE char *gone = str_fmt("tmp/gone-%s", de->d_name);
-            tree_usage(dirfd(d), de->d_name, &freed, &inodes, 0);
-            renameat(dirfd(d), de->d_name, c->store->dir,
-                     gone); /* a cache mount's files may be of mapped ids */
+    size_t n = 0;
+    *ret = NULL;
+    while (d && (de = dir_next(d))) {
+        bool step = str_prefix(de->d_name, "build-");
+        struct stat st;
+        struct err e;
+        u64 inodes = 0;
+        char path[80];
+        if (!step && !str_prefix(de->d_name, "mount-")) continue;
+        struct cache_entry c = { .bytes = 0 };
+        if (strlen(de->d_name) >= sizeof c.name ||
+            fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
+            continue;
+        strcpy(c.name, de->d_name);
+        c.used = st.st_mtime;
+        if (!step) tree_usage(dirfd(d), de->d_name, &c.bytes, &inodes, 0);
+        else {
+            AUTO_JSON *r = js_load(dirfd(d), de->d_name, &e);
+            const char *digest = js_str(r, "layer.digest");
+            if (digest_hex(digest) && !fstatat(s->dir, blob_path(digest, path), &st, 0))
+                c.bytes = (u64)st.st_blocks * 512;
         }
+        *ret = mem_grow(*ret, n + 1, sizeof **ret);
+        (*ret)[n++] = c;
+    }
+    if (n) qsort(*ret, n, sizeof **ret, cache_entry_order);
+    return n;
+}
+
+static int cmd_builder_prune(struct cli *c, struct err *e) {
+    AUTO_STRV filters = { 0 };
+    i64 keep = 0, before = INT64_MAX;
+    if (!cli_store(c, e)) return -1;
+    for (int i = 0; i < 2; i++) {
+        const char *flag = i ? "max-used-space" : "keep-storage";
+        if (cli_has(c, flag)) keep = str_bytes(cli_text(c, flag));
+    }
+    cli_list(c, "filter", &filters);
+    for (size_t i = 0; i < filters.n; i++) {
+        i64 ns = str_prefix(filters.v[i], "until=") ? time_duration(filters.v[i] + 6) : -1;
+        if (ns < 0) return err_set(e, 0, "invalid filter '%.60s'", filters.v[i]);
+        before = (time_now_ns() - ns) / 1000000000;
+    }
+    if (!cli_flag(c, "force") && !ask("WARNING! This will remove all build cache.\n")) return 0;
+    AUTO_FREE struct cache_entry *all = NULL;
+    size_t n = cache_entries(c->store, &all);
+    u64 freed = 0, kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        kept += all[i].bytes;
+        if (kept <= (u64)keep || all[i].used > before) continue;
+        AUTO_FREE char *name = str_fmt("cache/%s", all[i].name),
+                       *gone = str_fmt("tmp/gone-%s", all[i].name),
+                       *file = str_fmt("locks/%s", all[i].name);
+        bool mount = str_prefix(all[i].name, "mount-");
+        AUTO_FD lock = mount ? lock_take(c->store->dir, file, LOCK_EX | LOCK_NB) : -1;
+        if (mount && lock < 0) continue; /* a step is using it */
+        if (renameat(c->store->dir, name, c->store->dir, gone)) continue;
+        if (mount) unlinkat(c->store->dir, file, 0), freed += all[i].bytes;
+        kept -= all[i].bytes;
+    }
     freed += image_collect(c->store, false);
     AUTO_FREE char *size = size_human(freed);
     printf("Total:\t%s\n", size);
@@ -23478,7 +24309,7 @@ static const struct cmd CMDS[] = {
       "[OPTIONS]",
       "Remove build cache",
       cmd_builder_prune,
-      { OPT_PRUNE },
+      { OPT_BUILDER_PRUNE },
       0,
       0,
       false,
