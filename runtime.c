@@ -7885,7 +7885,10 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
     }
     if (!below || *parent != '/') cgroup_enable(own);
     if (below && mkdir(below, 0755) && errno != EEXIST)
-        return err_set(e, errno, "make cgroup %s", below);
+        return err_set(e, errno,
+                       "make cgroup %s: it must be below one that is delegated to you ('skiff "
+                       "doctor' says which)",
+                       below);
     if (below) cgroup_controllers(below);
     c->path = str_fmt("%s/skiff-%.12s", below ? below : own, id);
     if (!mkdir(c->path, 0755) || errno == EEXIST) return 0;
@@ -8934,7 +8937,7 @@ static void launch_copy_up(int from, int to, int depth) {
 
 /* What "cgroup" stands for: the v2 hierarchy mounted afresh (a new cgroup namespace sees its own
  * part), else the host's tree as it is. */
-static int launch_mount_cgroup(const struct plan_mount *m, struct err *e) {
+static int launch_mount_cgroup(const struct plan_mount *m, bool *ret_whole, struct err *e) {
     struct statfs fs;
     bool v2 = !statfs("/sys/fs/cgroup", &fs) && fs.f_type == CGROUP2_SUPER_MAGIC;
     int fd = -1;
@@ -8942,6 +8945,7 @@ static int launch_mount_cgroup(const struct plan_mount *m, struct err *e) {
         fd = mnt_new("cgroup2", "cgroup2", m->data, (unsigned)m->attr_set, e);
         if (fd >= 0 || (m->data && e->no == EINVAL)) return fd; /* options are never dropped */
     }
+    *ret_whole = true;
     if (!m->optional)
         fd = sys_open_tree(AT_FDCWD, "/sys/fs/cgroup", OPEN_TREE_CLONE | AT_RECURSIVE);
     return fd < 0 ? err_set(e, errno, "mount %s", m->type) : fd;
@@ -8992,14 +8996,16 @@ static int launch_mount_source(const struct plan *p, const struct plan_mount *m,
     int fd;
     *ret_whole = false;
     if (m->bind) return launch_mount_bind(p, m, ret_whole, e);
-    if (!strcmp(m->type, "cgroup") || !strcmp(m->type, "cgroup2")) return launch_mount_cgroup(m, e);
+    if (!strcmp(m->type, "cgroup") || !strcmp(m->type, "cgroup2")) return launch_mount_cgroup(m, ret_whole, e);
     unsigned attr = (unsigned)m->attr_set & ~(unsigned)MOUNT_ATTR_RDONLY;
     if (!strcmp(m->type, "tmpfs") || !(m->attr_set & MOUNT_ATTR_RDONLY))
         fd = mnt_new(m->type, m->source, m->data, attr, e);
     else fd = mnt_new(m->type, m->source, m->data, attr | MOUNT_ATTR_RDONLY, e);
     /* a container within a container may not mount proc afresh: it gets the one that is there */
-    if (fd < 0 && !strcmp(m->type, "proc") && e->no == EPERM && !(p->ns_new & CLONE_NEWPID))
+    if (fd < 0 && !strcmp(m->type, "proc") && e->no == EPERM && !(p->ns_new & CLONE_NEWPID)) {
         fd = sys_open_tree(AT_FDCWD, "/proc", OPEN_TREE_CLONE | AT_RECURSIVE);
+        *ret_whole = true;
+    }
     if (fd < 0 && !strcmp(m->type, "sysfs") && e->no == EPERM) {
         fd = sys_open_tree(AT_FDCWD, "/sys", OPEN_TREE_CLONE | AT_RECURSIVE);
         *ret_whole = true;
@@ -9053,7 +9059,7 @@ static int launch_mount(const struct plan *p, const struct plan_mount *m, int so
         if (below >= 0) launch_copy_up(below, tree, 0);
     }
     if (mnt_attach(tree, at, e)) return -1;
-    u64 set = m->attr_set & (m->bind ? ~0ull : MOUNT_ATTR_RDONLY),
+    u64 set = m->attr_set & (m->bind ? ~0ull : whole ? ~(u64)MOUNT_ATTR__ATIME : MOUNT_ATTR_RDONLY),
         clear = m->attr_clear & ~m->attr_set;
     /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway
      * */
@@ -9275,6 +9281,7 @@ static int launch_sysctls(const struct plan *p, int root, struct err *e) {
     json_t *v;
     json_object_foreach (js_path(p->spec, "linux.sysctl"), key, v) {
         AUTO_FREE char *path = str_fmt("proc/sys/%s", key);
+        if (p->domainname && !strcmp(path, "proc/sys/kernel.domainname")) continue; /* the same */
         for (char *s = path; *s; s++)
             if (*s == '.') *s = '/';
         AUTO_FD fd = sys_openat2(root, path, O_WRONLY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
@@ -9659,8 +9666,9 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
         if (slave >= 0) ioctl(0, TIOCSCTTY, 0);
     }
     launch_signals_default();
-    if (l->run_hooks && l->run_hooks(l, "startContainer", &e)) launch_fail(sync, &e);
-    launch_exec(p, &e);
+    if (!l->run_hooks || !l->run_hooks(l, "startContainer", &e)) launch_exec(p, &e);
+    if (l->start_fd >= 0) /* whoever waits for the FIFO to be closed reads it there */
+        (void)!write(l->start_fd, e.msg, strlen(e.msg));
     launch_fail(sync, &e);
 }
 
@@ -11010,6 +11018,8 @@ static int load_oci(const struct store *s, const struct bundle *b, const char *o
     size_t i, done = 0;
     json_t *d;
     if (!index || platform_parse(NULL, &here, e)) return -1;
+    if (as && str_empty(only) && json_array_size(js_get(index, "manifests")) > 1)
+        return err_set(e, 0, "the layout has several images: say which one, DIR:NAME");
     json_array_foreach (js_get(index, "manifests"), i, d) {
         const char *name = desc_name(d), *full = json_string_value(js_get(
                                              js_get(d, "annotations"), "io.containerd.image.name"));
@@ -11058,20 +11068,40 @@ static int load_oci(const struct store *s, const struct bundle *b, const char *o
     return 0;
 }
 
+static bool tags_have(const struct strv *tags, const struct ref *want) {
+    struct ref r;
+    struct err ignored;
+    for (size_t i = 0; i < tags->n; i++)
+        if (!ref_parse(tags->v[i], &r, &ignored) && !strcmp(r.domain, want->domain) &&
+            !strcmp(r.path, want->path) && !strcmp(r.tag, want->tag))
+            return true;
+    return false;
+}
+
 static int load_bundle(const struct store *s, const struct bundle *b, const char *only,
                        const char *as, struct err *e) {
     AUTO_JSON *m = bundle_json(b, "manifest.json", e);
     if (!json_is_array(m)) return load_oci(s, b, only, as, e);
-    size_t i;
+    size_t i, done = 0;
     json_t *d;
+    struct ref want;
+    if (only && ref_parse(only, &want, e)) return -1;
+    if (as && !only && json_array_size(m) > 1)
+        return err_set(e, 0, "the archive has %zu images: say which one, FILE:NAME",
+                       json_array_size(m));
     json_array_foreach (m, i, d) {
-        AUTO_STRV names = { 0 };
+        AUTO_STRV tags = { 0 }, names = { 0 };
         AUTO_FREE char *config = path_clean(js_str_or(d, "Config", ""));
+        js_to_strv(js_get(d, "RepoTags"), &tags);
+        if (only && !tags_have(&tags, &want)) continue;
         if (as) strv_add(&names, as);
-        else js_to_strv(js_get(d, "RepoTags"), &names);
+        else
+            for (size_t k = 0; k < tags.n; k++) strv_add(&names, tags.v[k]);
         if (load_image(s, b, config, js_get(d, "Layers"), false, &names, e)) return -1;
+        done++;
     }
-    return json_array_size(m) ? 0 : err_set(e, 0, "manifest.json names no image");
+    if (!done && only) return err_set(e, 0, "the archive has no image called '%s'", only);
+    return done ? 0 : err_set(e, 0, "manifest.json names no image");
 }
 
 /* Loads from an archive (any of the forms, compressed or not) on fd, or with dir >= 0 a layout
@@ -11103,8 +11133,8 @@ static int image_from_transport(const struct store *s, const char *text, const c
                    *path = str_dup(colon ? colon + 1 : "");
     if (strcmp(kind, "oci") && strcmp(kind, "oci-archive") && strcmp(kind, "docker-archive"))
         return 1;
-    char *name = strrchr(path, ':');
-    if (name && !strchr(name, '/')) *name++ = 0;
+    char *name = strchr(path, ':');
+    if (name && access(path, F_OK)) *name++ = 0;
     else name = NULL;
     bool dir = !strcmp(kind, "oci");
     AUTO_FD fd = open(path, O_RDONLY | O_CLOEXEC | (dir ? O_DIRECTORY : 0));
@@ -12718,6 +12748,15 @@ static int super_listen(struct super *s, struct err *e) {
     return bad ? err_set(e, errno, "make the supervisor's socket") : 0;
 }
 
+/* What `update` may have changed meanwhile. */
+static void super_reread(struct super *s) {
+    struct err ignored;
+    AUTO_JSON *now = js_load(s->c->dir, "config.json", &ignored);
+    json_t *policy = js_path(now, "skiff.restart"), *limits = js_path(now, "linux.resources");
+    if (policy) json_object_set(js_sub(s->c->config, "skiff"), "restart", policy);
+    if (limits) json_object_set(js_sub(s->c->config, "linux"), "resources", limits);
+}
+
 /* Everything after the fork. ready: struct err is written there (msg empty: started). */
 __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int client, int ready) {
     struct super *s = mem_new(sizeof *s);
@@ -12763,6 +12802,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         }
         super_drain(s);
         super_finish(s);
+        super_reread(s);
         if (!super_restarts(s, &delay)) break;
         js_sets(c->state, "status", "restarting");
         ctr_save_state(c, &e);
@@ -14871,7 +14911,7 @@ static int resource_options(const struct cli *c, json_t *res, bool change, struc
         i64 n = cli_int(c, INTS[i].flag, 0);
         bool none = n <= 0;
         if (!cli_has(c, INTS[i].flag) || (none && !change)) continue;
-        if (n && (n < INTS[i].least || (INTS[i].least && n > 1000)))
+        if (INTS[i].least && n && (n < INTS[i].least || n > 1000))
             return err_set(e, 0, "Range of blkio weight is from 10 to 1000");
         if (n || change) js_seti(js_sub(res, INTS[i].group), INTS[i].key, none ? -1 : n);
     }
@@ -15106,6 +15146,28 @@ static int make_labels(struct make *m, struct err *e) {
     return 0;
 }
 
+/* Adds "80", "80-90/udp" to a set of exposed ports. */
+static int ports_expose(json_t *ports, const char *word, struct err *e) {
+    AUTO_FREE char *w = str_dup(word);
+    char *slash = strchr(w, '/'), *dash = strchr(w, '-');
+    for (char *c = slash; c && *c; c++) *c = (char)tolower((u8)*c);
+    const char *proto = slash ? slash + 1 : "tcp";
+    i64 from, to;
+    if (slash) *slash = 0;
+    if (dash) *dash = 0;
+    if (strcmp(proto, "tcp") && strcmp(proto, "udp") && strcmp(proto, "sctp"))
+        return err_set(e, 0, "invalid proto: %.40s", proto);
+    if (!str_int(w, 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to)) ||
+        (dash && to < from))
+        return err_set(e, 0, "invalid containerPort: %.40s", word);
+    if (!dash) to = from;
+    for (; from <= to; from++) {
+        AUTO_FREE char *port = str_fmt("%" PRId64 "/%s", from, proto);
+        js_set(ports, port, json_object());
+    }
+    return 0;
+}
+
 /* What inspect shows beyond the plan. */
 static int make_record(struct make *m, struct err *e) {
     const struct cli *c = m->cli;
@@ -15129,6 +15191,7 @@ static int make_record(struct make *m, struct err *e) {
     for (size_t i = 0; i < ARRAY_LEN(HOST); i++) {
         AUTO_STRV l = { 0 };
         cli_list(c, HOST[i][0], &l);
+        if (i == 1) cli_list(c, "dns-opt", &l);
         if (l.n) js_set(js_sub(sk, "host"), HOST[i][1], js_strv(&l));
     }
     AUTO_STRV add = { 0 }, drop = { 0 };
@@ -15141,7 +15204,11 @@ static int make_record(struct make *m, struct err *e) {
            cli_text(c, "entrypoint") ? json_pack("[s]", cli_text(c, "entrypoint"))
                                      : json_deep_copy(js_get(m->run, "Entrypoint")));
     if (js_get(m->run, "ExposedPorts"))
-        json_object_set(sk, "exposedPorts", js_get(m->run, "ExposedPorts"));
+        js_set(sk, "exposedPorts", json_deep_copy(js_get(m->run, "ExposedPorts")));
+    AUTO_STRV expose = { 0 };
+    cli_list(c, "expose", &expose);
+    for (size_t i = 0; i < expose.n; i++)
+        if (ports_expose(js_sub(sk, "exposedPorts"), expose.v[i], e)) return err_wrap(e, "--expose");
     if (js_get(m->run, "Volumes")) json_object_set(sk, "imageVolumes", js_get(m->run, "Volumes"));
     return make_labels(m, e) || make_health(m, e) || make_log(m, e) || make_restart(m, e) ? -1 : 0;
 }
@@ -15596,23 +15663,8 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
                      struct err *e) {
     AUTO_STRV w = { 0 };
     if (df_words(text, esc, v, &w, e)) return -1;
-    for (size_t i = 0; i < w.n; i++) {
-        char *slash = strchr(w.v[i], '/'), *dash = strchr(w.v[i], '-');
-        for (char *c = slash; c && *c; c++) *c = (char)tolower((u8)*c);
-        const char *proto = slash ? slash + 1 : "tcp";
-        if (slash) *slash = 0;
-        if (dash) *dash = 0;
-        i64 from, to;
-        if (strcmp(proto, "tcp") && strcmp(proto, "udp") && strcmp(proto, "sctp"))
-            return err_set(e, 0, "invalid proto: %.40s", proto);
-        if (!str_int(w.v[i], 1, 65535, &from) || (dash && !str_int(dash + 1, 1, 65535, &to)))
-            return err_set(e, 0, "invalid containerPort: %.40s", w.v[i]);
-        if (!dash) to = from;
-        for (; from <= to; from++) {
-            AUTO_FREE char *port = str_fmt("%" PRId64 "/%s", from, proto);
-            js_set(js_sub(run, "ExposedPorts"), port, json_object());
-        }
-    }
+    for (size_t i = 0; i < w.n; i++)
+        if (ports_expose(js_sub(run, "ExposedPorts"), w.v[i], e)) return -1;
     return 0;
 }
 
@@ -19023,8 +19075,19 @@ static int update_one(struct cli *c, const char *what, struct err *e) {
     AUTO_JSON *res = json_object();
     if (ctr_find(cli_store(c, e), what, &k, e) || resource_options(c, res, true, e)) return -1;
     struct make m = { .cli = c, .sk = js_get(k.config, "skiff") };
+    if (cli_has(c, "restart") && js_bool(k.config, "skiff.autoRemove"))
+        return err_set(e, 0,
+                       "Restart policy cannot be updated because AutoRemove is enabled for the "
+                       "container");
     if (cli_has(c, "restart") && make_restart(&m, e)) return -1;
-    if (json_object_size(res) && ctr_alive(&k)) {
+    bool limits = json_object_size(res);
+    AUTO_JSON *all = js_copy(k.config, "linux.resources", json_object());
+    js_merge(all, res);
+    i64 limit = js_int(all, "memory.limit", 0), swap = js_int(all, "memory.swap", 0);
+    if (limits && swap > 0 && limit > swap)
+        return err_set(e, 0, "Memory limit should be smaller than already set memoryswap limit, "
+                             "update the memoryswap at the same time");
+    if (limits && ctr_alive(&k)) {
         struct cgroup cg = { (char *)(uintptr_t)js_str(k.state, "cgroup") };
         if (!cg.path)
             return err_set(e, 0,
@@ -19032,9 +19095,9 @@ static int update_one(struct cli *c, const char *what, struct err *e) {
                            "without limits: the change would only hold from its next start; stop it "
                            "first",
                            ctr_name(&k));
-        if (cgroup_apply(&cg, res, e)) return -1;
+        if (cgroup_apply(&cg, all, e)) return -1;
     }
-    if (json_object_size(res)) js_merge(js_sub(js_sub(k.config, "linux"), "resources"), res);
+    if (limits) json_object_set(js_sub(k.config, "linux"), "resources", all);
     if (js_save(k.dir, "config.json", k.config, 0, e)) return -1;
     ctr_event(&k, "update", NULL);
     return 0;
@@ -19603,10 +19666,11 @@ static json_t *inspect_config(const struct ctr *k) {
     const json_t *h = js_path(c, "skiff.health");
     if (h)
         js_set(j, "Healthcheck",
-               json_pack("{s:O,s:I,s:I,s:I,s:I}", "Test", js_get(h, "declared"), "Interval",
+               json_pack("{s:O,s:I,s:I,s:I,s:I,s:I}", "Test", js_get(h, "declared"), "Interval",
                          (json_int_t)js_int(h, "intervalNs", 0), "Timeout",
                          (json_int_t)js_int(h, "timeoutNs", 0), "StartPeriod",
-                         (json_int_t)js_int(h, "startPeriodNs", 0), "Retries",
+                         (json_int_t)js_int(h, "startPeriodNs", 0), "StartInterval",
+                         (json_int_t)js_int(h, "startIntervalNs", 0), "Retries",
                          (json_int_t)js_int(h, "retries", 3)));
     return j;
 }
@@ -20515,7 +20579,7 @@ static int cmd_diff(struct cli *c, struct err *e) {
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
     AUTO_FREE char *path = str_fmt("merged/%s.idx", js_str_or(k.config, "skiff.rootfs.chain", ""));
     const char *driver = js_str_or(k.config, "skiff.rootfs.driver", "");
-    if (!strcmp(driver, "dir"))
+    if (str_empty(js_str(k.config, "skiff.manifest")))
         return err_set(e, 0, "a container of --rootfs has no image to differ from");
     if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
     struct diffing d = { &k, &x, !strcmp(driver, "copy"), { 0 } };
@@ -20762,6 +20826,9 @@ static int cmd_commit(struct cli *c, struct err *e) {
         full = ref_full(&r);
     }
     AUTO_IMAGE m = { 0 };
+    if (str_empty(js_str(k.config, "skiff.manifest")))
+        return err_set(e, 0, "container %s was not made from an image: 'skiff export' its files",
+                       ctr_name(&k));
     AUTO_JSON *base = blob_json(c->store, js_str(k.config, "skiff.manifest"), e);
     AUTO_JSON *config = base ? blob_json(c->store, js_str(base, "config.digest"), e) : NULL;
     if (!config) return err_wrap(e, "the image of container %s", c->args[0]);
@@ -23017,13 +23084,26 @@ static int oci_start(const char *id, struct err *e) {
                        js_str(s, "status"));
     AUTO_FREE char *fifo = str_fmt("%s/start", id), *config = str_fmt("%s/config.json", id);
     AUTO_JSON *spec = js_load(g_oci.root, config, e);
+    AUTO_FD back = openat(g_oci.root, fifo, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
     AUTO_FD fd = openat(g_oci.root, fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || write(fd, "S", 1) != 1) return err_set(e, errno, "start container `%s`", id);
+    if (back < 0 || fd < 0 || write(fd, "S", 1) != 1)
+        return err_set(e, errno, "start container `%s`", id);
     unlinkat(g_oci.root, fifo, 0);
+    fd_closep(&fd);
+    /* the process holds the other end until it has executed the program, or ends */
+    struct pollfd until = { back, 0, 0 };
+    while (poll(&until, 1, -1) < 0 && errno == EINTR) continue;
+    char why[sizeof e->msg];
+    ssize_t k = read(back, why, sizeof why - 1);
+    if (k > 0) {
+        why[k] = 0;
+        err_set(e, 0, "%s", why);
+    }
     js_sets(s, "status", "running");
     AUTO_JSON *hs = oci_state(s);
-    if (!oci_hooks(spec, "poststart", hs, e)) return 0;
+    if (k <= 0 && !oci_hooks(spec, "poststart", hs, e)) return 0;
     kill((pid_t)js_int(s, "pid", 0), SIGKILL);
+    js_sets(s, "status", "stopped");
     struct err ignored;
     oci_remove(id, s, &ignored); /* runtime.md 9: stopped, and on with step 12, which deletes it */
     return -1;
@@ -23392,7 +23472,11 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e), *res = NULL;
     const char *file = cli_text(c, "resources");
     if (!j) return -1;
-    res = file ? js_load(AT_FDCWD, strcmp(file, "-") ? file : "/proc/self/fd/0", e) : json_object();
+    if (file && !strcmp(file, "-")) {
+        AUTO_BUF in = { 0 };
+        if (fd_slurp(0, JS_MAX_BYTES, &in)) return err_set(e, errno, "read standard input");
+        res = js_parse(in.p ? in.p : "", in.n, "standard input", e);
+    } else res = file ? js_load(AT_FDCWD, file, e) : json_object();
     if (res && resource_options(c, res, true, e)) return -1;
     struct cgroup cg = { js_str(j, "cgroup") ? str_dup(js_str(j, "cgroup")) : NULL };
     int rc = !res       ? -1
