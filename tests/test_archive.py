@@ -191,6 +191,7 @@ def test_no_privilege(sk):
         a.sees("cat /nodir/f", "x")
     with sk.case("no set-id root file of the user's is left on the host"):
         found = []
+        lib.until(lambda: not sk.processes(), "what --rm removes is gone")
         for d, _, files in os.walk(sk.root):
             for f in files:
                 s = os.lstat(os.path.join(d, f))

@@ -7,12 +7,14 @@ from lib import Failed, eq, image, match, no_match, only, true
 
 COMMANDS = """attach commit cp create diff events exec export history images import info inspect kill
 load login logout logs pause port ps pull push rename restart rm rmi run save start stats stop tag top
-unpause version wait""".split()
+unpause update version wait""".split()
 BOTH = [  # what is said in two ways
     ("container ls", "ps"), ("container ps", "ps"), ("container list", "ps"), ("image ls", "images"),
     ("image list", "images"), ("container ls -a -q", "ps -aq"), ("system info", "info"),
     ("image history busybox", "history busybox"),
 ]
+LATER = """search network compose context manifest buildx plugin config node secret service stack swarm trust
+checkpoint""".split()  # Docker's commands that skiff has not
 
 
 @image(None)
@@ -112,6 +114,21 @@ def test_spellings(sk):
         sk("image rm busybox").prints("Untagged: busybox:latest")
 
 
+@image(None)
+@only("b")
+def test_later_commands(sk):
+    """A command of Docker's that is missing says so; any other word is no command."""
+    for c in LATER:
+        for words in c, c + " ls", c + " create --flag x":
+            with sk.case(words):
+                r = sk(words).exits(1, "'%s' is not supported yet by skiff" % c)
+                eq(r.out, "")
+    for words, shown in [("serach", "serach"), ("container nosuch", "container nosuch"), ("image nosuch --x", "image nosuch"),
+                         ("volume nosuch a b", "volume nosuch"), ("nosuch network", "nosuch")]:
+        with sk.case(words):
+            sk(words).exits(1, "'%s' is not a skiff command" % shown)
+
+
 @only("b")
 def test_flags(sk):
     """Combined, with =, separated, --, negated: as pflag takes them."""
@@ -149,6 +166,7 @@ def test_bad_flags(sk):
             ("run --rm=perhaps busybox true", 125, r"invalid"),
             ("run --init=2 busybox true", 125, r"invalid"),
             ("run --shm-size lots busybox true", 125, r"invalid"),
+            ("run --shm-size -1 busybox true", 125, r"invalid"),
             ("run --ulimit nofile busybox true", 125, r"invalid"),
             ("run --ulimit nosuch=1 busybox true", 125, r"invalid ulimit|ulimit"),
             ("run --ulimit nofile=20:10 busybox true", 125, r"soft.*hard|ulimit"),
@@ -183,9 +201,15 @@ def test_bad_flags(sk):
             ("run --mount type=nosuch,target=/x busybox true", 125, r"nosuch|type"),
             ("run --mount type=bind,target=/x busybox true", 125, r"source|src"),
             ("run --mount type=tmpfs busybox true", 125, r"target|required"),
+            ("run --mount type=tmpfs,source=/tmp,target=/x busybox true", 125, r"source must not be specified"),
+            ("run --mount type=bind,volume-nocopy,source=/tmp,target=/x busybox true", 125, r"cannot mix 'volume-\*' options"),
+            ("run --mount type=bind,source=relative,target=/x busybox true", 125, r"absolute"),
             ("run --mount type=bind,nosuch=1,source=/tmp,target=/x busybox true", 125, r"nosuch"),
             ("run --tmpfs relative busybox true", 125, r"absolute|relative|invalid"),
             ("run --device /dev/nosuch busybox true", 125, r"/dev/nosuch"),
+            ("run --device /dev/null:/dev/x:rx busybox true", 125, r"invalid mode"),
+            ("run --device /dev/null:/dev/x: busybox true", 125, r"invalid"),
+            ("run --device /dev/null:/dev/x:rw:y busybox true", 125, r"invalid"),
             ("run --detach-keys ctrl-nosuch busybox true", 125, r"detach"),
             ("run --health-interval x busybox true", 125, r"invalid"),
             ("run --health-interval 1ns --health-cmd true busybox true", 125, r"interval|less than"),
@@ -196,6 +220,24 @@ def test_bad_flags(sk):
             ("run --sysctl kernel.nosuch=1 busybox true", 125, r"sysctl|nosuch"),
             ("run --platform nosuch busybox true", 125, r"platform|nosuch"),
             ("run --memory lots busybox true", 125, r"invalid"),
+            ("run --memory 1m busybox true", 125, r"minimum memory limit allowed is 6MB"),
+            ("run --memory-swap lots busybox true", 125, r"invalid"),
+            ("run --memory-swap -2 busybox true", 125, r"invalid"),
+            ("run --memory-swap 64m busybox true", 125, r"always set the memory limit"),
+            ("run --memory 64m --memory-swap 32m busybox true", 125, r"larger than memory limit"),
+            ("run --memory-reservation lots busybox true", 125, r"invalid"),
+            ("run --cpus x busybox true", 125, r"invalid"),
+            ("run --cpus -1 busybox true", 125, r"invalid"),
+            ("run --cpus nan busybox true", 125, r"invalid"),
+            ("run --cpu-shares x busybox true", 125, r"invalid"),
+            ("run --blkio-weight 9 busybox true", 125, r"10 to 1000"),
+            ("run --blkio-weight 1001 busybox true", 125, r"10 to 1000"),
+            ("run --device-read-bps /dev/null busybox true", 125, r"bad format"),
+            ("run --device-write-iops /dev/null:x busybox true", 125, r"bad format|invalid"),
+            ("run --device-read-bps /dev/null:1m busybox true", 125, r"not a block device"),
+            ("run --cgroup-conf nothing busybox true", 125, r"FILE=VALUE|invalid"),
+            ("run --health-start-interval x busybox true", 125, r"invalid"),
+            ("run --rootfs /no/such:O true", 125, r"/no/such"),
             ("run UPPER", 125, r"invalid reference format|lower ?case"),
             ("run ''", 125, r"invalid reference format"),
             ("run -d --cidfile /no/such/dir/f busybox true", 125, r"/no/such/dir"),
@@ -210,6 +252,20 @@ def test_bad_flags(sk):
             ("rm", None, r"requires at least 1 argument"),
             ("rename aa", None, r"requires .*2 argument"),
             ("stop -t x y", 125, r"invalid"),
+            ("update", 1, r"requires at least 1 argument"),
+            ("update there", 1, r"one or more flags"),
+            ("update --memory 64m nosuch", 1, r"no such container: nosuch"),
+            ("update --memory 1m there", 1, r"minimum memory limit allowed is 6MB"),
+            ("update --memory lots there", None, r"invalid"),
+            ("update --memory 64m --memory-swap 32m there", 1, r"larger than memory limit"),
+            ("update --cpus -1 there", None, r"invalid"),
+            ("update --blkio-weight 5 there", 1, r"10 to 1000"),
+            ("update --restart sometimes there", 1, r"restart"),
+            ("update --restart on-failure:x there", 1, r"restart|retry"),
+            ("update --kernel-memory 1m there", None, r"not supported"),
+            ("update --cpu-rt-period 1 there", None, r"not supported"),
+            ("update --nosuch there", 125, r"unknown flag: --nosuch"),
+            ("top there -Z", 1, r"not supported yet|is not running"),
             ("logs --tail x y", None, r"."),
             ("kill -s NOSUCH one", None, r"invalid signal|signal"),
             ("cp /a /b", None, r"must specify at least one container source"),
@@ -238,7 +294,7 @@ def test_not_supported_is_said(sk):
         with sk.case(flag):
             r = sk("run --rm %s busybox true" % flag)
             no_match(r.err, "unknown (shorthand )?flag", flag)
-            true(r.code == 0 or re.search(r"(?i)support|needs|no such|not found|unknown|invalid|cannot", r.err),
+            true(r.code == 0 or re.search(r"(?i)support|needs?\b|no such|not found|unknown|invalid|cannot", r.err),
                  "%s to work or to say why not, got %d %r" % (flag, r.code, r.err))
 
 

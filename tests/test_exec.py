@@ -132,6 +132,13 @@ def test_top(sk):
     with sk.case("ps options"):
         r = sk("top cc -o pid,comm").ok
         match(r.lines[0], r"^ *PID +COMMAND")
+        for words, head in [("-opid,comm", "PID +COMMAND"), ("-eo pid,args", "PID +CMD"), ("-ef", "UID +PID +PPID"), ("-e -f", "UID +PID +PPID"),
+                            ("aux", "USER|UID +PID +.*VSZ +RSS +.*STAT")]:
+            r = sk("top cc " + words).ok
+            match(r.lines[0], "^ *(%s)" % head, words)
+            match(r.out, "sleep", words)
+        for words in "-Z", "x", "-o", "-q 1":
+            sk("top cc " + words).exits(1, "not supported|unknown")
     with sk.case("nothing of the container is run for it"):
         sk("exec cc sh -c", "rm -f /bin/ps; printf '#!/bin/sh\\ntouch /pwned\\n' >/bin/ps; chmod 755 /bin/ps").ok
         sk("top cc").ok

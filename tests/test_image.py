@@ -304,9 +304,114 @@ def test_commit(sk):
         sk("commit rr made:3").ok
         eq(sk.status("rr"), "running")
         sk("run --rm made:3 cat /live").says("x")
+    with sk.case("what the container was told is the image's"):
+        sk("run --name ff -e B=2 -e C --expose 80 --expose 53/udp --health-cmd 'test -e /f' --health-interval 7s --stop-signal INT -u app made:1 true").ok
+        sk("commit ff made:4").ok
+        c = json.loads(sk.get("made:4", "{{json .Config}}"))
+        eq(sorted(c["Env"]), ["A=1", "B=2", "PATH=/bin"], "Env: of the image and of -e, nothing of the engine")
+        eq((c["Healthcheck"]["Test"], c["Healthcheck"]["Interval"]), (["CMD-SHELL", "test -e /f"], 7 * 10**9))
+        eq(c["ExposedPorts"], {"80/tcp": {}, "53/udp": {}})
+        eq((c["Cmd"], c["User"], c["StopSignal"], c["Labels"]), (["true"], "app", "INT" if c["StopSignal"] == "INT" else "SIGINT", {"l": "m"}))
+    with sk.case("and what the image said stays"):
+        sk("load -q", input=docker_archive(lib.busybox_layer(), tag="rich", config={
+            "ExposedPorts": {"1/tcp": {}}, "Volumes": {"/v": {}}, "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5 * 10**9}, "OnBuild": ["RUN x"]})).ok
+        sk("create --name rich rich true").ok
+        sk("commit rich made:5").ok
+        c = json.loads(sk.get("made:5", "{{json .Config}}"))
+        eq((c["ExposedPorts"], c["Volumes"], c["Healthcheck"]["Test"]), ({"1/tcp": {}}, {"/v": {}}, ["CMD", "true"]))
+        sk("create --name bare --no-healthcheck rich true").ok
+        sk("commit bare made:6").ok
     with sk.case("errors"):
         sk("commit nosuch").exits(1, "no such container")
         sk("commit cc BAD").exits(1, "reference|lower ?case")
+
+
+def saved_layers(sk, name):
+    """The layers of an image as `save` writes them, each a list of (member, contents)."""
+    out = []
+    with tarfile.open(fileobj=io.BytesIO(sk("save", name).ok.raw)) as t:
+        for path in json.load(t.extractfile("manifest.json"))[0]["Layers"]:
+            with tarfile.open(fileobj=io.BytesIO(t.extractfile(path).read())) as u:
+                out.append(u.getmembers())
+    return out
+
+
+@only("abfg")
+def test_commit_links_and_attributes(sk):
+    sk("run --name cc busybox sh -c", "echo c >/f1; ln /f1 /f2; mkdir /d; ln /f1 /d/f3; ln -s nowhere /s1; ln /s1 /s2; mkfifo /p1; ln /p1 /p2; echo x >/x; "
+       "chmod 4755 /x; ln /bin/busybox /bin/hard").ok
+    upper = "%s/containers/%s/upper" % (sk.root, sk.get("cc", "{{.Id}}"))
+    os.setxattr(upper + "/x", "user.one", b"1")
+    os.setxattr(upper + "/d", "user.dir", b"of the directory")
+    sk("commit cc links").ok
+    m = {x.name.rstrip("/"): x for x in saved_layers(sk, "links")[-1]}
+    for names in ["f1", "f2", "d/f3"], ["s1", "s2"], ["p1", "p2"]:
+        with sk.case("links of " + names[0]):
+            true(set(names) <= set(m), "all names in the layer, got %s" % sorted(m))
+            own = [n for n in names if not m[n].islnk()]
+            eq(len(own), 1, "entries that are no hard link")
+            eq({m[n].linkname for n in names if m[n].islnk()}, set(own), "what the others are links to")
+    with sk.case("kinds"):
+        true([m[n] for n in ("s1", "s2") if m[n].issym()][0].linkname == "nowhere", "the link's text")
+    with sk.case("attributes are written once, as Docker does"):
+        for name, key, value in ("x", "user.one", "1"), ("d", "user.dir", "of the directory"):
+            eq({k: v for k, v in m[name].pax_headers.items() if "xattr" in k.lower()}, {"SCHILY.xattr." + key: value}, "of " + name)
+    with sk.case("nothing of the engine's own"):
+        eq([(n, k) for n, x in m.items() for k in x.pax_headers if "overlay" in k or "skiff" in k], [])
+    with sk.case("in a container of it"):
+        sk("run --rm links sh -c", "stat -c '%h %n' /f1 /f2 /d/f3 /s1 /s2 /p1 /p2; cat /d/f3; readlink /s2; stat -c %a /x").says(
+            "3 /f1\n3 /f2\n3 /d/f3\n2 /s1\n2 /s2\n2 /p1\n2 /p2\nc\nnowhere\n4755")
+    with sk.case("they are still there after a second commit"):
+        sk("run --name c2 links sh -c", "echo more >>/f1").ok
+        sk("commit c2 links2").ok
+        sk("run --rm links2 sh -c", "cat /f1; readlink /s1").says("c\nmore\nnowhere")
+    sk("rm cc c2").ok
+    sk.check_store()
+
+
+DEEP = """c=d; for i in 1 2 3 4 5 6 7 8 9; do c=$c/d/d/d/d/d; done; p=$c
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18; do p=$p/$c; done  # 874 levels, below the limit of a path
+mkdir x; echo leaf >x/leaf; chmod 0 x/leaf; chmod 0 x
+for i in 1 2 3 4; do mkdir -p $p && mv x $p/x && mv d x || exit 9; done"""
+
+
+@only("abfg")
+def test_deep_tree(sk):
+    """3,500 directories in each other, the innermost closed: too deep for an archive, not to be removed."""
+    for words in [""] + (["--storage-driver fuse "] if sk.who in "fg" else ["--storage-driver copy "]):
+        with sk.case("removed " + words):
+            sk(words + "run --name deep busybox sh -c", DEEP).ok
+            sk("commit deep").exits(1, "deep|too long")
+            sk("rm deep").says("deep")
+            sk(words + "run --rm busybox sh -c", DEEP).ok
+            lib.until(lambda: not sk.processes(), "the files are gone")
+            eq((os.listdir(sk.root + "/tmp"), os.listdir(sk.root + "/containers")), ([], []), "what is left")
+    with sk.case("in a volume"):
+        sk("run --rm -v vol:/vol -w /vol busybox sh -c", DEEP).ok
+        sk("volume rm vol").says("vol")
+        eq(os.listdir(sk.root + "/volumes"), [])
+
+
+@image(None)
+@only("b")
+def test_history_rows(sk):
+    """A long line is cut between characters; nothing hostile reaches the terminal."""
+    for by in "é" * 60, "x" + "é" * 60, "xy" + "€" * 60, "xyz" + "😀" * 30, "a" * 60, "a\x1b[31m\n" + "b" * 60, "short", "":
+        with sk.case("created by %.6r" % by):
+            sk("load -q", input=docker_archive(lib.busybox_layer(), tag="row", history=[{"created": "2020-01-02T03:04:05Z", "created_by": by}])).ok
+            r = sk("history row").ok
+            r.raw.decode("utf-8")
+            eq(len(r.lines), 2)
+            true("\x1b" not in r.out, "no escape in " + repr(r.out))
+            shown = sk("history --format {{.CreatedBy}} row").ok
+            shown.raw.decode("utf-8")
+            true(len(shown.raw.rstrip(b"\n")) <= 47, "at most 44 bytes and an ellipsis, got %r" % shown.out)
+            if len(by.encode()) <= 45 and "\x1b" not in by:
+                eq(shown.out, by)
+            else:
+                match(shown.out, "…$")
+                if "\x1b" not in by:
+                    eq(sk("history --no-trunc --format {{.CreatedBy}} row").ok.out, by, "--no-trunc")
 
 
 def test_store_is_an_oci_layout(sk):
@@ -357,6 +462,51 @@ def test_transports(sk):
     with sk.case("missing"):
         sk("pull oci:/no/such:x").exits(1, "/no/such")
         sk("pull docker-archive:/no/such").exits(1, "/no/such")
+    data = docker_archive(lib.busybox_layer(), tag="some.host:99/own/name:v9")
+    own = sk.file("own.tar", data)
+    tool("skopeo", "copy", "-q", "docker-archive:" + own, "oci:%s/lay:some.host/own:v9" % sk.dir, env=sk.env)
+    tool("skopeo", "copy", "-q", "docker-archive:" + own, "oci:%s/lay:plain" % sk.dir, env=sk.env)
+    tool("skopeo", "copy", "-q", "docker-archive:" + own, "oci-archive:%s/one.tar:v9" % sk.dir, env=sk.env)
+    sk("rmi -f busybox").ok
+    for ref in ["oci:%s:busybox" % layout, "oci:lay:plain", "oci:%s/lay:plain" % sk.dir, "oci:lay:some.host/own:v9", "oci-archive:one.tar", "oci-archive:one.tar:v9",
+                "docker-archive:" + own, "docker-archive:own.tar", "docker-archive:own.tar:some.host:99/own/name:v9"]:
+        with sk.case("run " + ref.replace(sk.dir, "")):
+            before = sk("images -q").ok.lines
+            r = sk("run --name tt", ref, "echo", "ran").says("ran")
+            eq(sk.get("tt", "{{.Config.Image}}"), ref)
+            true(len(sk("images -q").ok.lines) <= len(before) + 1, "at most one image more")
+            sk("run --rm --pull never", ref, "echo", "again").says("again")
+            sk("commit tt made").ok
+            sk("rm tt").ok
+    with sk.case("create prints the id alone"):
+        match(sk("create docker-archive:own.tar true").ok.out, "^[0-9a-f]{64}$")
+    with sk.case("run of what is missing"):
+        sk("run --rm oci:/no/such:x true").exits(125, "/no/such")
+        sk("run --rm oci:lay:nosuch true").exits(125, "nosuch")
+        sk("run --rm docker-archive:/no/such true").exits(125, "/no/such")
+        sk("run --rm docker-archive:own.tar:nosuch true").exits(125, "nosuch")
+    with sk.case("one of several"):
+        sk("load -q -i own.tar").ok
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
+        sk("run --name vv busybox sh -c", "echo second >/which").ok
+        sk("commit vv second:2").ok
+        sk("rm vv").ok
+        for order in "busybox second:2", "second:2 busybox":
+            sk("save -o both.tar " + order).ok
+            sk("run --rm docker-archive:both.tar:second:2 cat /which").says("second")
+            sk("run --rm docker-archive:both.tar:busybox:latest ls /which").exits(1, "no such file")
+            sk("run --rm docker-archive:both.tar true").exits(125, "several|images|which")
+        tool("skopeo", "copy", "-q", "docker-archive:both.tar:second:2", "oci:lay:second", cwd=sk.dir, env=sk.env)
+        sk("run --rm oci:lay:second cat /which").says("second")
+        sk("run --rm oci:lay true").exits(125, "several|images|which")
+    with sk.case("docker://"):
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
+        sk("run --rm docker://busybox echo x").says("x")
+        sk("run --rm docker://docker.io/library/busybox:latest echo x").says("x")
+        ref = lib.ENV["REGISTRY_HTTP"] + "/busybox:docker"
+        sk("pull -q docker://" + ref).says(ref)
+        sk("run --rm", ref, "echo", "x").says("x")
+    sk.check_store()
 
 
 def test_rootfs(sk):
@@ -365,10 +515,36 @@ def test_rootfs(sk):
         t.extractall(root)
     with sk.case("--rootfs"):
         sk("run --rm --rootfs", root, "sh", "-c", "echo x >/f; cat /f").says("x")
+    with sk.case("a relative path"):
+        sk("run --rm --rootfs rootfs cat /f").says("x")
+        sk("run --rm --rootfs ./rootfs cat f", cwd=sk.dir).says("x")
+        sk("create --name rel --rootfs rootfs cat /f").ok
+        sk("start -a rel", cwd="/").says("x")
+        sk("rm rel").ok
     with sk.case("--rootfs :O leaves it alone"):
-        r = sk("run --rm --rootfs", root + ":O", "sh", "-c", "echo y >/g; cat /g")
-        if r.code == 0:
-            true(not os.path.exists(root + "/g"), "no /g in the folder")
+        before = sorted(os.listdir(root))
+        for path in root + ":O", "rootfs:O", "./rootfs:O":
+            sk("run --rm --rootfs", path, "sh", "-c", "cat /f; echo y >/g; cat /g; rm /f; rm -r /home; echo z >>/etc/passwd").says("x\ny")
+        eq(sorted(os.listdir(root)), before, "the folder's files")
+        sk("run --rm --rootfs", root, "tail", "-n1", "/etc/passwd").prints("^nobody")
+    with sk.case("what :O wrote is kept until rm"):
+        sk("run --name oo --rootfs rootfs:O sh -c", "echo kept >>/kept; cat /kept").says("kept")
+        sk("start -a oo").says("kept\nkept")
+        sk("exec oo true").exits(1, "not running")
+        sk("cp oo:/kept", sk.dir + "/kept").ok
+        eq(open(sk.dir + "/kept").read(), "kept\nkept\n")
+        with tarfile.open(fileobj=io.BytesIO(sk("export oo").ok.raw)) as t:
+            true({"kept", "bin/busybox"} <= {n.lstrip("./") for n in t.getnames()}, "both layers in the export")
+    with sk.case("it has no image"):
+        sk("commit oo x").exits(1, "image|rootfs")
+        for name in "oo", "dir":
+            if name == "dir":
+                sk("create --name dir --rootfs rootfs true").ok
+            r = sk("diff", name)
+            if r.code:
+                r.exits(1, "rootfs|image")
+                no_match(r.err, "merged/", "the message")
+        sk("rm oo dir").ok
     with sk.case("--read-only --rootfs"):
         sk("run --rm --read-only --rootfs", root, "sh", "-c", "echo x >/h").exits(1, "read-only")
     with sk.case("missing"):

@@ -160,6 +160,54 @@ def test_policies(sk):
         sk("run --restart on-failure:1 busybox nosuch").exits(127)
 
 
+def test_update(sk):
+    """Limits of what runs need its cgroup (tests/vm has one); those of what does not are kept for the next start."""
+    sk("create --name cr busybox true").ok
+    h = lambda name: json.loads(sk.get(name, "{{json .HostConfig}}"))
+    with sk.case("of a created one"):
+        sk("update --memory 64m --memory-swap 128m --memory-reservation 32m --cpus 1.5 --cpu-shares 512 --pids-limit 50 --blkio-weight 100 --cpuset-cpus 0 cr").says("cr")
+        got = h("cr")
+        for key, want in [("Memory", 64 << 20), ("MemorySwap", 128 << 20), ("MemoryReservation", 32 << 20), ("NanoCpus", 1500000000), ("CpuShares", 512),
+                          ("PidsLimit", 50), ("BlkioWeight", 100), ("CpusetCpus", "0")]:
+            eq(got[key], want, key)
+    with sk.case("what is not said stays"):
+        sk("update --pids-limit 60 cr").ok
+        got = h("cr")
+        eq((got["Memory"], got["PidsLimit"], got["CpuShares"]), (64 << 20, 60, 512))
+    with sk.case("a swap limit below the memory limit that is there"):
+        sk("update --memory-swap 32m cr").exits(1, "memory ?swap")
+        eq(h("cr")["MemorySwap"], 128 << 20)
+    with sk.case("taken back"):
+        sk("update --memory -1 --memory-swap -1 --cpus 0 --pids-limit -1 --cpu-quota -1 cr").ok
+        got = h("cr")
+        true(got["Memory"] <= 0 and got["PidsLimit"] <= 0 and got["CpuQuota"] <= 0 and got["NanoCpus"] <= 0, "no limits, got %s" % got)
+    with sk.case("container update, several, one missing"):
+        sk("create --name ct busybox true").ok
+        r = sk("container update --pids-limit 70 cr nosuch ct").exits(1, "no such container: nosuch")
+        eq((r.lines, h("cr")["PidsLimit"], h("ct")["PidsLimit"]), (["cr", "ct"], 70, 70))
+    with sk.case("of a running one without a cgroup"):
+        sk.up("rr")
+        sk("update --memory 64m rr").exits(1, "cgroup")
+        eq(h("rr")["Memory"], 0)
+    with sk.case("--restart of a running one takes effect at once"):
+        sk("update --restart on-failure:5 rr").says("rr")
+        eq(sk.get("rr", "{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}"), "on-failure 5")
+        sk("run -d --name once --restart no busybox sh -c", "while [ ! -e /go ]; do sleep 0.1; done; rm /go; exit 3").ok
+        sk("update --restart always once").ok
+        sk("exec once touch /go").ok
+        until(lambda: sk.get("once", "{{.RestartCount}} {{.State.Running}}") == "1 true", "it is started again")
+        sk("update --restart no once").ok
+        sk("exec once touch /go").ok
+        sk.becomes("once", "{{.State.Status}}", "exited")
+        time.sleep(0.5)
+        eq(sk.get("once", "{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}}"), "exited 3 1")
+    with sk.case("--restart of one that is removed by itself"):
+        sk("run -d --rm --name auto busybox sleep 1000").ok
+        sk("update --restart always auto").exits(1, "autoremove|--rm")
+    with sk.case("events"):
+        match(sk("events --since 10m --until 0s --filter container=cr").ok.out, r"container update")
+
+
 @timeout(180)
 def test_health(sk):
     with sk.case("healthy, unhealthy, healthy"):
@@ -194,6 +242,13 @@ def test_health(sk):
         sk("run -d --name sp --health-cmd false --health-interval 1s --health-retries 1 --health-start-period 300s busybox sleep 1000").ok
         time.sleep(2.5)
         eq(sk.get("sp", "{{.State.Health.Status}}"), "starting")
+    with sk.case("start interval: looked at sooner while it starts"):
+        sk("run -d --name si --health-cmd true --health-interval 1h --health-start-period 1h --health-start-interval 500ms busybox sleep 1000").ok
+        sk.becomes("si", "{{.State.Health.Status}}", "healthy")
+        sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="hs", config={
+            "Healthcheck": {"Test": ["CMD", "true"], "Interval": 3600 * 10**9, "StartPeriod": 3600 * 10**9, "StartInterval": 5 * 10**8}})).ok
+        sk("run -d --name sj hs sleep 1000").ok
+        sk.becomes("sj", "{{.State.Health.Status}}", "healthy")
     with sk.case("--no-healthcheck and --health-cmd"):
         sk("run --no-healthcheck --health-cmd true busybox true").exits(125, "conflict")
     with sk.case("events"):

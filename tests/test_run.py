@@ -89,10 +89,13 @@ def test_process(sk):
             ("nothing of the host's environment", "", "env | grep -c -e SKIFF -e FROM_HOST -e XDG", "0"),
             ("-e with = and spaces", "-e 'A=b=c d'", "echo \"$A\"", "b=c d"),
             ("add-host", "--add-host some.host:10.9.8.7", "grep some.host /etc/hosts", r"10\.9\.8\.7\s+some\.host"),
+            ("add-host of IPv6", "--add-host six:fe80::1 --add-host bra:[::2] --add-host eq=::3 --add-host four=1.2.3.4",
+             "grep -e six -e bra -e eq -e four /etc/hosts", r"fe80::1\s+six\n::2\s+bra\n::3\s+eq\n1\.2\.3\.4\s+four"),
             ("localhost", "", "grep -c '^127.0.0.1.*localhost' /etc/hosts", "1"), ("own name in hosts", "--network none --hostname me", "grep -c -w me /etc/hosts", "[01]"),
             ("dns", "--dns 9.9.9.9 --dns-search example.net --dns-option ndots:3", "cat /etc/resolv.conf",
              r"(?s:.*nameserver 9\.9\.9\.9.*)"), ("dns-search", "--dns 9.9.9.9 --dns-search example.net", "grep -c '^search example.net' /etc/resolv.conf", "1"),
             ("dns-option", "--dns 9.9.9.9 --dns-option ndots:3", "grep -c '^options ndots:3' /etc/resolv.conf", "1"),
+            ("dns-opt", "--dns 9.9.9.9 --dns-opt ndots:3 --dns-opt timeout:1", "grep ^options /etc/resolv.conf", "options ndots:3 timeout:1"),
             ("read-only", "--read-only", "(echo x >/f) 2>&1; echo x >/dev/shm/f && echo shm", "(?s:.*Read-only file system.*shm)"),
             ("read-only with tmpfs", "--read-only --tmpfs /run", "echo x >/run/f && cat /run/f", "x"),
             ("tmpfs", "--tmpfs /t", "grep ' /t tmpfs' /proc/mounts | grep -c 'nosuid,nodev,noexec'", "1"),
@@ -100,6 +103,7 @@ def test_process(sk):
             ("tmpfs exec", "--tmpfs /t:exec", "cp /bin/busybox /t/true && /t/true && echo ran", "ran"),
             ("shm", "", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "65536"),
             ("shm-size", "--shm-size 1m", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "1024"),
+            ("shm-size 0 is the default", "--shm-size 0", "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "65536"),
             ("ulimit", "--ulimit nofile=100:200", "ulimit -Sn; ulimit -Hn", "100\n200"), ("ulimit one", "--ulimit core=0", "ulimit -c", "0"),
             ("sysctl", "--sysctl kernel.msgmax=65000", "cat /proc/sys/kernel/msgmax", "65000"),
             ("sysctl net", "--network none --sysctl net.ipv4.ip_forward=1", "cat /proc/sys/net/ipv4/ip_forward", "1"),
@@ -111,6 +115,11 @@ def test_process(sk):
             ("network none", "--network none", "ls /sys/class/net 2>/dev/null || cut -s -d: -f1 /proc/net/dev", r"(?s:\s*lo\s*)"),
             ("loopback is up", "--network none", "ping -c1 -W1 127.0.0.1 >/dev/null 2>&1 && echo up || cat /sys/class/net/lo/operstate", "up|unknown"),
             ("device", "--device /dev/zero:/dev/mine", "head -c 2 /dev/mine | wc -c", "2"),
+            ("device by its own name", "--device /dev/fuse", "test -c /dev/fuse && echo there", "there") if os.path.exists("/dev/fuse") else
+            ("device by its own name", "--device /dev/zero", "test -c /dev/zero && echo there", "there"),
+            ("device with a mode", "--device /dev/zero:/dev/mine:rw --device /dev/zero:r", "head -c 2 /dev/mine | wc -c", "2"),
+            ("limits that mean none", "--memory 0 --memory-swap -1 --memory-reservation 0 --cpus 0 --cpu-quota -1 --cpu-period 0 --cpu-shares 0 --pids-limit -1 "
+             "--blkio-weight 0 --cpuset-cpus ''", "echo x", "x"), ("limits that mean none, too", "--memory -1 --cpu-quota 0 --pids-limit 0", "echo x", "x"),
             ("dev", "", "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; done; echo x >/dev/null; head -c1 /dev/zero | wc -c", "1"),
             ("dev links", "", "for l in fd stdin ptmx; do readlink /dev/$l; done", "/proc/self/fd\n/proc/self/fd/0\n(/dev/)?pts/ptmx"),
             ("no other devices", "", "ls /dev | tr '\\n' ' '", r"(console )?(core )?fd full (mqueue )?null ptmx pts random shm stderr stdin stdout tty urandom zero ?"),
@@ -470,6 +479,36 @@ def test_inspect(sk):
                 eq(v, want, path)
     with sk.case("environment"):
         true({"A=1", "PATH=/bin"} <= set(j["Config"]["Env"]), "A=1 and PATH in %s" % j["Config"]["Env"])
+        eq([x for x in j["Config"]["Env"] if x.startswith(("HOSTNAME=", "HOME=", "TERM="))], [], "what is not the user's own")
+    for options, want in [("-e HOME=/x -e HOSTNAME=y -t", ["HOME=/x", "HOSTNAME=y"]), ("-t", [])]:
+        with sk.case("environment with " + options):
+            name = "env%d" % len(want)
+            sk("create --name %s %s busybox true" % (name, options)).ok
+            env = json.loads(sk.get(name, "{{json .Config.Env}}"))
+            eq([x for x in env if x.startswith(("HOSTNAME=", "HOME=", "TERM="))], want)
+    with sk.case("namespaces"):
+        get = lambda name: sk.get(name, "{{with .HostConfig}}{{.IpcMode}} {{.PidMode}} {{.UTSMode}} {{.UsernsMode}} {{.CgroupnsMode}} {{.NetworkMode}}{{end}}")
+        eq(get("cc").split()[:3], ["private"] * 3)
+        sk("create --name hosts --pid host --ipc host --uts host --network none busybox true").ok
+        eq(get("hosts").split()[:3] + [get("hosts").split()[5]], ["host", "host", "host", "none"])
+    with sk.case("what was given"):
+        sk("create --name given --dns 9.9.9.9 --dns-opt a:1 --dns-option b:2 --dns-search example.net --add-host h:1.2.3.4 --shm-size 1m --expose 80 "
+           "--expose 53/udp --security-opt no-new-privileges --group-add keep-groups --ulimit core=0 --sysctl kernel.msgmax=65000 "
+           "--health-cmd true --health-start-interval 2s --health-start-period 9s busybox true").ok
+        h = json.loads(sk.get("given", "{{json .HostConfig}}"))
+        for key, value in [("Dns", ["9.9.9.9"]), ("DnsSearch", ["example.net"]), ("ExtraHosts", ["h:1.2.3.4"]), ("ShmSize", 1 << 20),
+                           ("SecurityOpt", ["no-new-privileges"]), ("GroupAdd", ["keep-groups"]), ("Sysctls", {"kernel.msgmax": "65000"})]:
+            eq(h.get(key), value, key)
+        eq(sorted(h["DnsOptions"]), ["a:1", "b:2"], "DnsOptions")
+        eq(len(h["Ulimits"]), 1, "Ulimits")
+        c = json.loads(sk.get("given", "{{json .Config}}"))
+        eq(c["ExposedPorts"], {"80/tcp": {}, "53/udp": {}})
+        eq((c["Healthcheck"].get("StartInterval"), c["Healthcheck"].get("StartPeriod")), (2 * 10**9, 9 * 10**9), "start interval and period")
+    with sk.case("what a script looks at where there is nothing to tell"):
+        for template, want in [("{{.NetworkSettings.IPAddress}}|{{.NetworkSettings.Gateway}}|{{.NetworkSettings.MacAddress}}", "||"), ("{{json .NetworkSettings.Ports}}", "{}"),
+                               ("{{range .NetworkSettings.Networks}}<{{.IPAddress}}>{{end}}", "<>"), ("{{json .ExecIDs}}", "null"),
+                               ("{{json .HostConfig.Devices}} {{json .HostConfig.Links}} {{.HostConfig.CpuQuota}} {{.HostConfig.CpusetCpus}}|", "[] null 0 |")]:
+            eq(sk.get("cc", template), want, template)
     with sk.case("capabilities"):
         true(j["HostConfig"].get("CapAdd") in (["NET_ADMIN"], ["CAP_NET_ADMIN"]), "CapAdd of NET_ADMIN, got %s" % j["HostConfig"].get("CapAdd"))
     with sk.case("mounts"):

@@ -111,14 +111,19 @@ def test_binds(sk):
             ("--mount type=tmpfs,dst=/m,tmpfs-size=1m,tmpfs-mode=0700", "df -k /m | tail -1 | tr -s ' ' | cut -d' ' -f2; stat -c %a /m", "1024\n700"),
             ("--mount 'type=bind,\"source=%s\",target=/m'" % d, "cat /m/f", "host file"), ("-v %s:/m/../n" % d, "cat /n/f", "host file"),
             ("-v %s:/a/b/c/d" % d, "cat /a/b/c/d/f", "host file"), ("-v %s:/m -v %s/f:/m/sub/g" % (d, d), "cat /m/sub/g", "host file"),
-            ("-v ./host:/m", "cat /m/f", "host file")]:
+            ("-v ./host:/m", "cat /m/f", "host file"), ("-v %s:/m:cached" % d, "cat /m/f", "host file"), ("-v %s:/m:ro,delegated" % d, "touch /m/n 2>&1", ".*Read-only.*"),
+            ("-v %s:/m:consistent,rw" % d, "cat /m/f", "host file"), ("--mount type=bind,source=./host,target=/m", "cat /m/f", "host file"),
+            ("--mount type=bind,source=.,target=/m", "cat /m/host/f", "host file")]:
         with sk.case(options.replace(sk.dir, "")[:70]):
             r = sk("run --rm " + options + " busybox sh -c", script)
             true(re.search("^(?:%s)$" % want, r.out), "/%s/, got %r %r" % (want, r.out, lib.short(r.err)))
     with sk.case("a missing source of -v is made"):
         sk("run --rm -v", sk.dir + "/made:/m", "busybox", "touch", "/m/x").ok
         true(os.path.exists(sk.dir + "/made/x"), "the made directory")
+        sk("run --rm -v ./made2/below:/m busybox touch /m/x").ok
+        true(os.path.exists(sk.dir + "/made2/below/x"), "the made directory of a relative path")
     with sk.case("a missing source of --mount is refused"):
+        sk("run --rm --mount type=bind,src=./nosuch,dst=/m busybox true").exits(125, "does not exist|no such")
         sk("run --rm --mount type=bind,src=%s/nosuch,dst=/m busybox true" % sk.dir).exits(125, "does not exist|no such")
         true(not os.path.exists(sk.dir + "/nosuch"), "nothing made")
     with sk.case("twice at one place"):
