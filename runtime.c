@@ -7886,8 +7886,8 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
     if (!below || *parent != '/') cgroup_enable(own);
     if (below && mkdir(below, 0755) && errno != EEXIST)
         return err_set(e, errno,
-                       "make cgroup %s: it must be below one that is delegated to you ('skiff "
-                       "doctor' says which)",
+                       "make cgroup %s: it needs to be below one that is delegated to you "
+                       "('skiff doctor' says which)",
                        below);
     if (below) cgroup_controllers(below);
     c->path = str_fmt("%s/skiff-%.12s", below ? below : own, id);

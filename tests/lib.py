@@ -235,6 +235,15 @@ class Skiff:
         r = self(["run", "-d", "--name", name, *options, image, "sh", "-c",
                   "trap 'exit 0' TERM; " + script + " & wait"]).ok
         match(r.out, "^[0-9a-f]{64}$", "run -d")
+        pid = self.get(name, "{{.State.Pid}}")
+
+        def ready():  # TERM before the shell has its handler would be lost: it is pid 1
+            try:
+                with open("/proc/%s/status" % pid) as f:
+                    return int(re.search(r"SigCgt:\s*(\w+)", f.read())[1], 16) & 1 << 14
+            except (OSError, TypeError):
+                return True  # it has ended already
+        until(ready, "%s handles TERM" % name)
         return r.out
 
     def get(self, name, template):
