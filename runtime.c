@@ -10035,19 +10035,21 @@ static pid_t launch_visit(struct launch *l, int pidfd, int (*fn)(int root, void 
     return pid;
 }
 
-/* Runs fn in the user namespace of an idmap, so that it may handle files of all mapped ids; the
- * exit status of fn, -1 on failure. */
-static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *arg, struct err *e) {
+/* Runs fn in a child that is in the user namespace of an idmap (none: ours) and in the new
+ * namespaces `also`, without a umask; the exit status of fn, -1 on failure. */
+static int launch_within(const struct idmap *m, u64 also, int (*fn)(void *arg), void *arg,
+                         struct err *e) {
     int pair[2];
-    if (!m->uids) return fn(arg);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return err_set(e, errno, "socketpair");
-    struct sys_clone_args a = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+    struct sys_clone_args a = { .flags = (m->uids ? CLONE_NEWUSER : 0) | also,
+                                .exit_signal = SIGCHLD };
     pid_t pid = sys_clone3(&a);
     if (!pid) {
         struct err ce = { 0 };
         close(pair[0]);
-        if (m->outside ? launch_hear(pair[1], MSG_GO, &ce) : idmap_write(0, m, &ce))
+        if (m->outside ? launch_hear(pair[1], MSG_GO, &ce)
+                       : m->uids && idmap_write(0, m, &ce))
             launch_fail(pair[1], &ce);
         umask(0);
         _exit(fn(arg));
@@ -10062,6 +10064,11 @@ static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *ar
     while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
     if (rc) return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Runs fn so that it may handle files of all ids of a map. */
+static int launch_as_owner(const struct idmap *m, int (*fn)(void *arg), void *arg, struct err *e) {
+    return m->uids ? launch_within(m, 0, fn, arg, e) : fn(arg);
 }
 /* }==== 18 launch */
 
@@ -21770,7 +21777,112 @@ static int cmd_check(struct cli *c, struct err *e) {
     return faults && !repair ? 1 : 0;
 }
 
-/* ---- 26.15 events ---- */
+/* ---- 26.15 unshare, mount, umount ---- */
+struct unshare_run {
+    char *const *argv;
+    mode_t mask;
+};
+
+static int unshare_run(void *arg) {
+    const struct unshare_run *u = arg;
+    const char *shell = getenv("SHELL");
+    char *const own[] = { (char *)(str_empty(shell) ? "/bin/sh" : shell), NULL };
+    char *const *argv = u->argv[0] ? u->argv : own;
+    if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
+        return fprintf(stderr, "skiff: make mounts private: %s\n", strerror(errno)), EXIT_ENGINE;
+    umask(u->mask);
+    launch_signals_default();
+    execvp(argv[0], argv);
+    int no = errno;
+    fprintf(stderr, "skiff: execute %s: %s\n", argv[0], strerror(no));
+    return no == ENOENT ? EXIT_NOTFOUND : EXIT_NOEXEC;
+}
+
+/* A program, by default the shell, as root of the user namespace that containers get. */
+static int cmd_unshare(struct cli *c, struct err *e) {
+    struct idmap ids;
+    struct unshare_run u = { c->args, umask(077) };
+    umask(u.mask);
+    if (!cli_store(c, e) || idmap_choose(c->store->dir, "", 0, 0, &ids, e)) return -1;
+    fflush(NULL);
+    signal(SIGINT, SIG_IGN), signal(SIGQUIT, SIG_IGN); /* the terminal sends them to both */
+    return launch_within(&ids, CLONE_NEWNS, unshare_run, &u, e);
+}
+
+/* Mounts an image's tree from unpacked layers. */
+static int mount_layers(const struct store *s, const struct image *m, const char *chain,
+                        const struct idmap *own, const char *at, struct err *e) {
+    struct idmap none = { 0 };
+    char tree[128];
+    bool merged = m->diff_ids.n > 200; /* overlay's limit: 500 */
+    AUTO_BUF o = { 0 };
+    buf_adds(&o, "userxattr,lowerdir=");
+    for (size_t i = merged ? 1 : m->diff_ids.n; i-- > 0;) {
+        if (image_tree(s, merged ? "merged" : "layers",
+                       merged ? chain : digest_hex(m->diff_ids.v[i]),
+                       idmap_single(own) ? own : &none, tree, e))
+            return -1;
+        bool again = false; /* overlay takes no directory twice */
+        for (size_t k = i + 1; !merged && k < m->diff_ids.n; k++)
+            again |= !strcmp(m->diff_ids.v[i], m->diff_ids.v[k]);
+        if (!again) buf_addf(&o, "%s:", tree);
+    }
+    buf_adds(&o, "cache/init/proc"); /* empty: overlay wants two */
+    AUTO_FREE char *full = realpath(at, NULL);
+    if (!full) return err_set(e, errno, "mount at %s", at);
+    if (make_stubs(s, e)) return -1;
+    if (chdir(s->path) || mount("skiff", full, "overlay", MS_RDONLY, o.p))
+        return err_set(e, errno, "mount overlay at %s", full);
+    return 0;
+}
+
+static int cmd_mount(struct cli *c, struct err *e) {
+    AUTO_IMAGE m = { 0 };
+    char chain[HEX_LEN + 1];
+    const char *at = c->args[1];
+    struct stat st;
+    if (geteuid())
+        return err_set(e, 0, "mounting needs a user namespace: do it inside 'skiff unshare'");
+    if (!cli_store(c, e) || image_find(c->store, c->args[0], &m, NULL, e)) return -1;
+    if (stat(at, &st)) return err_set(e, errno, "mount at %s", at);
+    if (!S_ISDIR(st.st_mode)) return err_set(e, ENOTDIR, "mount at %s", at);
+    if (layer_merge(c->store, &m.diff_ids, chain, e)) return -1;
+    struct plan p = { 0 };
+    idmap_own(&p.ids);
+    const char *driver = choose_driver(c->store, &p.ids, e);
+    if (!driver) return -1;
+    if (!strcmp(driver, "overlay")) return mount_layers(c->store, &m, chain, &p.ids, at, e);
+    if (!strcmp(driver, "copy"))
+        return err_set(e, 0, "there is neither FUSE nor overlay here ('skiff doctor' says why): "
+                             "'skiff save' has the image's files");
+    AUTO_JSON *spec = json_pack("{s{s{ss}}}", "skiff", "rootfs", "chain", chain);
+    int fds[UFS_MAX_THREADS + 1];
+    struct launch l;
+    launch_init(&l);
+    l.store = c->store->dir;
+    l.plan = &p;
+    p.spec = spec;
+    p.driver = "overlay-fuse"; /* its file server is the one that only reads */
+    if (launch_prepare(&l, e)) return -1;
+    int n = ufs_mount(at, false, fds, e);
+    int rc = n < 0 ? -1 : launch_server(&l, fds, (unsigned)n, e);
+    while (n > 0) close(fds[--n]);
+    launch_done(&l);
+    return rc;
+}
+
+static int cmd_umount(struct cli *c, struct err *e) {
+    int rc = 0;
+    for (int i = 0; i < c->nargs; i++)
+        if (umount2(c->args[i], UMOUNT_NOFOLLOW)) {
+            err_set(e, errno, "unmount %s", c->args[i]);
+            cli_error(c, e);
+            rc = EXIT_ENGINE;
+        }
+    return rc;
+}
+
+/* ---- 26.16 events ---- */
 static const struct opt OPT_EVENTS[] = {
     { "filter", 'f', OPT_LIST, "Filter output based on conditions provided" },
     { "format", 0, OPT_TEXT, "Format output using a custom template" },
@@ -21844,7 +21956,7 @@ static int cmd_events(struct cli *c, struct err *e) {
     }
 }
 
-/* ---- 26.16 version, info, doctor ---- */
+/* ---- 26.17 version, info, doctor ---- */
 static const struct opt OPT_FORMAT[] = { { "format", 'f', OPT_TEXT,
                                            "Format output using a custom template" },
                                          { NULL, 0, OPT_BOOL, NULL } };
@@ -22016,7 +22128,7 @@ static int cmd_doctor(struct cli *c, struct err *e) {
     return userns ? 0 : 1;
 }
 
-/* ---- 26.17 build ---- */
+/* ---- 26.18 build ---- */
 static const struct opt OPT_BUILD[] = {
     { "add-host", 0, OPT_LIST, "Add a custom host-to-IP mapping (host:ip)" },
     { "build-arg", 0, OPT_LIST, "Set build-time variables" },
@@ -22651,7 +22763,7 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
     return 0;
 }
 
-/* ---- 26.18 the OCI runtime command line ----
+/* ---- 26.19 the OCI runtime command line ----
  * `skiff oci …`, or the program under the name crun, runc or skiff-runtime: what podman, containerd
  * and Slurm call. A container's state is one file in ROOT/ID; `create` leaves its process waiting
  * at a FIFO there, `start` writes to it. Source: runtime-spec runtime.md, crun(1), runc(8). */
@@ -23788,7 +23900,7 @@ static int oci_main(int argc, char **argv) {
     return rc;
 }
 
-/* ---- 26.19 hello: what the embedded image runs ---- */
+/* ---- 26.20 hello: what the embedded image runs ---- */
 static int hello_main(void) {
     char uid[128] = "?", root[256] = "?", line[512];
     file_line(AT_FDCWD, "/proc/self/uid_map", uid, sizeof uid);
@@ -23820,7 +23932,7 @@ static int hello_main(void) {
     return 0;
 }
 
-/* ---- 26.20 the table ---- */
+/* ---- 26.21 the table ---- */
 static const struct opt OPT_TIME[] = {
     { "time", 't', OPT_INT, "Seconds to wait before killing the container" },
     { "timeout", 0, OPT_INT, "The same" },
@@ -24358,6 +24470,36 @@ static const struct cmd CMDS[] = {
       0,
       false,
       1 },
+    { "unshare",
+      NULL,
+      "[COMMAND] [ARG...]",
+      "Run a command, or the shell, as root of the user namespace that containers get",
+      cmd_unshare,
+      { NULL },
+      0,
+      -1,
+      true,
+      125 },
+    { "mount",
+      NULL,
+      "IMAGE DIR",
+      "Mount an image's files, read-only (inside 'skiff unshare')",
+      cmd_mount,
+      { NULL },
+      2,
+      2,
+      false,
+      125 },
+    { "umount",
+      NULL,
+      "DIR [DIR...]",
+      "Unmount what 'skiff mount' has mounted",
+      cmd_umount,
+      { NULL },
+      1,
+      -1,
+      false,
+      125 },
     { "doctor",
       NULL,
       "",

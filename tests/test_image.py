@@ -414,6 +414,36 @@ def test_history_rows(sk):
                     eq(sk("history --no-trunc --format {{.CreatedBy}} row").ok.out, by, "--no-trunc")
 
 
+@only("abfg")
+def test_mount(sk):
+    d = sk.folder("m")
+    with sk.case("an image's files, read-only, below unshare"):
+        want = sk("run --rm --network none busybox sh -c 'cat /bin/busybox | sha256sum'").ok.out.split()[0]
+        drivers = ["overlay-fuse", "fuse", "overlay"] if sk.who in "fg" else ["overlay"]
+        for driver in drivers:
+            r = sk(["unshare", "sh", "-c", """
+                id -u
+                $0 --storage-driver %s mount busybox %s || exit
+                sha256sum < %s/bin/busybox
+                touch %s/new 2>&1
+                $0 umount %s && ls %s | wc -l; exit 5""" % (driver, d, d, d, d, d), sk.binary]).exits(5, "")
+            lines = r.out.splitlines()
+            eq(lines[0], "0", "root there")
+            match(lines[1], want)
+            match(lines[2], "Read-only")
+            eq(lines[3], "0")
+    with sk.case("outside, and what cannot be"):
+        sk(["mount", "busybox", d]).exits(125, "skiff unshare")
+        sk(["unshare", sk.binary, "mount", "nosuch:1", d]).exits(125, "nosuch")
+        sk(["unshare", sk.binary, "mount", "busybox", d + "/none"]).exits(125, "No such file")
+        sk(["unshare", sk.binary, "umount", d]).exits(125, "unmount")
+        sk(["unshare", sk.binary, "--storage-driver", "copy", "mount", "busybox", d]).exits(125, "doctor")
+        sk(["unshare", "/nosuch"]).exits(127, "nosuch")
+        sk(["unshare", d]).exits(126, "denied")
+    with sk.case("umask and descriptors are the caller's"):
+        sk(["unshare", "sh", "-c", "umask; ls /proc/self/fd | wc -l"]).says("0022\n4")
+
+
 def test_store_is_an_oci_layout(sk):
     sk("tag busybox some.host:99/a/b:c").ok
     sk.check_store()
