@@ -45,7 +45,7 @@
  *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
  *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
  *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to lower layers
- *   containers/ID/rootfs/             the whole tree, where there is no overlay
+ *   containers/ID/rootfs/, laid       the whole tree, where there is no overlay; when it was made
  *   volumes/NAME/{meta.json,_data/}
  *   cache/                     compiled seccomp filters, build cache records; always safe to delete
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
@@ -947,16 +947,23 @@ static void tree_usage(int dir, const char *name, u64 *bytes, u64 *inodes, int d
 /* Takes a flock on a file below dir (made if missing). op as flock(2). The descriptor, or -1 with
  * errno EWOULDBLOCK where LOCK_NB met a holder. */
 static int lock_take(int dir, const char *name, int op) {
-    int fd = openat(dir, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) return -1;
-    while (flock(fd, op))
-        if (errno != EINTR) {
-            int no = errno;
-            close(fd);
-            errno = no;
-            return -1;
-        }
-    return fd;
+    for (;;) {
+        struct stat a, b;
+        int fd = openat(dir, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0) return -1;
+        while (flock(fd, op))
+            if (errno != EINTR) {
+                int no = errno;
+                close(fd);
+                errno = no;
+                return -1;
+            }
+        /* whoever held it may have removed the file: a lock without its name locks nothing */
+        if (!fstat(fd, &a) && !fstatat(dir, name, &b, AT_SYMLINK_NOFOLLOW) &&
+            a.st_ino == b.st_ino && a.st_dev == b.st_dev)
+            return fd;
+        close(fd);
+    }
 }
 
 /* True while a living process holds the lock file exclusively. */
@@ -1550,9 +1557,9 @@ struct http_req {
     size_t body_n;
     int body_fd; /* … or, when body is NULL and this is >= 0, from a file */
     u64 body_fd_n;
-    const char *ca_extra; /* PEM added to the system's bundle; NULL: none */
+    const char *ca_extra;   /* PEM added to the system's bundle; NULL: none */
     const char *cert, *key; /* PEM of a client's certificate and its key; NULL: none */
-    bool insecure;        /* do not verify; plain http may be redirected to */
+    bool insecure;          /* do not verify; plain http may be redirected to */
 };
 
 struct http {
@@ -2307,7 +2314,7 @@ static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err
     int rc;
     const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
     AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
-    const char *main = !str_empty(own)        ? own
+    const char *main = !str_empty(own)       ? own
                        : !access(user, R_OK) ? user
                                              : "/etc/containers/registries.conf";
     rc = reg_conf_read(main, ref, ret, &self, e);
@@ -2380,11 +2387,11 @@ static char *reg_certs(const char *domain, char **ret_cert, char **ret_key) {
 /* ---- 9.5 one registry, authenticated ---- */
 struct reg {
     struct ref ref;
-    char *base;     /* "https://host", owned; chosen by the first exchange */
-    char *repo;     /* the repository's name at this host, owned */
-    char *creds;    /* "user:password", owned; NULL: anonymous */
-    char *auth;     /* Authorization value, owned; NULL: none asked yet */
-    char *ca_extra; /* owned; NULL: none */
+    char *base;       /* "https://host", owned; chosen by the first exchange */
+    char *repo;       /* the repository's name at this host, owned */
+    char *creds;      /* "user:password", owned; NULL: anonymous */
+    char *auth;       /* Authorization value, owned; NULL: none asked yet */
+    char *ca_extra;   /* owned; NULL: none */
     char *cert, *key; /* owned: a client's certificate; NULL: none */
     bool insecure, push;
     pthread_mutex_t lock; /* guards auth */
@@ -2429,11 +2436,9 @@ static int reg_token(struct reg *r, const char *challenge, char **ret_auth, stru
     curl_free(esc_scope), curl_free(esc_service);
     AUTO_FREE char *basic = NULL, *form = NULL;
     AUTO_STRV headers = { 0 };
-    struct http_req q = { .method = "GET",
-                          .url = url,
-                          .body_fd = -1,
-                          .ca_extra = r->ca_extra,
-                          .insecure = r->insecure };
+    struct http_req q = {
+        .method = "GET", .url = url, .body_fd = -1, .ca_extra = r->ca_extra, .insecure = r->insecure
+    };
     if (r->creds && str_prefix(r->creds, "<token>:")) { /* OAuth2, RFC 6749 section 6 */
         char *esc_token = curl_easy_escape(NULL, r->creds + 8, 0);
         form = str_fmt("grant_type=refresh_token&client_id=skiff&refresh_token=%s&%s", esc_token,
@@ -2560,8 +2565,7 @@ static bool reg_has(struct reg *r) {
                        "application/vnd.oci.image.manifest.v1+json, "
                        "application/vnd.docker.distribution.manifest.list.v2+json, "
                        "application/vnd.docker.distribution.manifest.v2+json");
-    AUTO_FREE char *path =
-        str_fmt("manifests/%s", r->ref.digest[0] ? r->ref.digest : r->ref.tag);
+    AUTO_FREE char *path = str_fmt("manifests/%s", r->ref.digest[0] ? r->ref.digest : r->ref.tag);
     struct http_req q = { .method = "HEAD", .headers = &headers, .body_fd = -1 };
     AUTO_HTTP *h = reg_request(r, &q, path, &ignored);
     return h && h->status == 200;
@@ -2590,9 +2594,8 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             free(r->base), free(r->repo), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             free(r->creds);
-            r->creds =
-                auth_find(i + 1 == conf.n ? ref->domain : name, /* a mirror gets its own */
-                          ref->path);
+            r->creds = auth_find(i + 1 == conf.n ? ref->domain : name, /* a mirror gets its own */
+                                 ref->path);
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
             const char *left = ref->path + host->strip;
             left += *left == '/';
@@ -2601,10 +2604,12 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             r->ca_extra = reg_certs(name, &r->cert, &r->key);
             /* a loopback registry with a CA of its own is verified like any other */
             r->insecure = lax && !r->ca_extra;
-            struct http_req q = {
-                .method = "GET", .body_fd = -1, .ca_extra = r->ca_extra, .cert = r->cert,
-                .key = r->key, .insecure = r->insecure
-            };
+            struct http_req q = { .method = "GET",
+                                  .body_fd = -1,
+                                  .ca_extra = r->ca_extra,
+                                  .cert = r->cert,
+                                  .key = r->key,
+                                  .insecure = r->insecure };
             AUTO_FREE char *url = str_fmt("%s/v2/", r->base);
             q.url = url;
             CURLcode rc = CURLE_OK;
@@ -4467,6 +4472,7 @@ struct unpack {
     struct packs packs;
     int root;
     bool chown;      /* ids are mapped: keep owners and devices */
+    bool over;       /* into a directory that has files: what is in the way is replaced */
     char **first;    /* owned: for a hard-linked inode, the path of its first name */
     struct buf path; /* of the directory being filled, relative to root */
 };
@@ -4520,6 +4526,7 @@ static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, str
     AUTO_FREE char *link = NULL;
     AUTO_FD fd = -1;
     int rc = 0;
+    if (u->over) unlinkat(dir, name, 0);
     if (!S_ISDIR(i->mode) && i->nlink > 1) {
         if (u->first[ino]) {
             if (linkat(u->root, u->first[ino], dir, name, 0))
@@ -4579,7 +4586,10 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
             continue;
         }
         size_t mark = u->path.n;
-        if (mkdirat(dir, name, 0700))
+        struct stat old;
+        if (u->over && !fstatat(dir, name, &old, AT_SYMLINK_NOFOLLOW) && !S_ISDIR(old.st_mode))
+            unlinkat(dir, name, 0);
+        if (mkdirat(dir, name, 0700) && !(u->over && errno == EEXIST))
             return err_set(e, errno, "mkdir %s%s", u->path.p ? u->path.p : "", name);
         AUTO_FD sub = openat(dir, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
         if (sub < 0) return err_set(e, errno, "open %s", name);
@@ -4588,6 +4598,7 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
         u->path.n = mark;
         u->path.p[mark] = 0;
     }
+    if (u->over && !depth) return 0; /* the directory itself is the user's */
     if (u->chown) (void)!fchown(dir, i->uid, i->gid);
     fchmod(dir, i->mode & 07777);
     unpack_xattrs(u, i, dir, ".");
@@ -4597,9 +4608,13 @@ static int unpack_dir(struct unpack *u, int dir, u32 ino, int depth, struct err 
     return 0;
 }
 
-/* Writes a whole index into an empty directory. For layers/ trees whiteouts take overlay's form. */
-static int idx_unpack(const struct idx *x, int layers, int root, bool chown, struct err *e) {
-    struct unpack u = { .x = x, .root = root, .chown = chown };
+enum { UNPACK_CHOWN = 1, UNPACK_OVER = 2 }; /* struct unpack says what they mean */
+
+/* Writes a whole index into a directory. For layers/ trees whiteouts take overlay's form. */
+static int idx_unpack(const struct idx *x, int layers, int root, int how, struct err *e) {
+    struct unpack u = {
+        .x = x, .root = root, .chown = how & UNPACK_CHOWN, .over = how & UNPACK_OVER
+    };
     packs_init(&u.packs, x, layers);
     u.first = mem_new(x->head->inodes * sizeof *u.first);
     buf_add(&u.path, "", 0);
@@ -4704,12 +4719,12 @@ static int stack_resolve(const struct stack *k, const char *path, bool last, cha
         buf_addf(&out, "%s%.*s", out.n ? "/" : "", (int)n, p);
         f = stack_at(k, out.p);
         bool end = !p[n + strspn(p + n, "/")];
-        const char *text =
-            f.i && S_ISLNK(f.i->mode) && (!end || last) ? idx_name(f.x, f.i->data, f.i->count) : NULL;
+        const char *text = f.i && S_ISLNK(f.i->mode) && (!end || last)
+                               ? idx_name(f.x, f.i->data, f.i->count)
+                               : NULL;
         p += n;
         if (!text) continue;
-        if (++links > 40 || out.n > PATH_MAX)
-            return err_set(e, ELOOP, "%s", path);
+        if (++links > 40 || out.n > PATH_MAX) return err_set(e, ELOOP, "%s", path);
         char *joined = str_fmt("%.*s/%s", (int)f.i->count, text, p);
         out.n = *joined == '/' ? 0 : mark;
         out.p[out.n] = 0;
@@ -4949,9 +4964,9 @@ struct rw_node {
     struct rw_node *id_next, *ino_next, *older, *newer;
 };
 
-enum { RW_OPEN_MAX = 512 }; /* descriptors kept open for nodes */
-#define RW_INO_BASE (1ull << 48)  /* inode numbers of the upper are shown above the index's */
-#define RW_SEQ_BASE (1ull << 40)  /* readdir's positions in the upper's part of a listing */
+enum { RW_OPEN_MAX = 512 };            /* descriptors kept open for nodes */
+#define RW_INO_BASE (1ull << 48)       /* inode numbers of the upper are shown above the index's */
+#define RW_SEQ_BASE (1ull << 40)       /* readdir's positions in the upper's part of a listing */
 #define RW_ORIGIN "user.overlay.skiff" /* the index's inode number, kept with a copied file */
 
 struct rw {
@@ -5027,11 +5042,9 @@ static struct rw_node *rw_node_new(struct rw *w, u64 id, u32 lower, u32 type,
                                    struct rw_node *parent, const char *name) {
     if (w->nodes > w->mask) rw_grow(w);
     struct rw_node *n = mem_new(sizeof *n);
-    *n = (struct rw_node){ .id = id ? id : w->next_id++,
-                           .lower = lower,
-                           .type = type,
-                           .fd = -1,
-                           .orphan = -1 };
+    *n = (struct rw_node){
+        .id = id ? id : w->next_id++, .lower = lower, .type = type, .fd = -1, .orphan = -1
+    };
     n->id_next = w->by_id[n->id & w->mask];
     w->by_id[n->id & w->mask] = n;
     w->nodes++;
@@ -5166,8 +5179,7 @@ static int rw_dir(struct rw *w, struct rw_node *n) {
     if (!n->parent) return errno = ESTALE, -1;
     int at = rw_dir(w, n->parent);
     if (at < 0) return -1;
-    return rw_fd_keep(w, n,
-                      openat(at, n->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    return rw_fd_keep(w, n, openat(at, n->name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
 }
 
 static int rw_stat(struct rw *w, struct rw_node *n, struct stat *st) {
@@ -5616,8 +5628,7 @@ static int rw_dir_empty(struct rw *w, struct rw_node *d) {
     if (rw_load(w, d)) return -1;
     for (u32 i = 0; i < d->list.n; i++)
         if (d->list.e[i].name && !d->list.e[i].whiteout) return 0;
-    const struct idx_dirent *l =
-        d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
+    const struct idx_dirent *l = d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
     for (u32 k = 0; k < n; k++) {
         const char *s = idx_name(x, l[k].name, l[k].name_len);
         if (s && !rw_list_find(&d->list, s, l[k].name_len)) return 0;
@@ -5663,8 +5674,7 @@ static int rw_new_begin(struct rw *w, struct rw_node *d, const char *name, struc
 }
 
 /* Gives the new object to its owner, puts it in place, and makes its node; NULL with errno. */
-static struct rw_node *rw_new_end(struct rw *w, struct rw_new *x,
-                                  const struct fuse_in_header *h) {
+static struct rw_node *rw_new_end(struct rw *w, struct rw_new *x, const struct fuse_in_header *h) {
     struct stat st = { 0 }, dir;
     int at = rw_dir(w, x->d), no;
     char path[64 + NAME_LIMIT];
@@ -5709,8 +5719,8 @@ static struct rw_node *rw_make(struct rw *w, const struct fuse_in_header *h, con
     if (S_ISDIR(mode)) rc = mkdirat(x.at, x.as, mode & 07777);
     else if (S_ISLNK(mode)) rc = symlinkat(text, x.at, x.as);
     else if (S_ISREG(mode)) {
-        int fd = openat(x.at, x.as, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                        mode & 07777);
+        int fd =
+            openat(x.at, x.as, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode & 07777);
         rc = fd < 0 ? -1 : 0;
         if (!rc) {
             if ((n = rw_new_end(w, &x, h))) rw_fd_keep(w, n, fd);
@@ -5994,8 +6004,8 @@ static bool rw_dirent(struct ufs_thread *t, size_t *used, u32 max, bool plus, co
     u8 *p = t->out + *used;
     bool dots = *name == '.' && (len == 1 || (len == 2 && name[1] == '.'));
     memset(p, 0, size);
-    u64 ino = lower != NO_INODE ? lower + 1ull
-              : !n              ? 1
+    u64 ino = lower != NO_INODE      ? lower + 1ull
+              : !n                   ? 1
               : n->lower != NO_INODE ? n->lower + 1ull
                                      : n->ino + RW_INO_BASE;
     if (plus && !dots) {
@@ -6019,8 +6029,7 @@ static int rw_readdir(struct ufs_thread *t, struct rw_node *d, const struct fuse
     u32 n = 0, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
     u64 off = r->offset;
     if (rw_load(w, d)) return -1;
-    const struct idx_dirent *l =
-        d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
+    const struct idx_dirent *l = d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
     for (; off < n + 2ull; off++) {
         struct rw_node *c = off == 0 ? d : d->parent ? d->parent : d;
         if (off < 2) {
@@ -6092,11 +6101,11 @@ static int rw_times(const struct fuse_setattr_in *s, int at, const char *name, i
     struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } };
     if (!(s->valid & (FATTR_ATIME | FATTR_MTIME))) return 0;
     if (s->valid & FATTR_ATIME)
-        ts[0] = (struct timespec){ (time_t)s->atime, s->valid & FATTR_ATIME_NOW ? UTIME_NOW
-                                                                              : (long)s->atimensec };
+        ts[0] = (struct timespec){ (time_t)s->atime,
+                                   s->valid & FATTR_ATIME_NOW ? UTIME_NOW : (long)s->atimensec };
     if (s->valid & FATTR_MTIME)
-        ts[1] = (struct timespec){ (time_t)s->mtime, s->valid & FATTR_MTIME_NOW ? UTIME_NOW
-                                                                              : (long)s->mtimensec };
+        ts[1] = (struct timespec){ (time_t)s->mtime,
+                                   s->valid & FATTR_MTIME_NOW ? UTIME_NOW : (long)s->mtimensec };
     return utimensat(at, name, ts, flags);
 }
 
@@ -6193,8 +6202,8 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     struct stat st;
     int fd = rw_contents(w, h->nodeid, true, &n);
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
-    bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
-               (st.st_mode & 06000);
+    bool set =
+        !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) && (st.st_mode & 06000);
     ssize_t k = pwrite(fd, in + 1, in->size, (off_t)in->offset);
     int no = errno;
     if (set) fchmod(fd, st.st_mode & 07777); /* the kernel took it away for our write */
@@ -6337,9 +6346,9 @@ static bool rw_serve_names(struct ufs_thread *t, const struct fuse_in_header *h,
         n = rw_node(w, mv->newdir);
         if (!d || !n) errno = ESTALE;
         return rw_answer(t, h->unique,
-                         d && n ? rw_rename(w, d, old, n, old + strlen(old) + 1,
-                                            two ? mv2->flags : 0)
-                                : -1),
+                         d && n
+                             ? rw_rename(w, d, old, n, old + strlen(old) + 1, two ? mv2->flags : 0)
+                             : -1),
                true;
     }
     case FUSE_LINK:
@@ -6358,8 +6367,8 @@ static bool rw_serve_node(struct ufs_thread *t, const struct fuse_in_header *h, 
     struct rw *w = t->u->rw;
     const struct fuse_getxattr_in *g = arg;
     const struct fuse_setxattr_in *s = arg;
-    bool change = h->opcode == FUSE_SETATTR || h->opcode == FUSE_SETXATTR ||
-                  h->opcode == FUSE_REMOVEXATTR;
+    bool change =
+        h->opcode == FUSE_SETATTR || h->opcode == FUSE_SETXATTR || h->opcode == FUSE_REMOVEXATTR;
     if (!change && !rw_touched(w, h->nodeid)) return false;
     pthread_mutex_lock(&w->lock);
     struct rw_node *n = rw_node(w, h->nodeid);
@@ -6385,8 +6394,8 @@ static bool rw_serve_node(struct ufs_thread *t, const struct fuse_in_header *h, 
     case FUSE_READLINK: {
         char link[PATH_MAX];
         k = n->upper && n->orphan >= 0 ? readlinkat(n->orphan, "", link, sizeof link)
-            : n->upper && n->parent    ? readlinkat(rw_dir(w, n->parent), n->name, link, sizeof link)
-                                       : (errno = ESTALE, -1);
+            : n->upper && n->parent ? readlinkat(rw_dir(w, n->parent), n->name, link, sizeof link)
+                                    : (errno = ESTALE, -1);
         ufs_reply(t, h->unique, k < 0 ? -errno : 0, link, k < 0 ? 0 : (size_t)k);
         break;
     }
@@ -6465,8 +6474,7 @@ static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, c
     case FUSE_READ: return rw_touched(w, h->nodeid) && (rw_read(t, h, arg), true);
     case FUSE_WRITE: return rw_write(t, h, arg), true;
     case FUSE_FSYNC: return ufs_reply(t, h->unique, rw_fsync(w, h, arg), NULL, 0), true;
-    case FUSE_FSYNCDIR:
-        return ufs_reply(t, h->unique, rw_fsyncdir(w, h->nodeid), NULL, 0), true;
+    case FUSE_FSYNCDIR: return ufs_reply(t, h->unique, rw_fsyncdir(w, h->nodeid), NULL, 0), true;
     case FUSE_FALLOCATE:
         return ufs_reply(t, h->unique, rw_fallocate(w, h->nodeid, arg), NULL, 0), true;
     /* the kernel does not write its pages back first: it finds holes better itself */
@@ -6476,8 +6484,8 @@ static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, c
     /* ENOSYS ends it for the connection: MKNOD does the same, and nothing is to be released then */
     case FUSE_CREATE: return ufs_reply(t, h->unique, -ENOSYS, NULL, 0), true;
     }
-    return h->nodeid > w->u->x.head->inodes && h->opcode != FUSE_INIT && h->opcode != FUSE_DESTROY &&
-           h->opcode != FUSE_INTERRUPT &&
+    return h->nodeid > w->u->x.head->inodes && h->opcode != FUSE_INIT &&
+           h->opcode != FUSE_DESTROY && h->opcode != FUSE_INTERRUPT &&
            (ufs_reply(t, h->unique, h->opcode == FUSE_IOCTL ? -ENOTTY : -ENOSYS, NULL, 0), true);
 }
 
@@ -6497,9 +6505,8 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     w->touched = mem_new(u->x.head->inodes / 8 + 1);
     u->lookups = mem_new(u->x.head->inodes * sizeof *u->lookups);
     struct statvfs v;
-    u->writeback = is_volatile ||
-                   (!fstatvfs(upper, &v) && v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >=
-                                                UFS_ROOM_GIB);
+    u->writeback = is_volatile || (!fstatvfs(upper, &v) &&
+                                   v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB);
     w->next_id = (1ull << 32) + u->x.head->inodes;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->copied, NULL);
@@ -7531,8 +7538,9 @@ static bool cgroup_int(const json_t *res, const char *path, i64 *ret) {
     return true;
 }
 
-PRINTF(4, 5) static int cgroup_setf(const struct cgroup *c, const char *file, struct err *e,
-                                    const char *fmt, ...) {
+PRINTF(4, 5)
+static int cgroup_setf(const struct cgroup *c, const char *file, struct err *e, const char *fmt,
+                       ...) {
     char v[256];
     va_list ap;
     va_start(ap, fmt);
@@ -7832,10 +7840,10 @@ static bool cgroup_scope(const char *id) {
     AUTO_FREE char *unit = str_fmt("skiff-%.12s.scope", id);
     AUTO_BUF msg = { 0 };
     if (host_disabled("systemd") || !cgroup_own(&before)) return false;
-    size_t len = str_empty(dir) ? (size_t)snprintf(a.sun_path, sizeof a.sun_path,
-                                                   "/run/user/%u/systemd/private", getuid())
-                                : (size_t)snprintf(a.sun_path, sizeof a.sun_path,
-                                                   "%s/systemd/private", dir);
+    size_t len = str_empty(dir)
+                     ? (size_t)snprintf(a.sun_path, sizeof a.sun_path,
+                                        "/run/user/%u/systemd/private", getuid())
+                     : (size_t)snprintf(a.sun_path, sizeof a.sun_path, "%s/systemd/private", dir);
     AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct timeval patience = { 5, 0 };
     if (s < 0 || len >= sizeof a.sun_path || connect(s, (struct sockaddr *)&a, sizeof a))
@@ -7879,8 +7887,8 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
     if (leaf) *leaf = 0;
     AUTO_FREE char *clean = path_clean(parent ? parent : ""), *below = NULL;
     if (*clean) { /* a path from the top of the hierarchy, or below our own */
-        const char *top = str_prefix(own, "/sys/fs/cgroup/unified") ? "/sys/fs/cgroup/unified"
-                                                                    : "/sys/fs/cgroup";
+        const char *top =
+            str_prefix(own, "/sys/fs/cgroup/unified") ? "/sys/fs/cgroup/unified" : "/sys/fs/cgroup";
         below = str_fmt("%s/%s", *parent == '/' ? top : own, clean);
     }
     if (!below || *parent != '/') cgroup_enable(own);
@@ -8996,7 +9004,8 @@ static int launch_mount_source(const struct plan *p, const struct plan_mount *m,
     int fd;
     *ret_whole = false;
     if (m->bind) return launch_mount_bind(p, m, ret_whole, e);
-    if (!strcmp(m->type, "cgroup") || !strcmp(m->type, "cgroup2")) return launch_mount_cgroup(m, ret_whole, e);
+    if (!strcmp(m->type, "cgroup") || !strcmp(m->type, "cgroup2"))
+        return launch_mount_cgroup(m, ret_whole, e);
     unsigned attr = (unsigned)m->attr_set & ~(unsigned)MOUNT_ATTR_RDONLY;
     if (!strcmp(m->type, "tmpfs") || !(m->attr_set & MOUNT_ATTR_RDONLY))
         fd = mnt_new(m->type, m->source, m->data, attr, e);
@@ -9059,7 +9068,9 @@ static int launch_mount(const struct plan *p, const struct plan_mount *m, int so
         if (below >= 0) launch_copy_up(below, tree, 0);
     }
     if (mnt_attach(tree, at, e)) return -1;
-    u64 set = m->attr_set & (m->bind ? ~0ull : whole ? ~(u64)MOUNT_ATTR__ATIME : MOUNT_ATTR_RDONLY),
+    u64 set = m->attr_set & (m->bind ? ~0ull
+                             : whole ? ~(u64)MOUNT_ATTR__ATIME
+                                     : MOUNT_ATTR_RDONLY),
         clear = m->attr_clear & ~m->attr_set;
     /* in a user namespace a locked "ro" cannot be taken back; asking for rw is the default anyway
      * */
@@ -9416,8 +9427,8 @@ static int launch_sched_why(const struct plan *p, int no, struct err *e) {
     for (int i = 0; i < 2; i++)
         if (v[i + 1] && v[i] > v[i + 1])
             return err_set(e, no,
-                           "sched_setattr: `SCHED_DEADLINE` %s (%" PRIu64 ") must be <= %s (%" PRIu64
-                           ")",
+                           "sched_setattr: `SCHED_DEADLINE` %s (%" PRIu64
+                           ") must be <= %s (%" PRIu64 ")",
                            NAME[i], v[i], NAME[i + 1], v[i + 1]);
     for (int i = 0; i < 3; i++)
         if ((i < 2 || v[i]) && (v[i] < 1024 || v[i] > 1ull << 63))
@@ -10048,8 +10059,7 @@ static int launch_within(const struct idmap *m, u64 also, int (*fn)(void *arg), 
     if (!pid) {
         struct err ce = { 0 };
         close(pair[0]);
-        if (m->outside ? launch_hear(pair[1], MSG_GO, &ce)
-                       : m->uids && idmap_write(0, m, &ce))
+        if (m->outside ? launch_hear(pair[1], MSG_GO, &ce) : m->uids && idmap_write(0, m, &ce))
             launch_fail(pair[1], &ce);
         umask(0);
         _exit(fn(arg));
@@ -10699,7 +10709,8 @@ struct squeeze {
 
 static int squeeze_out(struct squeeze *q, size_t have, struct err *e) {
     sha_add(&q->sha, q->buf, have);
-    if (fd_pwrite_all(q->out, q->buf, have, q->n)) return err_set(e, errno, "write a temporary file");
+    if (fd_pwrite_all(q->out, q->buf, have, q->n))
+        return err_set(e, errno, "write a temporary file");
     q->n += have;
     return 0;
 }
@@ -10764,10 +10775,9 @@ static int layer_compress(const struct store *s, struct src *from, bool zstd, in
 static int layer_recompress(const struct store *s, json_t *layer, const char *kind, int level,
                             struct err *e) {
     bool zstd = !strcmp(kind, "zstd"), plain = !strcmp(kind, "uncompressed");
-    const char *type = js_str_or(layer, "mediaType", ""),
-               *want = zstd    ? MT_OCI_LAYER "+zstd"
-                       : plain ? MT_OCI_LAYER
-                               : MT_OCI_LAYER "+gzip";
+    const char *type = js_str_or(layer, "mediaType", ""), *want = zstd    ? MT_OCI_LAYER "+zstd"
+                                                                  : plain ? MT_OCI_LAYER
+                                                                          : MT_OCI_LAYER "+gzip";
     char digest[DIGEST_LEN + 1], path[80], link[40];
     u64 size;
     if (!strcmp(type, want) && !level) return 0;
@@ -11350,7 +11360,7 @@ static int image_tree_make(void *arg) {
     int rc = mkdirat(w->s->dir, tmp, 0700) ? err_set(&e, errno, "make %s", tmp) : 0;
     AUTO_FD root = rc ? -1 : dir_open(w->s->dir, tmp, &e);
     if (root < 0 || idx_open(w->s->dir, w->idx, true, &x, &e) ||
-        idx_unpack(&x, layers, root, w->chown, &e))
+        idx_unpack(&x, layers, root, w->chown ? UNPACK_CHOWN : 0, &e))
         rc = -1;
     if (!rc && renameat(w->s->dir, tmp, w->s->dir, w->name) && errno != EEXIST &&
         errno != ENOTEMPTY)
@@ -11415,8 +11425,9 @@ struct tarring {
     /* where one id cannot keep owners: what the lower layers (newest first) say */
     const struct idx *lower;
     size_t lowers;
-    bool one_id; /* … which is when this is set */
-    bool own;    /* all belongs to uid:gid */
+    bool one_id;          /* … which is when this is set */
+    struct timespec laid; /* of a whole copy: what has changed since is a change; 0: unknown */
+    bool own;             /* all belongs to uid:gid */
     u32 uid, gid;
     const char *chmod; /* a mode for all but links: octal or chmod(1)'s symbols; NULL: none */
     bool seconds;      /* times are whole seconds, as in Docker's layers */
@@ -11450,7 +11461,9 @@ static bool mode_word(const char *s, mode_t old, bool dir, mode_t *ret) {
                                     : (from << 6 | from << 3 | from);
             }
             bits &= who;
-            m = op == '+' ? m | bits : op == '-' ? m & ~bits : (m & ~(who & 0777)) | bits;
+            m = op == '+'   ? m | bits
+                : op == '-' ? m & ~bits
+                            : (m & ~(who & (dir ? 0777 : 07777))) | bits;
         }
     } while (*s == ',' && *++s);
     return *ret = m, !*s;
@@ -11471,15 +11484,10 @@ static void tar_dress(const struct tarring *t, struct archive_entry *en) {
 }
 
 static const struct idx_inode *tar_lower(const struct tarring *t, const char *path) {
+    const struct idx_inode *n = NULL;
     for (size_t i = 0; i < t->lowers; i++) {
-        const struct idx_inode *n = &t->lower[i].inodes[0];
-        for (const char *s = path; n && *s;) {
-            size_t k = strcspn(s, "/");
-            const struct idx_dirent *d = idx_lookup(&t->lower[i], n, s, k);
-            n = d && !(d->flags & DIRENT_WHITEOUT) ? idx_inode(&t->lower[i], d->inode) : NULL;
-            s += k + (s[k] == '/');
-        }
-        if (n) return n;
+        int has = stack_ask(&t->lower[i], path, &n);
+        if (has) return has > 0 ? n : NULL;
     }
     return NULL;
 }
@@ -14185,8 +14193,8 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         }
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
-    bool below = source &&
-                 (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."));
+    bool below =
+        source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."));
     if (below && access(source, F_OK) && dir_make(AT_FDCWD, source, e)) return -1;
     AUTO_FREE char *relative = below ? realpath(source, NULL) : NULL;
     if (relative) return volume_mount(m, spec, "bind", relative, dest, opts.p, NULL, e);
@@ -14265,8 +14273,7 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
         struct stat st;
         AUTO_FREE char *abs = source && *source == '.' ? realpath(source, NULL) : NULL;
         if (abs) source = abs;
-        if (nocopy)
-            return err_set(e, 0, "cannot mix 'volume-*' options with mount type 'bind'");
+        if (nocopy) return err_set(e, 0, "cannot mix 'volume-*' options with mount type 'bind'");
         if (!source || (*source != '/' && *source != '.'))
             return err_set(
                 e, 0, "invalid mount config for type \"bind\": source must be an absolute path");
@@ -14492,7 +14499,9 @@ static int make_copy_run(void *arg) {
     struct err e = { 0 };
     AUTO_FD root = dir_open(m->c.dir, "rootfs", &e);
     if (root >= 0 &&
-        !idx_unpack(&m->x, m->layers, root, !m->ids.uids || !idmap_single(&m->ids), &e))
+        !idx_unpack(&m->x, m->layers, root, m->ids.uids && idmap_single(&m->ids) ? 0 : UNPACK_CHOWN,
+                    &e) &&
+        !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) /* later changes are newer than it */
         return 0;
     fprintf(stderr, "skiff: %s\n", e.msg);
     return 1;
@@ -14501,8 +14510,9 @@ static int make_copy_run(void *arg) {
 /* cache/init: the mount points that every container needs, as the lowest layer of all, so that
  * they need not be made in each container's own. */
 static int make_stubs(const struct store *s, struct err *e) {
-    static const char *const DIRS[] = { "dev", "proc", "sys", "etc" },
-                            *const FILES[] = { "etc/hosts", "etc/hostname", "etc/resolv.conf" };
+    static const char *const DIRS[] = { "dev", "proc", "sys", "etc" }, *const FILES[] = {
+        "etc/hosts", "etc/hostname", "etc/resolv.conf"
+    };
     if (!faccessat(s->dir, "cache/init", F_OK, 0)) return 0;
     char id[HEX_LEN + 1];
     id_random(id);
@@ -14875,12 +14885,11 @@ static int resource_options(const struct cli *c, json_t *res, bool change, struc
     static const struct {
         const char *flag, *group, *key;
         i64 least; /* 0: any */
-    } INTS[] = { { "cpu-shares", "cpu", "shares", 0 },
-                 { "cpu-share", "cpu", "shares", 0 },
-                 { "cpu-quota", "cpu", "quota", 0 },
-                 { "cpu-period", "cpu", "period", 0 },
-                 { "pids-limit", "pids", "limit", 0 },
-                 { "blkio-weight", "blockIO", "weight", 10 } };
+    } INTS[] = {
+        { "cpu-shares", "cpu", "shares", 0 }, { "cpu-share", "cpu", "shares", 0 },
+        { "cpu-quota", "cpu", "quota", 0 },   { "cpu-period", "cpu", "period", 0 },
+        { "pids-limit", "pids", "limit", 0 }, { "blkio-weight", "blockIO", "weight", 10 }
+    };
     static const struct {
         const char *flag, *key;
     } IO[] = { { "device-read-bps", "throttleReadBpsDevice" },
@@ -14894,8 +14903,7 @@ static int resource_options(const struct cli *c, json_t *res, bool change, struc
         resource_bytes(c, "memory-reservation", mem, "reservation", e))
         return -1;
     i64 limit = js_int(mem, "limit", 0), swap = js_int(mem, "swap", 0);
-    if (limit > 0 && limit < 6 << 20)
-        return err_set(e, 0, "Minimum memory limit allowed is 6MB");
+    if (limit > 0 && limit < 6 << 20) return err_set(e, 0, "Minimum memory limit allowed is 6MB");
     if (swap > 0 && limit > 0 && swap < limit)
         return err_set(e, 0, "Minimum memoryswap limit should be larger than memory limit");
     if (!change && swap > 0 && !limit)
@@ -14980,9 +14988,7 @@ static int make_devices(struct make *m, json_t *spec, struct err *e) {
         AUTO_STRV p = { 0 };
         struct stat st;
         strv_split(&p, l.v[i], ':');
-        const char *perm = p.n > 2                       ? p.v[2]
-                           : p.n > 1 && *p.v[1] != '/' ? p.v[1]
-                                                       : "rwm";
+        const char *perm = p.n > 2 ? p.v[2] : p.n > 1 && *p.v[1] != '/' ? p.v[1] : "rwm";
         if (p.n > 3 || !*perm || strspn(perm, "rwm") != strlen(perm))
             return err_set(e, 0, "invalid device specification: '%.100s': invalid mode", l.v[i]);
         if (strcmp(perm, "rwm") && !strchr(perm, 'w') && geteuid())
@@ -15215,7 +15221,8 @@ static int make_record(struct make *m, struct err *e) {
     AUTO_STRV expose = { 0 };
     cli_list(c, "expose", &expose);
     for (size_t i = 0; i < expose.n; i++)
-        if (ports_expose(js_sub(sk, "exposedPorts"), expose.v[i], e)) return err_wrap(e, "--expose");
+        if (ports_expose(js_sub(sk, "exposedPorts"), expose.v[i], e))
+            return err_wrap(e, "--expose");
     if (js_get(m->run, "Volumes")) json_object_set(sk, "imageVolumes", js_get(m->run, "Volumes"));
     return make_labels(m, e) || make_health(m, e) || make_log(m, e) || make_restart(m, e) ? -1 : 0;
 }
@@ -15249,7 +15256,8 @@ static int make_open_image(struct make *m, struct err *e) {
         m->user.uid = geteuid(), m->user.gid = getegid();
     if (idmap_choose(m->s->dir, mode ? mode : "", m->user.uid, m->user.gid, &m->ids, e)) return -1;
     if (!m->image.manifest && m->over && !probe_overlay(m->s, &m->ids))
-        return err_set(e, 0, "--rootfs DIR:O needs overlay, which the kernel refuses here: use DIR");
+        return err_set(e, 0,
+                       "--rootfs DIR:O needs overlay, which the kernel refuses here: use DIR");
     if (!m->image.manifest) return m->driver = m->over ? "overlay" : "dir", 0;
     return (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
 }
@@ -15355,9 +15363,9 @@ static const char *df_var(const struct df_vars *v, const char *name) {
 /* A pattern of ${name#…} and its kin: * and ? and an escaped character, no brackets (BuildKit's
  * lexer); read from its end for suffixes. */
 struct df_glob {
-    char *c;      /* owned: a character each */
-    u8 *kind;     /* owned: 0 the character, 1 any one, 2 any number */
-    bool *at[2];  /* owned: the positions that the pattern may be at */
+    char *c;     /* owned: a character each */
+    u8 *kind;    /* owned: 0 the character, 1 any one, 2 any number */
+    bool *at[2]; /* owned: the positions that the pattern may be at */
     size_t n;
     bool back, stars;
 };
@@ -15368,8 +15376,9 @@ static void df_glob_done(struct df_glob *g) {
 
 static void df_glob_init(struct df_glob *g, const char *pat, bool back) {
     size_t len = strlen(pat);
-    *g = (struct df_glob){ mem_new(len + 1), mem_new(len + 1), { mem_new(len + 2), mem_new(len + 2) },
-                           0, back, false };
+    *g = (struct df_glob){
+        mem_new(len + 1), mem_new(len + 1), { mem_new(len + 2), mem_new(len + 2) }, 0, back, false
+    };
     for (; *pat; pat++) {
         g->kind[g->n] = *pat == '?' ? 1 : *pat == '*' ? 2 : 0;
         g->stars |= *pat == '*';
@@ -15819,7 +15828,11 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || strv_has(t->skip, full)) continue;
         bool both = oi && S_ISDIR(oi->mode) && S_ISDIR(st.st_mode);
         bool same = oi && oi->mode == st.st_mode &&
-                    (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
+                    (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime)) &&
+                    (t->one_id || (oi->uid == st.st_uid && oi->gid == st.st_gid));
+        if (!both && t->laid.tv_sec) /* attributes of users and set-back times show here alone */
+            same &= st.st_ctim.tv_sec < t->laid.tv_sec ||
+                    (st.st_ctim.tv_sec == t->laid.tv_sec && st.st_ctim.tv_nsec <= t->laid.tv_nsec);
         if (!both && !same && tar_add(t, dir, names.v[i], full, depth, e)) return -1;
         if (!both) continue;
         if (!same && tar_dir(t, full, &st, e)) return -1;
@@ -15855,6 +15868,8 @@ static int commit_run(void *arg) {
         str_fmt("merged/%s.idx", js_str_or(x->k->config, "skiff.rootfs.chain", ""));
     AUTO_IDX merged = { 0 };
     t.overlay = !copy;
+    struct stat laid;
+    if (copy && !fstatat(x->k->dir, "laid", &laid, 0)) t.laid = laid.st_ctim;
     if (upper < 0 || (copy && idx_open(x->k->s->dir, path, false, &merged, &e)) ||
         tar_begin(&t, x->fd, &e))
         return visit_fail(&e);
@@ -15868,8 +15883,8 @@ static int commit_run(void *arg) {
 
 /* The container's changes as a stored layer. With one id the files' owners are not those of the
  * image: diff_ids, the layers below, tell them. */
-static int ctr_commit_layer(struct ctr *k, i64 clamp, const struct strv *diff_ids, json_t **ret_desc,
-                            char *ret_diff, struct err *e) {
+static int ctr_commit_layer(struct ctr *k, i64 clamp, const struct strv *diff_ids,
+                            json_t **ret_desc, char *ret_diff, struct err *e) {
     int p[2];
     struct plan plan = { 0 };
     if (plan_parse(k->config, &plan, e)) return -1;
@@ -15933,10 +15948,10 @@ struct df_heredoc {
 }; /* owned */
 
 struct df_inst {
-    char *name;        /* upper case; owned */
-    struct strv flags; /* "--from=x" */
-    char *text;        /* what follows, continuation lines joined; owned */
-    int line;          /* where it starts, from 1 */
+    char *name;             /* upper case; owned */
+    struct strv flags;      /* "--from=x" */
+    char *text;             /* what follows, continuation lines joined; owned */
+    int line;               /* where it starts, from 1 */
     struct df_heredoc *doc; /* owned */
     unsigned docs;
 };
@@ -15956,6 +15971,7 @@ struct dockerfile {
     struct df_stage *stage; /* owned */
     size_t n;
     char escape;
+    bool twice; /* a parser directive */
 };
 
 enum { DF_MAX_BYTES = 16 << 20, DF_MAX_STAGES = 256, DF_MAX_INST = 4096, DF_MAX_DOCS = 256 };
@@ -15980,14 +15996,19 @@ static void dockerfile_done(struct dockerfile *d) {
 
 /* Parser directives: "# escape=`" and the like, before anything else. */
 static const char *df_directives(const char *s, struct dockerfile *d, int *line) {
+    static const char *const NAME[] = { "escape", "syntax", "check" };
+    unsigned seen = 0;
     d->escape = '\\';
     if (str_prefix(s, "\xef\xbb\xbf")) s += 3; /* a byte order mark */
     for (;;) {
         const char *p = s + strspn(s, " \t"), *end = strchrnul(p, '\n');
         char key[16], value[64];
         if (*p != '#' || sscanf(p + 1, " %15[a-zA-Z] = %63[^ \t\r\n]", key, value) != 2) return s;
-        if (strcasecmp(key, "escape") && strcasecmp(key, "syntax") && strcasecmp(key, "check"))
-            return s;
+        unsigned which = 0;
+        while (which < ARRAY_LEN(NAME) && strcasecmp(key, NAME[which])) which++;
+        if (which == ARRAY_LEN(NAME)) return s;
+        d->twice |= seen >> which & 1;
+        seen |= 1u << which;
         if (!strcasecmp(key, "escape")) {
             if ((*value != '`' && *value != '\\') || value[1]) d->escape = 0; /* refused below */
             else d->escape = *value;
@@ -16024,7 +16045,18 @@ static bool df_line(const char **p, int *line, char esc, struct buf *out, int *r
 
 /* Heredocs named on the line: their bodies follow it. */
 static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err *e) {
-    for (const char *s = i->text; (s = strstr(s, "<<"));) {
+    char quote = 0;
+    for (const char *s = i->text; *s;) {
+        if (*s == '\\' && quote != '\'' && s[1]) {
+            s += 2;
+            continue;
+        }
+        if (quote || strncmp(s, "<<", 2)) {
+            if (*s == quote) quote = 0;
+            else if (!quote && (*s == '"' || *s == '\'')) quote = *s;
+            s++;
+            continue;
+        }
         const char *w = s + 2;
         bool strip = *w == '-';
         w += strip;
@@ -16051,7 +16083,8 @@ static int df_heredocs(const char **p, int *line, struct df_inst *i, struct err 
             size_t len = (size_t)(end - l);
             if (strip)
                 while (len && *l == '\t') l++, len--;
-            found = len == strlen(h->name) && !strncmp(l, h->name, len);
+            size_t bare = len - (len && l[len - 1] == '\r');
+            found = bare == strlen(h->name) && !strncmp(l, h->name, bare);
             if (!found) buf_add(&body, l, len), buf_addc(&body, '\n');
         }
         h->text = buf_steal(&body);
@@ -16094,10 +16127,12 @@ static int df_inst_parse(const char *l, int first, const char **p, int *line, st
 
 /* "base [AS name]" */
 static int df_from(struct df_stage *s, const struct df_inst *i, struct err *e) {
-    AUTO_STRV w = { 0 }, parts = { 0 };
-    strv_split(&parts, i->text, ' ');
-    for (size_t k = 0; k < parts.n; k++)
-        if (*parts.v[k]) strv_add(&w, parts.v[k]);
+    AUTO_STRV w = { 0 };
+    for (const char *t = i->text; *(t += strspn(t, " \t"));) {
+        size_t k = strcspn(t, " \t");
+        strv_take(&w, str_dupn(t, k));
+        t += k;
+    }
     if (w.n != 1 && !(w.n == 3 && !strcasecmp(w.v[1], "AS")))
         return err_set(e, 0,
                        "line %d: FROM requires either one or three arguments: FROM image [AS name]",
@@ -16129,6 +16164,8 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
     const char *p = df_directives(text, &d, &line);
     if (!d.escape)
         return err_set(e, 0, "line %d: invalid ESCAPE: the directive takes ` or \\", line);
+    if (d.twice)
+        return err_set(e, 0, "line %d: only one parser directive of each name can be used", line);
     d.stage = mem_new(DF_MAX_STAGES * sizeof *d.stage);
     while (!rc && df_line(&p, &line, d.escape, &l, &first)) {
         struct df_inst i;
@@ -16306,7 +16343,12 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
 /* The same for a tree in an index: chunk digests stand for the contents. */
 static void digest_idx(const struct idx *x, const struct idx_inode *i, const char *as,
                        struct sha *h, int depth) {
-    const u64 head[] = { i->mode, i->uid, i->gid, i->rdev, S_ISDIR(i->mode) ? 0 : i->size };
+    const u64 head[] = { i->mode,
+                         i->uid,
+                         i->gid,
+                         i->rdev,
+                         S_ISDIR(i->mode) ? 0 : i->size,
+                         S_ISDIR(i->mode) ? 0 : i->nlink };
     u32 n;
     digest_field(h, as, strlen(as));
     digest_field(h, head, sizeof head);
@@ -16343,8 +16385,8 @@ static int tar_inode(struct tarring *t, const struct idx *x, struct packs *packs
     archive_entry_set_mode(en, i->mode);
     archive_entry_set_uid(en, i->uid);
     archive_entry_set_gid(en, i->gid);
-    archive_entry_set_rdev(en, makedev(i->rdev >> 8 & 0xfff,
-                                       (i->rdev & 0xff) | (i->rdev >> 12 & 0xfff00)));
+    archive_entry_set_rdev(
+        en, makedev(i->rdev >> 8 & 0xfff, (i->rdev & 0xff) | (i->rdev >> 12 & 0xfff00)));
     archive_entry_set_mtime(en, i->mtime, i->mtime_ns);
     archive_entry_set_size(en, data ? (la_int64_t)i->size : 0);
     if (first) archive_entry_set_hardlink(en, first);
@@ -16513,7 +16555,7 @@ enum { BUILD_MAX_IMAGES = 256 }; /* that --from names in one build */
 
 struct bstage {
     const struct df_stage *df;
-    char *image; /* owned: of --from; NULL: a stage of the Dockerfile */
+    char *image;                /* owned: of --from; NULL: a stage of the Dockerfile */
     bool built, building, open; /* finished; on the way; m is a container */
     bool ran;                   /* a step was not in the cache: no later one is looked for there */
     bool stale;                 /* m does not show the newest layers yet */
@@ -16526,9 +16568,12 @@ struct bstage {
     size_t own, base_history;   /* layers that this stage made; history entries of its base */
     unsigned steps;             /* uppers moved aside: s0, s1, … */
     struct strv pending;        /* layers that m does not show yet */
-    int held[32];               /* locks of the running step's cache mounts, owned */
-    unsigned nheld, laid;       /* directories laid out for mounts: m0, m1, … */
-    struct idx x;               /* merged, for COPY --from; map NULL: not yet */
+    struct {                    /* the caches that the running step has mounted */
+        int lock;               /* owned */
+        char name[64];
+    } held[32];
+    unsigned nheld, laid; /* laid: directories laid out for mounts: m0, m1, … */
+    struct idx x;         /* merged, for COPY --from; map NULL: not yet */
 };
 
 struct build {
@@ -16542,7 +16587,7 @@ struct build {
     struct strv global; /* NAME=VALUE of global ARGs and of the platform */
     i64 epoch;          /* SOURCE_DATE_EPOCH; -1: none */
     bool quiet, no_cache;
-    bool killed; /* builders of stages were ended: they left something to collect */
+    bool killed;     /* builders of stages were ended: they left something to collect */
     struct buf tail; /* the last output of a quiet step */
     json_t *records; /* owned: cache records of this build's steps, by key; NULL: not asked for */
     unsigned step;
@@ -16552,12 +16597,15 @@ struct build {
 /* What one step says, in the words of BuildKit's plain progress. */
 PRINTF(2, 3) static void build_say(struct build *b, const char *fmt, ...) {
     va_list ap;
+    char *text = NULL;
     if (b->quiet) return;
-    fprintf(b->out, "#%u ", b->step);
     va_start(ap, fmt);
-    vfprintf(b->out, fmt, ap);
+    int n = vasprintf(&text, fmt, ap);
     va_end(ap);
-    fputc('\n', b->out);
+    if (n < 0) return;
+    AUTO_FREE char *line = str_fmt("#%u %s\n", b->step, text); /* stages speak at the same time */
+    free(text);
+    fwrite(line, 1, strlen(line), b->out);
     fflush(b->out);
 }
 
@@ -16630,7 +16678,7 @@ static int build_show(void *arg) {
         if (mkdirat(st->m.c.dir, aside, 0700) || (root = dir_open(st->m.c.dir, aside, &e)) < 0)
             err_set(&e, errno, "make %s", aside);
         else if (!idx_open(w->s->dir, path, true, &x, &e))
-            idx_unpack(&x, layers, root, !idmap_single(&st->m.ids), &e);
+            idx_unpack(&x, layers, root, idmap_single(&st->m.ids) ? 0 : UNPACK_CHOWN, &e);
     }
     return e.msg[0] ? visit_fail(&e) : 0;
 }
@@ -16666,13 +16714,18 @@ static int build_open(struct build *b, struct bstage *st, struct err *e) {
     return st->open = true, 0;
 }
 
+/* The step's caches are free for others again. */
+static void run_unlock(struct bstage *st) {
+    while (st->nheld) fd_closep(&st->held[--st->nheld].lock);
+}
+
 static void build_close(struct bstage *st) {
     build_shut(st);
     idx_close(&st->x);
     json_decref(st->config), json_decref(st->layers);
     strv_done(&st->args);
     free(st->image);
-    while (st->nheld) close(st->held[--st->nheld]);
+    run_unlock(st);
 }
 
 /* A new layer of the stage: remembered for its key. desc is consumed. */
@@ -16822,7 +16875,8 @@ static int build_dir(const struct build *b, const char *name, struct err *e) {
     size_t i, n = strlen(name);
     json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
         const char *s = json_string_value(v);
-        if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://")) continue;
+        if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://"))
+            continue;
         int fd = open(s + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         return fd < 0 ? (err_set(e, errno, "--build-context %s", s), -2) : fd;
     }
@@ -16834,24 +16888,29 @@ struct run_mount {
     struct strv kv;
     const char *type, *target, *source, *from, *id, *env, *size, *sharing;
     bool required, rw, ro;
-    i64 mode, uid, gid; /* -1: not told */
+    i64 mode, uid, gid;   /* -1: not told */
     struct bstage *stage; /* of `from`, built; NULL: a directory */
     int dir;              /* of `from`, owned; -1: the context */
+    struct strv ignore;   /* that directory's .dockerignore */
 };
 
 static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
     /* keys by type: b bind, c cache, t tmpfs, s secret, h ssh */
     static const struct {
         const char *key, *types;
-    } KEYS[] = { { "type", "bctsh" },     { "target", "bctsh" },   { "dst", "bctsh" },
-                 { "destination", "bctsh" }, { "source", "bcs" },  { "src", "bcs" },
-                 { "from", "bc" },        { "id", "csh" },         { "env", "s" },
-                 { "size", "t" },         { "required", "sh" },    { "rw", "bc" },
-                 { "readwrite", "bc" },   { "ro", "bc" },          { "readonly", "bc" },
-                 { "mode", "csh" },       { "uid", "csh" },        { "gid", "csh" },
+    } KEYS[] = { { "type", "bctsh" },   { "target", "bctsh" },
+                 { "dst", "bctsh" },    { "destination", "bctsh" },
+                 { "source", "bcs" },   { "src", "bcs" },
+                 { "from", "bc" },      { "id", "csh" },
+                 { "env", "s" },        { "size", "t" },
+                 { "required", "sh" },  { "rw", "bc" },
+                 { "readwrite", "bc" }, { "ro", "bc" },
+                 { "readonly", "bc" },  { "mode", "csh" },
+                 { "uid", "csh" },      { "gid", "csh" },
                  { "sharing", "c" } };
-    *m = (struct run_mount){ .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1,
-                             .dir = -1 };
+    *m = (struct run_mount){
+        .type = "bind", .source = "", .mode = -1, .uid = -1, .gid = -1, .dir = -1
+    };
     strv_split(&m->kv, text, ',');
     for (size_t i = 0; i < m->kv.n; i++)
         if (str_prefix(m->kv.v[i], "type=")) m->type = m->kv.v[i] + 5;
@@ -16927,7 +16986,7 @@ static int run_source_open(struct build *b, const struct run_mount *m, struct ru
     struct stat st;
     *path = path_clean(m->source);
     *ret = (struct run_source){ .src = { .dir = b->ctx, .ignore = &b->ignore }, .path = *path };
-    if (m->dir >= 0) ret->src = (struct copy_src){ .dir = m->dir };
+    if (m->dir >= 0) ret->src = (struct copy_src){ .dir = m->dir, .ignore = &m->ignore };
     if (m->stage) {
         ret->src = (struct copy_src){ .dir = -1, .x = &m->stage->x, .packs = &ret->packs };
         ret->i = idx_resolve(&m->stage->x, *path);
@@ -16935,9 +16994,9 @@ static int run_source_open(struct build *b, const struct run_mount *m, struct ru
         ret->dir = S_ISDIR(ret->i->mode);
         return 0;
     }
-    AUTO_FD fd = ret->src.dir < 0 ? -1
-                                  : sys_openat2(ret->src.dir, **path ? *path : ".", O_PATH, 0,
-                                                RESOLVE_IN_ROOT);
+    AUTO_FD fd = ret->src.dir < 0
+                     ? -1
+                     : sys_openat2(ret->src.dir, **path ? *path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
     if (fd < 0 || fstat(fd, &st))
         return err_set(e, errno, "RUN --mount: source %s of the context", m->source);
     ret->dir = S_ISDIR(st.st_mode);
@@ -16961,12 +17020,9 @@ struct run_placing {
 static int run_source_place(void *arg) {
     struct run_placing *x = arg;
     struct err e = { 0 };
-    struct placing pl = { .root = x->root,
-                          .into = "",
-                          .uid = -1,
-                          .gid = -1,
-                          .chmod = -1,
-                          .keep_owner = x->owners };
+    struct placing pl = {
+        .root = x->root, .into = "", .uid = -1, .gid = -1, .chmod = -1, .keep_owner = x->owners
+    };
     fchmod(x->root, 0755);
     return place_archive(&pl, x->fd, &e) ? visit_fail(&e) : 0;
 }
@@ -17012,7 +17068,7 @@ static int run_mount_digest(struct build *b, const struct run_mount *m, struct b
     struct sha h;
     u8 raw[32];
     char hex[HEX_LEN + 1];
-    if (strcmp(m->type, "bind") && !m->stage) return 0;
+    if (strcmp(m->type, "bind") && !m->from) return 0;
     if (run_source_open(b, m, &r, &path, e)) return -1;
     sha_init(&h);
     if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
@@ -17036,8 +17092,11 @@ static int run_mount_cache(struct build *b, struct bstage *st, const struct run_
     AUTO_FD lock = -1;
     for (int n = 0; lock < 0; n++) {
         free(name);
+        bool own = false;
         name = n ? str_fmt("mount-%.32s-%d", digest + 7, n) : str_fmt("mount-%.32s", digest + 7);
         AUTO_FREE char *file = str_fmt("locks/%s", name);
+        for (unsigned i = 0; i < st->nheld; i++) own |= !strcmp(st->held[i].name, name);
+        if (own && strcmp(how, "private")) break; /* this step's, a second time */
         lock = lock_take(b->s->dir, file,
                          !strcmp(how, "shared")   ? LOCK_SH
                          : !strcmp(how, "locked") ? LOCK_EX
@@ -17046,20 +17105,24 @@ static int run_mount_cache(struct build *b, struct bstage *st, const struct run_
             return err_set(e, errno, "lock the cache %s", key);
     }
     AUTO_FREE char *dir = str_fmt("cache/%s", name), *full = str_fmt("%s/%s", b->s->path, dir);
-    bool fresh = faccessat(b->s->dir, dir, F_OK, 0) != 0;
-    if (dir_make(b->s->dir, dir, e)) return -1;
-    if (fresh) {
-        AUTO_FD d = dir_open(b->s->dir, dir, e);
+    if (faccessat(b->s->dir, dir, F_OK, 0)) { /* filled aside: it may be shared */
         struct run_source r;
         AUTO_FREE char *path = NULL;
+        char id[HEX_LEN + 1];
+        id_random(id);
+        AUTO_FREE char *tmp = str_fmt("tmp/gone-%.16s", id);
+        AUTO_FD d = dir_make(b->s->dir, tmp, e) ? -1 : dir_open(b->s->dir, tmp, e);
         if (d < 0) return -1;
-        if (m->stage && (run_source_open(b, m, &r, &path, e) || run_lay_out(b, st, &r, d, e)))
+        if (m->from && (run_source_open(b, m, &r, &path, e) || run_lay_out(b, st, &r, d, e)))
             return -1;
         fchmod(d, m->mode >= 0 ? (mode_t)m->mode : 0755);
-        run_mount_own(st, m, b->s->dir, dir);
+        if (!renameat(b->s->dir, tmp, b->s->dir, dir)) run_mount_own(st, m, b->s->dir, dir);
+        else if (errno != ENOTEMPTY && errno != EEXIST)
+            return err_set(e, errno, "make the cache %s", key);
     }
     if (st->nheld == ARRAY_LEN(st->held)) return err_set(e, 0, "RUN: too many cache mounts");
-    st->held[st->nheld++] = fd_steal(&lock);
+    snprintf(st->held[st->nheld].name, sizeof st->held->name, "%s", name);
+    st->held[st->nheld++].lock = fd_steal(&lock);
     return mount_add(mounts, at, "bind", full, m->ro ? "rbind,ro,rro" : "rbind", false), 0;
 }
 
@@ -17194,7 +17257,8 @@ struct run_mounts {
 };
 
 static void run_mounts_done(struct run_mounts *m) {
-    for (size_t i = 0; i < m->n; i++) strv_done(&m->v[i].kv), fd_closep(&m->v[i].dir);
+    for (size_t i = 0; i < m->n; i++)
+        strv_done(&m->v[i].kv), strv_done(&m->v[i].ignore), fd_closep(&m->v[i].dir);
     free(m->v);
 }
 
@@ -17218,6 +17282,7 @@ static int run_mounts_parse(struct build *b, struct bstage *st, const struct df_
         ret->n++;
         if (run_mount_parse(text, m, e)) return -1;
         if (m->from && (m->dir = build_dir(b, m->from, e)) == -2) return -1;
+        if (m->dir >= 0) ignore_load(m->dir, ".dockerignore", &m->ignore);
         if (m->from && m->dir < 0 &&
             (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
             return -1;
@@ -17243,7 +17308,7 @@ static void run_output(struct build *b, int fd, i64 began) {
         }
         for (ssize_t i = 0; i < k; i++) {
             if (buf[i] != '\n' && line.n < 4096) {
-                if (buf[i] != '\r') buf_addc(&line, buf[i]);
+                if (buf[i] != '\r' && buf[i]) buf_addc(&line, buf[i]);
                 continue;
             }
             double t = (double)(time_mono_ms() - began) / 1000;
@@ -17349,8 +17414,9 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
         } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") &&
                    strcmp(f, "--security=sandbox"))
             rc = !strcmp(f, "--security=insecure")
-                     ? err_set(e, 0, "--security=insecure is not granted: a step runs as confined "
-                                     "as any container")
+                     ? err_set(e, 0,
+                               "--security=insecure is not granted: a step runs as confined "
+                               "as any container")
                      : err_set(e, 0, "unknown flag: %s", f);
         if (rc) return json_decref(spec), NULL;
     }
@@ -17372,7 +17438,6 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
         script = str_prefix(in->doc[0].text, "#!");
         args = script ? json_pack("[s]", RUN_SCRIPT)
                       : df_command(js_get(st->config, "config"), in->doc[0].text);
-        buf_adds(&key, in->doc[0].text);
     } else if (in->docs) {
         AUTO_BUF whole = { 0 };
         buf_addf(&whole, "%s\n", in->text);
@@ -17383,9 +17448,10 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     CLEANUP(run_mounts_done) struct run_mounts mounts = { 0 };
     if (run_mounts_parse(b, st, in, &mounts, e)) return -1;
     build_env(b, st, &nobody, &env);
-    AUTO_FREE char *argtext = js_dump(args, JSON_COMPACT), *envtext = str_join(&st->args, "\n"),
-                   *flags = str_join(&in->flags, " ");
-    buf_addf(&key, "RUN %s %s\n%s", flags, argtext, envtext);
+    AUTO_JSON *reads = json_pack("[O,o,o,s]", args, js_strv(&in->flags), js_strv(&st->args),
+                                 script ? in->doc[0].text : "");
+    AUTO_FREE char *text = js_dump(reads, JSON_COMPACT);
+    buf_addf(&key, "RUN %s", text);
     static const char *const WORLD[] = { "network", "add-host", "shm-size", "ulimit" };
     for (size_t i = 0; i < ARRAY_LEN(WORLD); i++) { /* what else a step can see of the options */
         if (!cli_has(b->cli, WORLD[i])) continue;
@@ -17415,7 +17481,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
                 "skiffMode", 0755);
     /* the step sees the lowers of all steps before it */
     int rc = run_step(b, st, spec, e);
-    while (st->nheld) close(st->held[--st->nheld]);
+    run_unlock(st);
     if (rc > 0 && b->quiet && b->tail.n) (void)!fd_write_all(2, b->tail.p, b->tail.n);
     buf_done(&b->tail);
     if (rc < 0) return -1;
@@ -17434,21 +17500,33 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
 }
 
 /* ---- 25.10 COPY and ADD ---- */
+
+/* What one word of a COPY names: files of the context, of an image, or what an address has. */
+struct copy_part {
+    struct copy_src src;
+    struct strv from; /* owned: paths */
+    bool download;    /* from a URL: stays whole unless --unpack */
+    bool fetched;     /* src.dir and tmp, below the store, are this part's own */
+    char *tmp;
+};
+
 struct copying {
     struct build *b;
     struct bstage *st;
-    struct copy_src src;
-    struct strv from;  /* expanded sources */
-    struct strv pivot; /* with --parents: what stood before "/./" in a source */
+    struct copy_src src;    /* where words without an address are looked for */
+    struct copy_part *part; /* owned; one a word */
+    size_t parts, nfrom;    /* nfrom: paths in all of them */
+    struct strv shown;      /* flags with their variables done */
+    struct strv pivot;      /* with --parents: what stood before "/./" in a source */
     const char *dest;
     const struct df_inst *in;
     bool add, parents;
     bool dir_contents; /* one directory: its contents go to dest */
-    bool download;     /* from a URL: stays whole unless --unpack */
-    int unpack;        /* --unpack: 1 yes, 0 no, -1 not told */
-    bool own;          /* --chown was given: */
+    bool keep_git;
+    int unpack; /* --unpack: 1 yes, 0 no, -1 not told */
+    bool own;   /* --chown was given: */
     u32 uid, gid;
-    char *chmod, *checksum, *tmp; /* owned: flags; the directory below tmp/ of a download */
+    char *chmod, *checksum; /* owned: flags */
     struct packs packs;
 };
 
@@ -17503,72 +17581,6 @@ static void copy_glob_idx(const struct copy_src *c, const char *path, const char
     }
 }
 
-static int copy_sources(struct copying *k, const char *pattern, struct err *e) {
-    AUTO_FREE char *clean = path_clean(pattern);
-    size_t before = k->from.n;
-    if (k->src.dir >= 0) {
-        if (!*clean) strv_add(&k->from, "");
-        else copy_glob_dir(&k->src, k->src.dir, "", clean, &k->from, 0);
-    } else if (!strpbrk(clean, "*?[\\")) {
-        if (idx_resolve(k->src.x, clean)) strv_add(&k->from, clean);
-    } else copy_glob_idx(&k->src, "", clean, &k->from, 0);
-    return k->from.n > before ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
-}
-
-static int copy_digest(struct copying *k, char *out, struct err *e) {
-    struct sha h;
-    u8 raw[32];
-    sha_init(&h);
-    for (size_t i = 0; i < k->from.n; i++) {
-        const char *p = k->from.v[i], *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
-        if (k->src.dir >= 0) {
-            AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
-            AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
-                                      RESOLVE_IN_ROOT);
-            if (dir < 0) return err_set(e, errno, "%s of the context", p);
-            struct stat st;
-            if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) &&
-                S_ISLNK(st.st_mode)) {
-                AUTO_FREE char *rel = copy_target(&k->src, p, e); /* its target is what is copied */
-                if (!rel || digest_dir(&k->src, k->src.dir, *rel ? rel : ".", rel, base, &h, 0, e))
-                    return -1;
-                continue;
-            }
-            if (digest_dir(&k->src, dir, *base ? base : ".", p, base, &h, 0, e)) return -1;
-        } else digest_idx(k->src.x, idx_resolve(k->src.x, p), base, &h, 0);
-    }
-    for (unsigned i = 0; i < k->in->docs; i++)
-        digest_field(&h, k->in->doc[i].text, strlen(k->in->doc[i].text));
-    sha_end(&h, raw);
-    hex_of(raw, 32, out);
-    return 0;
-}
-
-/* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
-static bool tar_head(const u8 *head) {
-    unsigned sum = 0;
-    for (size_t i = 0; i < 512; i++) sum += i >= 148 && i < 156 ? ' ' : head[i];
-    return *head && strtoul((const char *)head + 148, NULL, 8) == sum;
-}
-
-/* Is a source a tar archive that ADD takes apart? */
-static bool add_is_archive(const struct copying *k, const char *p) {
-    if (!k->add || k->src.dir < 0 || !k->unpack || (k->download && k->unpack < 0)) return false;
-    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
-    struct stat st;
-    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return false;
-    struct src_fd f = { { src_fd_read }, fd };
-    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
-    u8 head[512];
-    size_t got = 0;
-    struct err e;
-    for (ssize_t n;
-         got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;)
-        got += (size_t)n;
-    src_inflate_done(&inf);
-    return got == sizeof head && tar_head(head);
-}
-
 /* A heredoc's text with its variables, as the shell would do it. Caller owns *ret. */
 static int doc_text(struct build *b, const struct df_heredoc *h, const struct df_vars *v,
                     char **ret, struct err *e) {
@@ -17585,6 +17597,87 @@ static int doc_text(struct build *b, const struct df_heredoc *h, const struct df
     return rc;
 }
 
+static int copy_sources(struct copy_part *q, const char *pattern, struct err *e) {
+    AUTO_FREE char *clean = path_clean(pattern);
+    if (q->src.dir >= 0) {
+        if (!*clean) strv_add(&q->from, "");
+        else copy_glob_dir(&q->src, q->src.dir, "", clean, &q->from, 0);
+    } else if (!strpbrk(clean, "*?[\\")) {
+        if (idx_resolve(q->src.x, clean)) strv_add(&q->from, clean);
+    } else copy_glob_idx(&q->src, "", clean, &q->from, 0);
+    return q->from.n ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
+}
+
+static int copy_digest_one(const struct copy_src *src, const char *p, struct sha *h,
+                           struct err *e) {
+    const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
+    if (src->dir < 0) return digest_idx(src->x, idx_resolve(src->x, p), base, h, 0), 0;
+    AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
+    AUTO_FD dir =
+        sys_openat2(src->dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
+    if (dir < 0) return err_set(e, errno, "%s of the context", p);
+    struct stat st;
+    if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode)) {
+        AUTO_FREE char *rel = copy_target(src, p, e); /* its target is what is copied */
+        return !rel ? -1 : digest_dir(src, src->dir, *rel ? rel : ".", rel, base, h, 0, e);
+    }
+    return digest_dir(src, dir, *base ? base : ".", p, base, h, 0, e);
+}
+
+static int copy_digest(struct copying *k, const struct df_vars *v, char *out, struct err *e) {
+    struct sha h;
+    u8 raw[32];
+    sha_init(&h);
+    for (size_t n = 0; n < k->parts; n++)
+        for (size_t i = 0; i < k->part[n].from.n; i++)
+            if (copy_digest_one(&k->part[n].src, k->part[n].from.v[i], &h, e)) return -1;
+    for (unsigned i = 0; i < k->in->docs; i++) {
+        AUTO_FREE char *text = NULL;
+        if (doc_text(k->b, &k->in->doc[i], v, &text, e)) return -1;
+        digest_field(&h, text, strlen(text));
+    }
+    sha_end(&h, raw);
+    hex_of(raw, 32, out);
+    return 0;
+}
+
+/* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
+static bool tar_head(const u8 *head) {
+    unsigned sum = 0;
+    for (size_t i = 0; i < 512; i++) sum += i >= 148 && i < 156 ? ' ' : head[i];
+    return *head && strtoul((const char *)head + 148, NULL, 8) == sum;
+}
+
+/* Is a source a tar archive that ADD takes apart? 1 yes, 0 no. */
+static int add_is_archive(const struct copying *k, const struct copy_part *q, const char *p,
+                          struct err *why) {
+    if (!k->add || q->src.dir < 0 || !k->unpack || (q->download && k->unpack < 0)) return 0;
+    AUTO_FD fd = sys_openat2(q->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
+    struct stat st;
+    char magic[6] = "";
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return 0;
+    (void)!pread(fd, magic, sizeof magic, 0);
+    if (!memcmp(magic,
+                "\xfd"
+                "7zXZ",
+                6) ||
+        !memcmp(magic, "BZh", 3))
+        return err_set(why, 0,
+                       "%s: archives of xz and bzip2 cannot be taken apart: repack it with gzip or "
+                       "zstd, or copy it as it is with --unpack=false",
+                       p);
+    struct src_fd f = { { src_fd_read }, fd };
+    struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
+    u8 head[512];
+    size_t got = 0;
+    struct err e;
+    for (ssize_t n;
+         got < sizeof head && (n = inf.src.read(&inf.src, head + got, sizeof head - got, &e)) > 0;)
+        got += (size_t)n;
+    src_inflate_done(&inf);
+    return got == sizeof head && tar_head(head);
+}
+
 /* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
 static const char *copy_name(const struct copying *k, const char *p) {
     for (size_t i = 0; i < k->pivot.n; i++) {
@@ -17596,9 +17689,9 @@ static const char *copy_name(const struct copying *k, const char *p) {
 
 /* ADD of an archive: read as a layer is, so that its names can lead nowhere else; what it leaves in
  * layers/ is garbage. It brings its owners and modes along. */
-static int copy_unpack(struct copying *k, struct laying *l, const char *p, const char *into,
-                       struct err *e) {
-    AUTO_FD fd = sys_openat2(k->src.dir, p, O_RDONLY, 0, RESOLVE_IN_ROOT);
+static int copy_unpack(struct copying *k, const struct copy_part *q, struct laying *l,
+                       const char *p, const char *into, struct err *e) {
+    AUTO_FD fd = sys_openat2(q->src.dir, p, O_RDONLY, 0, RESOLVE_IN_ROOT);
     char diff[DIGEST_LEN + 1], path[96];
     AUTO_IDX x = { 0 };
     struct packs packs;
@@ -17623,40 +17716,47 @@ static int copy_unpack(struct copying *k, struct laying *l, const char *p, const
 }
 
 /* One source of the context as `as`; a directory's contents into it. */
-static int copy_one(struct copying *k, struct laying *l, const char *p, const char *as,
-                    const char *into, struct err *e) {
+static int copy_one(struct copying *k, const struct copy_part *q, struct laying *l, const char *p,
+                    const char *as, const char *into, struct err *e) {
     const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
     const char *named = k->parents ? copy_name(k, p) : base;
     AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1)),
                    *below = str_fmt("%s%s%s", into, *into ? "/" : "", named);
     struct stat st;
+    l->t.chmod = q->download && !k->chmod ? "600" : k->chmod;
     if (k->parents && strchr(named, '/')) {
         AUTO_FREE char *above = str_dupn(below, (size_t)(strrchr(below, '/') - below));
         if (lay_dir(l, above, e)) return -1;
     }
-    if (k->src.dir < 0) {
-        const struct idx_inode *i = idx_resolve(k->src.x, p);
+    if (q->src.dir < 0) {
+        const struct idx_inode *i = idx_resolve(q->src.x, p);
         if (!i) return err_set(e, 0, "\"/%s\": not found", p);
         bool top = S_ISDIR(i->mode) && !k->parents;
-        return lay_idx(l, &k->src, i, top ? into : as ? as : below, top ? "" : named, top, false, 0,
-                       e);
+        return lay_idx(l, &q->src, i,
+                       top  ? into
+                       : as ? as
+                            : below,
+                       top ? "" : named, top, false, 0, e);
     }
-    AUTO_FD dir = sys_openat2(k->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0,
-                              RESOLVE_IN_ROOT);
+    AUTO_FD dir =
+        sys_openat2(q->src.dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
     if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
         return err_set(e, errno, "%s of the context", p);
     AUTO_FREE char *rel = NULL;
     if (S_ISLNK(st.st_mode)) { /* a named link is followed, inside the context */
-        if (!(rel = copy_target(&k->src, p, e))) return -1;
-        if (fstatat(k->src.dir, *rel ? rel : ".", &st, 0)) return err_set(e, errno, "%s", p);
+        if (!(rel = copy_target(&q->src, p, e))) return -1;
+        if (fstatat(q->src.dir, *rel ? rel : ".", &st, 0)) return err_set(e, errno, "%s", p);
     }
     bool top = S_ISDIR(st.st_mode) && !k->parents;
-    return lay_context(l, &k->src, rel ? k->src.dir : dir,
+    return lay_context(l, &q->src, rel ? q->src.dir : dir,
                        rel     ? *rel ? rel : "."
                        : *base ? base
                                : ".",
-                       rel ? rel : p, top ? into : as ? as : below, top ? "" : named, top, false, 0,
-                       e);
+                       rel ? rel : p,
+                       top  ? into
+                       : as ? as
+                            : below,
+                       top ? "" : named, top, false, 0, e);
 }
 
 static int copy_doc(struct copying *k, struct laying *l, const struct df_heredoc *doc,
@@ -17691,7 +17791,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
     l->t.own = l->own_new = k->own;
     l->t.uid = k->uid, l->t.gid = k->gid;
     l->t.chmod = k->chmod;
-    bool to_dir = str_suffix(k->dest, "/") || k->from.n + k->in->docs > 1 || k->dir_contents ||
+    bool to_dir = str_suffix(k->dest, "/") || k->nfrom + k->in->docs > 1 || k->dir_contents ||
                   !*dest || !strcmp(k->dest, ".") || str_suffix(k->dest, "/.") || k->parents;
     if (stack_resolve(l->below, dest, true, &into, &f, e)) return -1;
     if (!to_dir && !(f.i && S_ISDIR(f.i->mode))) { /* a file, by its name */
@@ -17702,11 +17802,17 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         as = str_fmt("%s%s%s", into, *into ? "/" : "", slash ? slash + 1 : dest);
     }
     if (lay_dir(l, into, e)) return -1;
-    for (size_t i = 0; i < k->from.n; i++)
-        if (add_is_archive(k, k->from.v[i])
-                ? copy_unpack(k, l, k->from.v[i], as ? as : into, e)
-                : copy_one(k, l, k->from.v[i], as, into, e))
-            return -1;
+    for (size_t n = 0; n < k->parts; n++) {
+        const struct copy_part *q = &k->part[n];
+        for (size_t i = 0; i < q->from.n; i++) {
+            const char *p = q->from.v[i];
+            int archive = add_is_archive(k, q, p, e);
+            if (archive < 0 || (archive ? copy_unpack(k, q, l, p, as ? as : into, e)
+                                        : copy_one(k, q, l, p, as, into, e)))
+                return -1;
+        }
+    }
+    l->t.chmod = k->chmod;
     for (unsigned i = 0; i < k->in->docs; i++) {
         AUTO_FREE char *named = str_fmt("%s%s%s", into, *into ? "/" : "", k->in->doc[i].name);
         if (copy_doc(k, l, &k->in->doc[i], as ? as : named, e)) return -1;
@@ -17730,6 +17836,8 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         AUTO_FREE char *val = NULL;
         const char *eq = strchr(f, '=');
         if (eq && df_text(eq + 1, k->b->df.escape, v, &val, e)) return -1;
+        strv_take(&k->shown, eq ? str_fmt("%.*s=%s", (int)(eq - f), f, val) : str_dup(f));
+        bool yes = !eq || !strcmp(val, "true") || !strcmp(val, "1");
         if (str_prefix(f, "--from=") && !k->add) *ret_from = str_dup(val);
         else if (str_prefix(f, "--chown=")) *ret_chown = str_dup(val);
         else if (str_prefix(f, "--chmod=")) {
@@ -17743,10 +17851,10 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         } else if (str_prefix(f, "--exclude=")) strv_add(&k->src.exclude, val);
         else if (str_prefix(f, "--checksum=") && k->add)
             free(k->checksum), k->checksum = str_dup(val);
-        else if (!strcmp(f, "--parents") || !strcmp(f, "--parents=true")) k->parents = true;
-        else if (k->add && (!strcmp(f, "--unpack") || (eq && str_prefix(f, "--unpack="))))
-            k->unpack = !eq || !strcmp(val, "true") || !strcmp(val, "1");
-        else if (str_prefix(f, "--link") || str_prefix(f, "--keep-git-dir")) continue;
+        else if (!strcmp(f, "--parents") || str_prefix(f, "--parents=")) k->parents = yes;
+        else if (k->add && (!strcmp(f, "--unpack") || str_prefix(f, "--unpack="))) k->unpack = yes;
+        else if (k->add && str_prefix(f, "--keep-git-dir")) k->keep_git = yes;
+        else if (str_prefix(f, "--link")) continue;
         else return err_set(e, 0, "unknown flag: %s", f);
     }
     return 0;
@@ -17768,7 +17876,8 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
 static bool git_is(const char *where) {
     size_t n = strcspn(where, "#");
     bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
-    return str_prefix(where, "git://") || str_prefix(where, "git@") || str_prefix(where, "ssh://") ||
+    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
+           str_prefix(where, "ssh://") ||
            ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
              str_prefix(where, "file://")) &&
             suffix);
@@ -17777,8 +17886,9 @@ static bool git_is(const char *where) {
 static int git_run(const char *dir, char *const more[], struct err *e) {
     AUTO_STRV args = { 0 };
     AUTO_BUF out = { 0 };
-    static const char *const FIXED[] = { "git", "-c", "core.hooksPath=/dev/null", "-c",
-                                         "protocol.ext.allow=never", "-C" };
+    static const char *const FIXED[] = {
+        "git", "-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never", "-C"
+    };
     for (size_t i = 0; i < ARRAY_LEN(FIXED); i++) strv_add(&args, FIXED[i]);
     strv_add(&args, dir);
     for (; *more; more++) strv_add(&args, *more);
@@ -17790,7 +17900,8 @@ static int git_run(const char *dir, char *const more[], struct err *e) {
 }
 
 /* Checks URL[#REF[:SUBDIR]] out below tmp/; a descriptor of what it asks for. */
-static int git_context(const struct store *s, const char *where, char **ret_tmp, struct err *e) {
+static int git_context(const struct store *s, const char *where, bool keep_git, char **ret_tmp,
+                       struct err *e) {
     AUTO_FREE char *url = str_dupn(where, strcspn(where, "#"));
     const char *frag = strchr(where, '#');
     AUTO_FREE char *ref = str_dupn(frag ? frag + 1 : "", frag ? strcspn(frag + 1, ":") : 0);
@@ -17809,7 +17920,7 @@ static int git_context(const struct store *s, const char *where, char **ret_tmp,
         return err_wrap(e, "%.200s", where);
     AUTO_FD top = dir_open(s->dir, *ret_tmp, e);
     if (top < 0) return -1;
-    tree_remove(top, ".git");
+    if (!keep_git) tree_remove(top, ".git");
     /* a subdirectory that is a link could lead anywhere */
     int fd = sys_openat2(top, sub && sub[1] ? sub + 1 + strspn(sub + 1, "/") : ".",
                          O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
@@ -17817,16 +17928,16 @@ static int git_context(const struct store *s, const char *where, char **ret_tmp,
 }
 
 /* ADD of a URL: downloaded into the context of a single file. */
-static int add_url(struct copying *k, const char *url, const char *checksum, struct err *e) {
-    struct http_req q = { .method = "GET", .url = url, .body_fd = -1 };
-    AUTO_HTTP *h = http_open(&q, NULL, e);
+static int add_url(struct copying *k, struct copy_part *q, const char *url, struct err *e) {
+    struct http_req req = { .method = "GET", .url = url, .body_fd = -1 };
+    AUTO_HTTP *h = http_open(&req, NULL, e);
     AUTO_BUF body = { 0 };
     char digest[DIGEST_LEN + 1];
     if (!h) return -1;
     if (h->status != 200) return err_set(e, 0, "ADD %s: HTTP %ld", url, h->status);
     if (http_slurp(h, 1u << 30, &body, e)) return -1;
-    if (checksum && strcmp(digest_of(body.p, body.n, digest), checksum))
-        return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, checksum);
+    if (k->checksum && strcmp(digest_of(body.p, body.n, digest), k->checksum))
+        return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, k->checksum);
     const char *base = strrchr(url, '/') ? strrchr(url, '/') + 1 : url;
     AUTO_FREE char *name = str_dupn(base, strcspn(base, "?#"));
     if (!*name || *name == '.')
@@ -17836,19 +17947,70 @@ static int add_url(struct copying *k, const char *url, const char *checksum, str
     id_random(id);
     AUTO_FREE char *sub = str_fmt("add-%.16s", id);
     if (dir < 0 || mkdirat(dir, sub, 0700)) return err_set(e, errno, "temporary directory");
-    AUTO_FD at = dir_open(dir, sub, e);
-    if (at < 0 || file_replace(at, name, body.p ? body.p : "", body.n, 0600, 0, e)) return -1;
-    k->download = true;
-    k->tmp = str_fmt("tmp/%s", sub);
-    k->src.dir = fd_steal(&at);
-    k->src.ignore = NULL;
-    if (!k->chmod) k->chmod = str_dup("600");
-    strv_add(&k->from, name);
+    q->tmp = str_fmt("tmp/%s", sub);
+    q->download = true;
+    if ((q->src.dir = dir_open(dir, sub, e)) < 0 ||
+        file_replace(q->src.dir, name, body.p ? body.p : "", body.n, 0600, 0, e))
+        return -1;
+    strv_add(&q->from, name);
     return 0;
 }
 
+/* What one word names. */
+static int copy_word(struct copying *k, const char *word, struct err *e) {
+    const char *dot = strstr(word, "/./");
+    if (dot) {
+        AUTO_FREE char *before = str_dupn(word, (size_t)(dot - word));
+        strv_take(&k->pivot, path_clean(before));
+    }
+    bool git = k->add && git_is(word),
+         url = k->add && (str_prefix(word, "http://") || str_prefix(word, "https://"));
+    k->part = mem_grow(k->part, k->parts + 1, sizeof *k->part);
+    struct copy_part *q = &k->part[k->parts++];
+    *q = (struct copy_part){ .src = k->src, .fetched = git || url };
+    if (q->fetched) q->src.dir = -1, q->src.ignore = NULL;
+    int rc = 0;
+    if (git) {
+        q->src.dir = git_context(k->b->s, word, k->keep_git, &q->tmp, e);
+        if (q->src.dir < 0) rc = -1;
+        strv_add(&q->from, "");
+    } else if (url) rc = add_url(k, q, word, e);
+    else if (!q->src.x && q->src.dir < 0)
+        rc = err_set(e, 0, "there is no build context to copy %s from", word);
+    else rc = copy_sources(q, word, e);
+    k->nfrom += q->from.n;
+    return rc;
+}
+
+/* One directory: its contents are what is copied. */
+static bool copy_is_dir(const struct copying *k) {
+    const struct copy_part *q = NULL;
+    for (size_t n = 0; n < k->parts; n++)
+        if (k->part[n].from.n) q = &k->part[n];
+    if (k->nfrom != 1 || !q) return false;
+    const char *p = q->from.v[0];
+    if (q->src.dir < 0) {
+        const struct idx_inode *i = idx_resolve(q->src.x, p);
+        return i && S_ISDIR(i->mode);
+    }
+    struct stat st;
+    return !fstatat(q->src.dir, *p ? p : ".", &st, 0) && S_ISDIR(st.st_mode);
+}
+
+static void copy_done(struct copying *k) {
+    for (size_t n = 0; n < k->parts; n++) {
+        struct copy_part *q = &k->part[n];
+        if (q->fetched) fd_closep(&q->src.dir);
+        if (q->tmp) tree_remove(k->b->s->dir, q->tmp);
+        free(q->tmp);
+        strv_done(&q->from);
+    }
+    free(k->part), free(k->checksum), free(k->chmod);
+    strv_done(&k->shown), strv_done(&k->pivot), strv_done(&k->src.exclude);
+}
+
 static int build_copy(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
-    AUTO_STRV env = { 0 }, words = { 0 };
+    AUTO_STRV env = { 0 }, words = { 0 }, ignore = { 0 };
     AUTO_FREE char *from = NULL, *chown = NULL, *dest = NULL;
     AUTO_JSON *record = NULL, *json = df_json(in->text);
     struct copying k = { .b = b,
@@ -17873,13 +18035,12 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
                      "directory and end with a /",
                      in->name);
     struct bstage *src = NULL;
-    bool own_dir = false;
-    int dir = !rc && from ? build_dir(b, from, e) : -1;
+    AUTO_FD dir = !rc && from ? build_dir(b, from, e) : -1;
     if (dir == -2) rc = -1;
     if (dir >= 0) { /* like a context of its own */
         mem_freep(&from);
-        k.src.dir = dir, k.src.ignore = NULL;
-        own_dir = true;
+        ignore_load(dir, ".dockerignore", &ignore);
+        k.src.dir = dir, k.src.ignore = &ignore;
     }
     if (!rc && from) {
         rc = build_from(b, from, &src, e) || stage_index(b, src, e) ? -1 : 0;
@@ -17889,40 +18050,20 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     }
     int layers = rc ? -1 : dir_open(b->s->dir, "layers", e);
     if (!rc && from) packs_init(&k.packs, &src->x, layers);
-    for (size_t i = 0; !rc && i + 1 < words.n; i++) {
-        if (str_prefix(words.v[i], "<<")) continue;
-        const char *dot = strstr(words.v[i], "/./");
-        if (dot) {
-            AUTO_FREE char *before = str_dupn(words.v[i], (size_t)(dot - words.v[i]));
-            strv_take(&k.pivot, path_clean(before));
-        }
-        if (k.add && git_is(words.v[i])) {
-            if ((k.src.dir = git_context(b->s, words.v[i], &k.tmp, e)) < 0) rc = -1;
-            own_dir = true, k.src.ignore = NULL;
-            strv_add(&k.from, "");
-        } else if (k.add &&
-                   (str_prefix(words.v[i], "http://") || str_prefix(words.v[i], "https://")))
-            rc = add_url(&k, words.v[i], k.checksum, e), own_dir = true;
-        else if (!from && k.src.dir < 0)
-            rc = err_set(e, 0, "there is no build context to copy %s from", words.v[i]);
-        else rc = copy_sources(&k, words.v[i], e);
-    }
+    for (size_t i = 0; !rc && i + 1 < words.n; i++)
+        if (!str_prefix(words.v[i], "<<")) rc = copy_word(&k, words.v[i], e);
     char digest[HEX_LEN + 1] = "";
-    if (!rc) rc = copy_digest(&k, digest, e);
+    if (!rc) rc = copy_digest(&k, &v, digest, e);
     if (!rc) {
         const char *to = words.v[words.n - 1];
         dest = *to == '/' ? str_dup(to)
                           : str_fmt("%s/%s", js_str_or(st->config, "config.WorkingDir", "/"), to);
         k.dest = dest;
-        struct stat s;
-        const struct idx_inode *i =
-            from && k.from.n == 1 ? idx_resolve(k.src.x, k.from.v[0]) : NULL;
-        k.dir_contents = from ? i && S_ISDIR(i->mode)
-                              : k.from.n == 1 &&
-                                    !fstatat(k.src.dir, *k.from.v[0] ? k.from.v[0] : ".", &s, 0) &&
-                                    S_ISDIR(s.st_mode);
-        AUTO_FREE char *flags = str_join(&in->flags, " "), *names = str_join(&words, " "),
-                       *what = str_fmt("%s %s %s %s", in->name, flags, names, dest);
+        k.dir_contents = copy_is_dir(&k);
+        AUTO_JSON *reads =
+            json_pack("[s,o,o,s]", in->name, js_strv(&k.shown), js_strv(&words), dest);
+        AUTO_FREE char *flags = str_join(&k.shown, " "), *names = str_join(&words, " "),
+                       *what = js_dump(reads, JSON_COMPACT);
         AUTO_FREE char *by =
             str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
         build_key(st, what, digest);
@@ -17930,19 +18071,15 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
         if (!build_cached(b, st, &record)) {
             build_say(b, "CACHED");
             build_take(st, record);
-        } else if (!(rc = (chown && copy_owner(&k, chown, e)) ||
-                                  build_layer(b, st, copy_lay, &k, e)
+        } else if (!(rc = (chown && copy_owner(&k, chown, e)) || build_layer(b, st, copy_lay, &k, e)
                               ? -1
                               : 0))
             build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
         if (!rc) build_history(b, st, by, false);
     }
     if (from && k.packs.fd) packs_done(&k.packs);
-    if (own_dir) fd_closep(&k.src.dir);
-    if (k.tmp) tree_remove(b->s->dir, k.tmp);
-    free(k.tmp), free(k.checksum), free(k.chmod);
     fd_closep(&layers);
-    strv_done(&k.from), strv_done(&k.pivot), strv_done(&k.src.exclude);
+    copy_done(&k);
     return rc;
 }
 
@@ -18048,23 +18185,26 @@ static char *build_text(struct build *b, struct bstage *st, const struct df_inst
         return str_fmt("%s %s", n, text);
     }
     AUTO_JSON *j = df_json(in->text);
-    bool split = !strcmp(n, "EXPOSE") || !strcmp(n, "VOLUME");
-    if (!split) {
+    if (strcmp(n, "EXPOSE") && strcmp(n, "VOLUME")) {
         if (strcmp(n, "USER") && strcmp(n, "STOPSIGNAL")) return str_fmt("%s %s", n, in->text);
         df_text(in->text, b->df.escape, v, &text, &ignored);
         return str_fmt("%s %s", n, text);
     }
-    if (j) js_to_strv(j, &words);
-    else df_words(in->text, b->df.escape, v, &words, &ignored);
     if (!strcmp(n, "VOLUME")) {
+        if (j) js_to_strv(j, &words);
+        else df_words(in->text, b->df.escape, v, &words, &ignored);
         text = str_join(&words, " ");
         return str_fmt("VOLUME [%s]", text);
     }
-    struct buf out = { 0 };
-    for (size_t i = 0; i < words.n; i++)
-        buf_addf(&out, "%s%s%s:{}", i ? " " : "", words.v[i], strchr(words.v[i], '/') ? "" : "/tcp");
-    text = buf_steal(&out);
-    return str_fmt("EXPOSE map[%s]", text ? text : "");
+    AUTO_JSON *scratch = json_object();
+    const char *port;
+    json_t *nothing;
+    df_expose(scratch, in->text, b->df.escape, v, &ignored);
+    json_object_foreach (js_get(scratch, "ExposedPorts"), port, nothing)
+        strv_take(&words, str_fmt("%s:{}", port));
+    if (words.n) qsort(words.v, words.n, sizeof *words.v, name_order);
+    text = str_join(&words, " ");
+    return str_fmt("EXPOSE map[%s]", text);
 }
 
 /* "ARG a=5 b": with the values that they have. Caller owns it. */
@@ -18135,6 +18275,7 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
         st->layers = json_deep_copy(other->layers);
         for (size_t k = 0; k < other->args.n; k++) strv_add(&st->args, other->args.v[k]);
         st->own = other->own;
+        st->ran = other->ran;
         memcpy(st->key, other->key, sizeof st->key);
         memcpy(st->created, other->created, sizeof st->created);
         return 0;
@@ -18203,6 +18344,7 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
     if (!*base)
         return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line,
                        df->base);
+    unsigned within = b->step; /* of the stage that needs this one */
     b->step = 1;
     for (size_t i = 0; &b->df.stage[i] != df; i++) b->step += (unsigned)b->df.stage[i].n + 1;
     unsigned first = b->step;
@@ -18222,6 +18364,7 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
                   *flags ? " " : "", shown);
         if (build_inst(b, st, in, e)) return build_blame(b, in, e);
     }
+    b->step = within;
     return st->built = true, 0;
 }
 
@@ -18315,7 +18458,8 @@ static void stage_needs(const struct build *b, size_t at, bool *need) {
     for (size_t n = 0; n < names.n; n++)
         for (size_t i = 0; i < b->df.n; i++) {
             i64 number;
-            bool by_number = n && str_int(names.v[n], 0, DF_MAX_STAGES, &number) && (size_t)number == i;
+            bool by_number =
+                n && str_int(names.v[n], 0, DF_MAX_STAGES, &number) && (size_t)number == i;
             bool by_name = b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, names.v[n]) &&
                            (n || i < at);
             if (i != at && (by_name || by_number)) need[i] = true;
@@ -18323,9 +18467,10 @@ static void stage_needs(const struct build *b, size_t at, bool *need) {
 }
 
 static json_t *stage_pack(const struct build *b, const struct bstage *st) {
-    json_t *j = json_pack("{s:O,s:O,s:s,s:s,s:o,s:I,s:I}", "config", st->config, "layers", st->layers,
-                          "key", st->key, "created", st->created, "args", js_strv(&st->args), "own",
-                          (json_int_t)st->own, "history", (json_int_t)st->base_history);
+    json_t *j =
+        json_pack("{s:O,s:O,s:s,s:s,s:o,s:I,s:I,s:b}", "config", st->config, "layers", st->layers,
+                  "key", st->key, "created", st->created, "args", js_strv(&st->args), "own",
+                  (json_int_t)st->own, "history", (json_int_t)st->base_history, "ran", st->ran);
     if (b->records) json_object_set(j, "records", b->records);
     return j;
 }
@@ -18338,6 +18483,7 @@ static void stage_unpack(struct build *b, struct bstage *st, const json_t *j) {
     js_to_strv(js_get(j, "args"), &st->args);
     st->own = (size_t)js_int(j, "own", 0);
     st->base_history = (size_t)js_int(j, "history", 0);
+    st->ran = js_bool(j, "ran");
     if (b->records) json_object_update(b->records, js_get(j, "records"));
     st->built = true;
 }
@@ -18401,15 +18547,23 @@ static int build_parallel(struct build *b, size_t target, struct err *e) {
         if (count < 2) break; /* one is ready, or a circle, which is said where it is met */
         pid_t pid[8];
         int fd[8], rc = 0;
-        for (size_t i = 0; i < count; i++)
-            pid[i] = stage_fork(b, &b->stage[ready[i]], &fd[i], e);
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; i < count; i++) pid[i] = stage_fork(b, &b->stage[ready[i]], &fd[i], e);
+        for (size_t left = count; left;) {
+            struct pollfd polls[8];
             struct err mine = { 0 };
+            size_t i = 0;
+            for (size_t k = 0; k < count; k++)
+                polls[k] = (struct pollfd){ .fd = pid[k] > 0 ? fd[k] : -1, .events = POLLIN };
+            while (i < count && pid[i] >= 0) i++; /* one that could not be forked */
+            if (i == count) {
+                while (poll(polls, count, -1) < 0 && errno == EINTR) continue;
+                for (i = 0; !polls[i].revents;) i++; /* its answer is whole: it writes it last */
+            }
             if (pid[i] < 0) rc = -1;
             else if (stage_join(b, &b->stage[ready[i]], pid[i], fd[i], &mine) && !rc)
                 rc = -1, *e = mine;
-            if (!rc) continue;
-            for (size_t k = i + 1; k < count; k++) /* the others are of no use now */
+            pid[i] = 0, left--;
+            for (size_t k = 0; rc && k < count; k++) /* the others are of no use now */
                 if (pid[k] > 0) kill(pid[k], SIGKILL);
         }
         if (rc) return b->killed = true, -1;
@@ -19092,16 +19246,18 @@ static int update_one(struct cli *c, const char *what, struct err *e) {
     js_merge(all, res);
     i64 limit = js_int(all, "memory.limit", 0), swap = js_int(all, "memory.swap", 0);
     if (limits && swap > 0 && limit > swap)
-        return err_set(e, 0, "Memory limit should be smaller than already set memoryswap limit, "
-                             "update the memoryswap at the same time");
+        return err_set(e, 0,
+                       "Memory limit should be smaller than already set memoryswap limit, "
+                       "update the memoryswap at the same time");
     if (limits && ctr_alive(&k)) {
         struct cgroup cg = { (char *)(uintptr_t)js_str(k.state, "cgroup") };
         if (!cg.path)
-            return err_set(e, 0,
-                           "container %s runs without a cgroup of its own, since it was started "
-                           "without limits: the change would only hold from its next start; stop it "
-                           "first",
-                           ctr_name(&k));
+            return err_set(
+                e, 0,
+                "container %s runs without a cgroup of its own, since it was started "
+                "without limits: the change would only hold from its next start; stop it "
+                "first",
+                ctr_name(&k));
         if (cgroup_apply(&cg, all, e)) return -1;
     }
     if (limits) json_object_set(js_sub(k.config, "linux"), "resources", all);
@@ -19691,9 +19847,9 @@ static void inspect_host_zeroes(const json_t *c, json_t *j) {
                   { "UTSMode", "uts" },
                   { "UsernsMode", "user" },
                   { "CgroupnsMode", "cgroup" } };
-    static const char *const LISTS[] = { "Dns",      "DnsOptions", "DnsSearch", "ExtraHosts",
-                                         "GroupAdd", "Devices",    "Mounts",    "SecurityOpt",
-                                         "Ulimits" };
+    static const char *const LISTS[] = { "Dns",        "DnsOptions",  "DnsSearch",
+                                         "ExtraHosts", "GroupAdd",    "Devices",
+                                         "Mounts",     "SecurityOpt", "Ulimits" };
     for (size_t i = 0; i < ARRAY_LEN(MODES); i++) {
         bool own = false;
         size_t k;
@@ -20308,7 +20464,8 @@ static int cmd_top(struct cli *c, struct err *e) {
         else if (!strcmp(a, "aux") || !strcmp(a, "-aux"))
             want = "user,pid,vsz,rss,tty,stat,stime,time,args";
         else if (strcmp(a, "-ef") && strcmp(a, "-e") && strcmp(a, "-f"))
-            return free(pids), err_set(e, 0, "top: ps's option '%.40s' is not supported yet by skiff", a);
+            return free(pids),
+                   err_set(e, 0, "top: ps's option '%.40s' is not supported yet by skiff", a);
     }
     strv_split(&cols, want, ',');
     for (size_t k = 0; k < cols.n; k++) {
@@ -20712,11 +20869,9 @@ static int cp_from(struct cli *c, struct ctr *k, const char *path, const char *d
     AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     AUTO_FREE char *cwd = getcwd(NULL, 0),
                    *full = *dest == '/' ? str_dup(dest) : str_fmt("%s/%s", cwd ? cwd : "", dest);
-    struct placing pl = { .root = root,
-                          .uid = -1,
-                          .gid = -1,
-                          .chmod = -1,
-                          .keep_owner = cli_flag(c, "archive") };
+    struct placing pl = {
+        .root = root, .uid = -1, .gid = -1, .chmod = -1, .keep_owner = cli_flag(c, "archive")
+    };
     /* below "/" of the host: resolving in the root is resolving as usual */
     rc = place_layout(root, full, true, &pl, &into, &rename, e);
     if (!rc && contents && rename) { /* SRC/. to a new directory */
@@ -20841,10 +20996,9 @@ static int cmd_commit(struct cli *c, struct err *e) {
     if (!config) return err_wrap(e, "the image of container %s", c->args[0]);
     json_t *run = js_sub(config, "config");
     AUTO_JSON *ic = inspect_config(&k);
-    static const char *const KEEP[] = { "Env",        "Cmd",          "Entrypoint",
-                                        "WorkingDir", "User",         "Labels",
-                                        "StopSignal", "ExposedPorts", "Volumes",
-                                        "Healthcheck" };
+    static const char *const KEEP[] = { "Env",     "Cmd",        "Entrypoint", "WorkingDir",
+                                        "User",    "Labels",     "StopSignal", "ExposedPorts",
+                                        "Volumes", "Healthcheck" };
     for (size_t i = 0; i < ARRAY_LEN(KEEP); i++) {
         json_t *v = js_get(ic, KEEP[i]);
         if (v && !json_is_null(v) && !(json_is_object(v) && !json_object_size(v)))
@@ -21853,8 +22007,9 @@ static int cmd_mount(struct cli *c, struct err *e) {
     if (!driver) return -1;
     if (!strcmp(driver, "overlay")) return mount_layers(c->store, &m, chain, &p.ids, at, e);
     if (!strcmp(driver, "copy"))
-        return err_set(e, 0, "there is neither FUSE nor overlay here ('skiff doctor' says why): "
-                             "'skiff save' has the image's files");
+        return err_set(e, 0,
+                       "there is neither FUSE nor overlay here ('skiff doctor' says why): "
+                       "'skiff save' has the image's files");
     AUTO_JSON *spec = json_pack("{s{s{ss}}}", "skiff", "rootfs", "chain", chain);
     int fds[UFS_MAX_THREADS + 1];
     struct launch l;
@@ -22193,9 +22348,7 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     *ret_tmp = str_fmt("tmp/context-%.16s", id);
     if (mkdirat(b->s->dir, *ret_tmp, 0700) || (b->ctx = dir_open(b->s->dir, *ret_tmp, e)) < 0)
         return err_set(e, errno, "make a directory for the context");
-    struct placing pl = {
-        .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1
-    };
+    struct placing pl = { .root = b->ctx, .into = "", .uid = -1, .gid = -1, .chmod = -1 };
     return place_archive(&pl, fd, e);
 }
 
@@ -22222,7 +22375,7 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
                          struct err *e) {
     const char *file = cli_text(b->cli, "file");
     if (git_is(where)) {
-        if ((b->ctx = git_context(b->s, where, ret_tmp, e)) < 0) return -1;
+        if ((b->ctx = git_context(b->s, where, false, ret_tmp, e)) < 0) return -1;
     } else if (str_prefix(where, "http://") || str_prefix(where, "https://")) {
         if (http_context(b, where, ret_tmp, text, e)) return -1;
         if (text->n) return 0;
@@ -22259,8 +22412,8 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
             return err_set(e, errno, "failed to read the Dockerfile %s of the context",
                            file ? file : "Dockerfile");
         AUTO_FD own = sys_openat2(b->ctx, beside, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
-        AUTO_FD all = sys_openat2(b->ctx, ".dockerignore", O_RDONLY | O_NONBLOCK, 0,
-                                  RESOLVE_IN_ROOT);
+        AUTO_FD all =
+            sys_openat2(b->ctx, ".dockerignore", O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
         char link[40];
         snprintf(link, sizeof link, "/proc/self/fd/%d", own >= 0 ? own : all);
         if (own >= 0 || all >= 0) ignore_load(AT_FDCWD, link, &b->ignore);
@@ -22330,7 +22483,8 @@ static int output_tree(struct build *b, struct bstage *st, const struct output *
     if (!strcmp(o->type, "local")) {
         if (dir_make(AT_FDCWD, o->dest, e)) return -1;
         AUTO_FD d = dir_open(AT_FDCWD, o->dest, e);
-        return d < 0 || idx_unpack(&st->x, layers, d, !geteuid(), e) ? -1 : 0;
+        int how = UNPACK_OVER | (geteuid() ? 0 : UNPACK_CHOWN);
+        return d < 0 || idx_unpack(&st->x, layers, d, how, e) ? -1 : 0;
     }
     AUTO_FD fd = strcmp(o->dest, "-")
                      ? open(o->dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
@@ -22341,10 +22495,10 @@ static int output_tree(struct build *b, struct bstage *st, const struct output *
     if (fd < 0) return err_set(e, errno, "create %s", o->dest);
     packs_init(&packs, &st->x, layers);
     struct copy_src src = { .dir = -1, .x = &st->x, .packs = &packs };
-    int rc = tar_begin(&l.t, fd, e) ||
-                     lay_idx(&l, &src, &st->x.inodes[0], "", "", true, false, 0, e)
-                 ? -1
-                 : 0;
+    int rc =
+        tar_begin(&l.t, fd, e) || lay_idx(&l, &src, &st->x.inodes[0], "", "", true, false, 0, e)
+            ? -1
+            : 0;
     struct err second;
     if (tar_end(&l.t, rc ? &second : e)) rc = -1;
     packs_done(&packs);
@@ -22356,6 +22510,7 @@ static int output_image(struct build *b, struct bstage *st, const struct output 
                         const struct strv *tags, struct err *e) {
     AUTO_JSON *layers = json_deep_copy(st->layers);
     AUTO_STRV names = { 0 };
+    AUTO_JSON *desc = NULL;
     char id[HEX_LEN + 1];
     size_t i, base = json_array_size(layers) - st->own;
     json_t *l;
@@ -22370,7 +22525,9 @@ static int output_image(struct build *b, struct bstage *st, const struct output 
         AUTO_FREE char *full = NULL;
         if (names.n && ref_parse(names.v[i], &r, e)) return -1;
         if (names.n) full = ref_full(&r);
-        if (image_put(b->s, st->config, layers, full, NULL, id, NULL, e)) return -1;
+        json_decref(desc);
+        desc = NULL;
+        if (image_put(b->s, st->config, layers, full, NULL, id, &desc, e)) return -1;
         if (o->push && !full) return err_set(e, 0, "--output: push needs a name: -t or name=");
         if (o->push && image_push(b->s, &r, b->quiet, tls_verify(b->cli), e)) return -1;
     }
@@ -22379,7 +22536,8 @@ static int output_image(struct build *b, struct bstage *st, const struct output 
                      ? open(o->dest, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)
                      : fcntl(1, F_DUPFD_CLOEXEC, 3);
     if (fd < 0) return err_set(e, errno, "create %s", o->dest);
-    if (!names.n) strv_add(&names, id);
+    /* the store may have another manifest of this id, with other compression */
+    if (!names.n) strv_add(&names, digest_hex(js_str(desc, "digest")));
     return image_save(b->s, fd, &names, e);
 }
 
@@ -22397,8 +22555,8 @@ static int cache_export(struct build *b, const char *spec, struct err *e) {
     }
     bool local = !strcmp(type, "local");
     if ((!local && strcmp(type, "registry")) || !dest)
-        return err_set(e, 0, "--cache-to %s: expected type=local,dest=DIR or type=registry,ref=NAME",
-                       spec);
+        return err_set(
+            e, 0, "--cache-to %s: expected type=local,dest=DIR or type=registry,ref=NAME", spec);
     AUTO_JSON *config = json_pack("{ss,ss,s:{},s:O,s:{s:s,s:[]},s:[]}", "architecture", host_arch(),
                                   "os", "linux", "config", "skiff.buildcache", b->records, "rootfs",
                                   "type", "layers", "diff_ids", "history");
@@ -22506,8 +22664,8 @@ static int squash_dir(struct laying *l, struct squashing *q, const struct idx_in
     for (u32 k = 0; k < n; k++) {
         const char *name = idx_name(q->old, old[k].name, old[k].name_len);
         if (!name || idx_lookup(q->new, b, name, old[k].name_len)) continue;
-        AUTO_FREE char *mark = str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "",
-                                       (int)old[k].name_len, name);
+        AUTO_FREE char *mark =
+            str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "", (int)old[k].name_len, name);
         if (lay_dir(l, path, e) || tar_marker(&l->t, mark, e)) return -1;
     }
     for (u32 k = 0; k < m && depth < MAX_TREE_DEPTH; k++) {
@@ -22516,8 +22674,10 @@ static int squash_dir(struct laying *l, struct squashing *q, const struct idx_in
         if (!name || !i) continue;
         const struct idx_dirent *o = idx_lookup(q->old, a, name, new[k].name_len);
         if (o) was = idx_inode(q->old, o->inode);
-        AUTO_FREE char *sub = str_fmt("%s%s%.*s", path, *path ? "/" : "", (int)new[k].name_len, name);
-        bool both = was && S_ISDIR(was->mode) && S_ISDIR(i->mode), same = was && squash_same(q, was, i);
+        AUTO_FREE char *sub =
+            str_fmt("%s%s%.*s", path, *path ? "/" : "", (int)new[k].name_len, name);
+        bool both = was && S_ISDIR(was->mode) && S_ISDIR(i->mode),
+             same = was && squash_same(q, was, i);
         if (same && !both) continue;
         if (!same && lay_dir(l, path, e)) return -1;
         if (both) {
@@ -22526,8 +22686,8 @@ static int squash_dir(struct laying *l, struct squashing *q, const struct idx_in
             if (squash_dir(l, q, was, i, sub, depth + 1, e)) return -1;
         } else {
             if (was && S_ISDIR(i->mode) != S_ISDIR(was->mode)) { /* of another kind: the old goes */
-                AUTO_FREE char *mark = str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "",
-                                               (int)new[k].name_len, name);
+                AUTO_FREE char *mark =
+                    str_fmt("%s%s.wh.%.*s", path, *path ? "/" : "", (int)new[k].name_len, name);
                 if (tar_marker(&l->t, mark, e)) return -1;
             }
             if (lay_idx(l, &src, i, sub, "", false, true, depth + 1, e)) return -1;
@@ -22618,8 +22778,9 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
         rc = output_parse(outputs.v[i], &o, e);
         if (!rc) out |= str_eq(o.dest, "-");
         if (!rc)
-            rc = !strcmp(o.type, "local") || !strcmp(o.type, "tar") ? output_tree(b, st, &o, e)
-                                                                    : output_image(b, st, &o, &tags, e);
+            rc = !strcmp(o.type, "local") || !strcmp(o.type, "tar")
+                     ? output_tree(b, st, &o, e)
+                     : output_image(b, st, &o, &tags, e);
         strv_done(&o.kv);
     }
     cli_list(b->cli, "cache-to", &caches);
@@ -23604,9 +23765,10 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
         "{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
         "b},s:{s:b}}}",
         "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
-        "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces", "cgroup", "ipc", "mount", "network", "pid",
-        "time", "user", "uts", "cgroup", "v1", 0, "v2", 1, "systemd", 0, "systemdUser", 0,
-        "seccomp", "enabled", 1, "apparmor", "enabled", 0, "selinux", "enabled", 0);
+        "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces",
+        "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts", "cgroup", "v1", 0, "v2",
+        1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled", 1, "apparmor", "enabled", 0,
+        "selinux", "enabled", 0);
     json_t *opts = json_array();
     for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {
         AUTO_FREE char *below = str_fmt("r%s", MNT_OPTS[i].name);
@@ -24569,7 +24731,8 @@ static void main_usage(void) {
     puts("\nGlobal Options:\n"
          "  -D, --debug                  Say more on standard error\n"
          "      --root DIR               The store (default $SKIFF_ROOT or ~/.local/share/skiff)\n"
-         "      --storage-driver NAME    overlay-fuse, fuse, overlay or copy instead of the best that "
+         "      --storage-driver NAME    overlay-fuse, fuse, overlay or copy instead of the best "
+         "that "
          "works\n"
          "  -v, --version                Print version information and quit\n\n"
          "Run 'skiff COMMAND --help' for more information on a command.");
@@ -24749,12 +24912,12 @@ int main(int argc, char **argv) {
         static const char LATER[] = "search network compose context manifest buildx plugin config "
                                     "node secret service stack swarm trust checkpoint scout";
         bool two = argc - at > 1 && *argv[at + 1] != '-' && main_is_group(argv[at]);
-        AUTO_FREE char *words = str_fmt("%s%s%s", argv[at], two ? " " : "", two ? argv[at + 1] : "");
+        AUTO_FREE char *words =
+            str_fmt("%s%s%s", argv[at], two ? " " : "", two ? argv[at + 1] : "");
         AUTO_FREE char *shown = str_printable(words);
         if (word_in(LATER, argv[at], strlen(argv[at])))
             fprintf(stderr, "skiff: '%s' is not supported yet by skiff.\n", shown);
-        else
-            fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
+        else fprintf(stderr, "skiff: '%s' is not a skiff command.\nSee 'skiff --help'\n", shown);
         return 1;
     }
     if (opt_parse(cmd, argc - at - used, argv + at + used, &c, &help, &e))
