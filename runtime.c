@@ -966,10 +966,11 @@ static int lock_take(int dir, const char *name, int op) {
     }
 }
 
-/* True while a living process holds the lock file exclusively. */
+/* True while a living process holds the lock file exclusively, and where that cannot be told (no
+ * descriptor or memory left): only what is seen to be free counts as lost. */
 static bool lock_held(int dir, const char *name) {
     AUTO_FD fd = openat(dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    return fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK;
+    return fd >= 0 ? flock(fd, LOCK_SH | LOCK_NB) != 0 : errno != ENOENT;
 }
 
 /* Sends up to 16 descriptors with one message; 0 or -1 with errno. */
@@ -1768,6 +1769,7 @@ static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct
     i64 stall = 60;
     if (patience) str_int(patience, 1, 86400, &stall);
     curl_easy_setopt(h->easy, CURLOPT_URL, r->url);
+    curl_easy_setopt(h->easy, CURLOPT_FILETIME, 1L);
     curl_easy_setopt(h->easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(h->easy, CURLOPT_HTTPHEADER, h->list);
     curl_easy_setopt(h->easy, CURLOPT_USERAGENT, "skiff/" SKIFF_VERSION);
@@ -3011,6 +3013,14 @@ static u64 store_collect(const struct store *s, bool all) {
             continue;
         }
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
+    }
+    AUTO_DIR *names = dir_stream(s->dir, "names");
+    while (names && (de = dir_next(names))) { /* of a create or rm that was killed */
+        char id[HEX_LEN + 1] = "";
+        if (readlinkat(dirfd(names), de->d_name, id, HEX_LEN) != HEX_LEN) continue;
+        AUTO_FREE char *home = str_fmt("containers/%s", id);
+        if (faccessat(s->dir, home, F_OK, 0) && errno == ENOENT)
+            unlinkat(dirfd(names), de->d_name, 0);
     }
     AUTO_DIR *cache = dir_stream(s->dir, "cache");
     while (cache && (de = dir_next(cache))) { /* layers that the build cache may take again */
@@ -9990,7 +10000,11 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         if (pid < 0) err_set(&ce, errno, "fork"), launch_fail(theirs, &ce);
         char msg[1 + sizeof pid] = { MSG_PID };
         memcpy(msg + 1, &pid, sizeof pid);
-        (void)!fd_send(theirs, msg, sizeof msg, NULL, 0);
+        if (fd_send(theirs, msg, sizeof msg, NULL, 0)) { /* nobody would wait for it */
+            err_set(&ce, errno, "speak to the supervisor");
+            kill(pid, SIGKILL);
+            launch_fail(theirs, &ce);
+        }
         _exit(0);
     }
     fd_closep(&theirs);
@@ -12790,10 +12804,11 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         struct super_client *k = super_client_add(s, client);
         if (k) k->output = k->waits = true, k->input = js_bool(c->config, "skiff.openStdin");
     }
-    AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    AUTO_FD null = s->sigfd >= 0 ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
+    int bad = null < 0 ? err_set(&e, errno, "start the supervisor") : 0;
     for (int i = 0; i < 3; i++) dup2(null, i);
     log_open(&s->log, c);
-    if (plan_parse(c->config, &s->plan, &e) || super_listen(s, &e) || super_launch(s, &e)) {
+    if (bad || plan_parse(c->config, &s->plan, &e) || super_listen(s, &e) || super_launch(s, &e)) {
         char now[40];
         struct err ignored;
         js_sets(c->state, "status",
@@ -12879,6 +12894,7 @@ static int super_start(struct ctr *c, int *ret_client, struct err *e) {
         return 0;
     }
     fd_closep(&pair[0]);
+    if (pid < 0) return err_set(e, EAGAIN, "fork the supervisor");
     if (k != (ssize_t)sizeof got)
         return err_set(e, 0, "the supervisor of container %.12s died while starting", c->id);
     waitpid(pid, NULL, 0);
@@ -15430,6 +15446,11 @@ static char *df_trim(const char *value, const char *pat, bool suffix, bool longe
 
 enum { DF_REPLACE_MAX = 8192 }; /* bytes of a value in which a pattern with * is searched for */
 
+enum {
+    DF_NEST = 16,
+    DF_VALUE_MAX = 1 << 20 /* bytes of a value: execve(2) takes 128 KiB */
+};
+
 /* ${name/pat/rep}, // for all. Caller owns it; NULL: error. */
 static char *df_replace(const char *value, const char *pat, const char *rep, bool all,
                         struct err *e) {
@@ -15449,6 +15470,11 @@ static char *df_replace(const char *value, const char *pat, const char *rep, boo
         }
         buf_adds(&out, rep);
         i += hit;
+        if (out.n > DF_VALUE_MAX) {
+            err_set(e, 0, "the value is longer than %d", DF_VALUE_MAX);
+            buf_done(&out);
+            return NULL;
+        }
         if (!all) {
             buf_adds(&out, value + i);
             break;
@@ -15456,11 +15482,6 @@ static char *df_replace(const char *value, const char *pat, const char *rep, boo
     }
     return buf_steal(&out);
 }
-
-enum {
-    DF_NEST = 16,
-    DF_VALUE_MAX = 1 << 20 /* bytes of a value: execve(2) takes 128 KiB */
-};
 
 /* Mutual recursion: a default inside ${…} is a word itself. */
 static int df_word(const char **p, const char *stop, char esc, const struct df_vars *v,
@@ -17952,8 +17973,20 @@ static int add_url(struct copying *k, struct copy_part *q, const char *url, stru
     if ((q->src.dir = dir_open(dir, sub, e)) < 0 ||
         file_replace(q->src.dir, name, body.p ? body.p : "", body.n, 0600, 0, e))
         return -1;
+    curl_off_t changed = -1; /* Last-Modified */
+    curl_easy_getinfo(h->easy, CURLINFO_FILETIME_T, &changed);
+    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_sec = changed > 0 ? changed : 0 } };
+    utimensat(q->src.dir, name, ts, 0);
     strv_add(&q->from, name);
     return 0;
+}
+
+static int copy_needs_dir(const struct df_inst *in, const char *to, struct err *e) {
+    return str_suffix(to, "/") ? 0
+                               : err_set(e, 0,
+                                         "when using %s with more than one source file, the "
+                                         "destination must be a directory and end with a /",
+                                         in->name);
 }
 
 /* What one word names. */
@@ -17977,6 +18010,7 @@ static int copy_word(struct copying *k, const char *word, struct err *e) {
     } else if (url) rc = add_url(k, q, word, e);
     else if (!q->src.x && q->src.dir < 0)
         rc = err_set(e, 0, "there is no build context to copy %s from", word);
+    else if (k->checksum) rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
     else rc = copy_sources(q, word, e);
     k->nfrom += q->from.n;
     return rc;
@@ -17994,7 +18028,8 @@ static bool copy_is_dir(const struct copying *k) {
         return i && S_ISDIR(i->mode);
     }
     struct stat st;
-    return !fstatat(q->src.dir, *p ? p : ".", &st, 0) && S_ISDIR(st.st_mode);
+    AUTO_FD fd = sys_openat2(q->src.dir, *p ? p : ".", O_PATH, 0, RESOLVE_IN_ROOT);
+    return fd >= 0 && !fstat(fd, &st) && S_ISDIR(st.st_mode);
 }
 
 static void copy_done(struct copying *k) {
@@ -18029,11 +18064,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     }
     if (!rc && !json) rc = df_words(in->text, b->df.escape, &v, &words, e);
     if (!rc && words.n < 2) rc = err_set(e, 0, "%s requires at least two arguments", in->name);
-    if (!rc && words.n > 2 && !str_suffix(words.v[words.n - 1], "/"))
-        rc = err_set(e, 0,
-                     "when using %s with more than one source file, the destination must be a "
-                     "directory and end with a /",
-                     in->name);
+    if (!rc && words.n > 2) rc = copy_needs_dir(in, words.v[words.n - 1], e);
     struct bstage *src = NULL;
     AUTO_FD dir = !rc && from ? build_dir(b, from, e) : -1;
     if (dir == -2) rc = -1;
@@ -18390,7 +18421,7 @@ static int build_from(struct build *b, const char *name, struct bstage **ret, st
 }
 
 /* What can be told before anything is run: flags, numbers of arguments, words without variables. */
-static int df_check(const struct df_inst *in, struct err *e) {
+static int df_check(const struct df_inst *in, char esc, struct err *e) {
     static const struct {
         const char *name, *flags;
     } FLAGS[] = {
@@ -18406,36 +18437,40 @@ static int df_check(const struct df_inst *in, struct err *e) {
         for (size_t k = 0; k < ARRAY_LEN(FLAGS); k++)
             known |= !strcmp(FLAGS[k].name, in->name) && n && word_in(FLAGS[k].flags, f, n);
         if (!known) return err_set(e, 0, "unknown flag: %s", in->flags.v[i]);
+        if (!v && !word_in("link parents keep-git-dir unpack", f, n))
+            return err_set(e, 0, "missing a value on flag: %s", in->flags.v[i]);
         if (v && strchr(v, '$')) continue;
         mode_t mode;
         if (v && str_prefix(f, "chmod=") && !mode_word(v + 1, 0, false, &mode))
             return err_set(e, 0, "invalid chmod parameter: '%.20s'", v + 1);
         if (v && str_prefix(f, "network=") && !word_in("default none host", v + 1, strlen(v + 1)))
             return err_set(e, 0, "invalid network mode: '%.40s'", v + 1);
+        if (v && str_prefix(f, "security=") && !word_in("sandbox insecure", v + 1, strlen(v + 1)))
+            return err_set(e, 0, "invalid security mode: '%.40s'", v + 1);
         struct run_mount m;
         int rc = v && str_prefix(f, "mount=") ? run_mount_parse(v + 1, &m, e) : 0;
         if (v && str_prefix(f, "mount=")) strv_done(&m.kv);
         if (rc) return -1;
     }
     AUTO_JSON *json = df_json(in->text);
+    struct df_vars none = { NULL, NULL };
     if (!strcmp(in->name, "COPY") || !strcmp(in->name, "ADD")) {
-        struct df_vars none = { NULL, NULL };
         size_t n = json_array_size(json);
-        if (!json && df_words(in->text, '\\', &none, &words, e)) return 0; /* said where it runs */
+        if (!json && df_words(in->text, esc, &none, &words, e)) return 0; /* said where it runs */
         if (!json) n = words.n;
         if (n < 2) return err_set(e, 0, "%s requires at least two arguments", in->name);
+        const char *to = json ? json_string_value(json_array_get(json, n - 1)) : words.v[n - 1];
+        if (n > 2 && !strchr(to ? to : "", '$')) return copy_needs_dir(in, to ? to : "", e);
     }
-    if (strchr(in->text, '$')) return 0;
+    if (strchr(in->text, '$') || word_in("RUN COPY ADD", in->name, strlen(in->name))) return 0;
     AUTO_JSON *scratch = json_object();
-    if (!strcmp(in->name, "EXPOSE")) return df_expose(scratch, in->text, '\\', NULL, e);
-    if (!strcmp(in->name, "HEALTHCHECK")) return df_healthcheck(scratch, in->text, e);
-    return 0;
+    return df_configure(scratch, in->name, in->text, esc, &none, e) < 0 ? -1 : 0;
 }
 
 static int build_check(struct build *b, struct err *e) {
     for (size_t s = 0; s < b->df.n; s++)
         for (size_t i = 0; i < b->df.stage[s].n; i++)
-            if (df_check(&b->df.stage[s].inst[i], e))
+            if (df_check(&b->df.stage[s].inst[i], b->df.escape, e))
                 return build_blame(b, &b->df.stage[s].inst[i], e);
     return 0;
 }
@@ -18538,7 +18573,7 @@ static int build_parallel(struct build *b, size_t target, struct err *e) {
             for (size_t k = 0; needed[i] && k < n; k++) needed[k] |= deps[i * n + k];
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     for (;;) {
-        size_t ready[8], count = 0, max = cpus > 8 ? 8 : cpus < 2 ? 1 : (size_t)cpus;
+        size_t ready[8], count = 0, max = cpus > 8 ? 8 : cpus < 2 ? 2 : (size_t)cpus;
         for (size_t i = 0; i < n && count < max; i++) {
             bool can = needed[i] && !b->stage[i].built;
             for (size_t k = 0; can && k < n; k++) can = !deps[i * n + k] || b->stage[k].built;
@@ -18883,6 +18918,10 @@ static int attach_run(const struct cli *c, struct ctr *ctr, int sock, bool input
     if (ctr_open(ctr->s, ctr->id, &again, &gone))
         return err_set(e, 0, "the supervisor of container %.12s was lost", ctr->id);
     rc = (int)js_int(again.state, "exitCode", 137);
+    if (ctr_alive(&again))
+        rc = err_set(e, 0, "the connection to container %.12s was lost; it runs on", ctr->id);
+    else if (str_eq(js_str(again.state, "error"), "the supervisor was lost"))
+        fprintf(stderr, "skiff: the supervisor of container %.12s was lost\n", ctr->id);
     ctr_done(&again);
     return rc;
 }
@@ -19542,7 +19581,7 @@ static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
     signal(SIGPIPE, SIG_IGN);
     fcntl(w, F_SETFL, O_NONBLOCK | O_WRONLY);
     if (!input) fd_closep(&w);
-    for (bool gone = false; o >= 0 || r >= 0 || !gone;) {
+    for (bool gone = false; o >= 0 || r >= 0 || (!gone && pidfd >= 0);) {
         struct pollfd p[] = { { o, POLLIN, 0 },
                               { r, POLLIN, 0 },
                               { input && !held.n ? 0 : -1, POLLIN, 0 },
@@ -22789,6 +22828,34 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
     return rc;
 }
 
+/* What can be told of the options before anything is read or run. */
+static int build_options(struct build *b, struct err *e) {
+    AUTO_STRV secrets = { 0 }, ssh = { 0 }, outputs = { 0 };
+    cli_list(b->cli, "secret", &secrets);
+    cli_list(b->cli, "ssh", &ssh);
+    cli_list(b->cli, "output", &outputs);
+    for (size_t i = 0; i < secrets.n; i++) {
+        AUTO_BUF text = { 0 };
+        const char *at = strstr(secrets.v[i], "id=");
+        if (!at || (at > secrets.v[i] && at[-1] != ','))
+            return err_set(e, 0, "--secret %s: it has no id=", secrets.v[i]);
+        AUTO_FREE char *id = str_dupn(at + 3, strcspn(at + 3, ","));
+        if (run_secret_text(secrets.v[i], id, &text, e) < 0) return -1;
+    }
+    for (size_t i = 0; i < ssh.n; i++) {
+        AUTO_FREE char *id = str_dupn(ssh.v[i], strcspn(ssh.v[i], "=")),
+                       *path = run_ssh_socket(b, id, e);
+        if (!path) return -1;
+    }
+    for (size_t i = 0; i < outputs.n; i++) {
+        struct output o;
+        int rc = output_parse(outputs.v[i], &o, e);
+        strv_done(&o.kv);
+        if (rc) return -1;
+    }
+    return 0;
+}
+
 static int cmd_build(struct cli *c, struct err *e) {
     const char *progress = cli_text(c, "progress"), *epoch = getenv("SOURCE_DATE_EPOCH");
     struct build b = { .cli = c, .ctx = -1, .epoch = -1, .out = stderr };
@@ -22806,7 +22873,7 @@ static int cmd_build(struct cli *c, struct err *e) {
     cli_list(c, "tag", &tags);
     for (size_t i = 0; i < tags.n; i++)
         if (ref_parse(tags.v[i], &r, e)) return -1;
-    if (!(b.s = cli_store(c, e))) return -1;
+    if (build_options(&b, e) || !(b.s = cli_store(c, e))) return -1;
     b.quiet = cli_flag(c, "quiet") || str_eq(progress, "quiet");
     b.no_cache = cli_flag(c, "no-cache");
     if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch))
@@ -22936,7 +23003,10 @@ struct oci {
 };
 static struct oci g_oci = { .root = -1 };
 
-static int oci_root(const char *given, struct err *e) {
+/* Root that is pointed at a user's state, as Slurm's is, goes on as that user: what a state says (a
+ * pid, a cgroup, hooks) its owner may have written. Only `make` makes the directory; where there is
+ * none, no container is. */
+static int oci_root(const char *given, bool make, struct err *e) {
     const char *run = getenv("XDG_RUNTIME_DIR");
     if (given) g_oci.root_path = str_dup(given);
     else if (host_real_root() || (!geteuid() && str_empty(run)))
@@ -22944,12 +23014,15 @@ static int oci_root(const char *given, struct err *e) {
     else if (!str_empty(run)) g_oci.root_path = str_fmt("%s/skiff-oci", run);
     else g_oci.root_path = str_fmt("/tmp/skiff-oci-%u", geteuid());
     struct stat st;
-    if (dir_make(AT_FDCWD, g_oci.root_path, e) ||
-        (g_oci.root = dir_open(AT_FDCWD, g_oci.root_path, e)) < 0)
-        return -1;
+    if (make && dir_make(AT_FDCWD, g_oci.root_path, e)) return -1;
+    if ((g_oci.root = dir_open(AT_FDCWD, g_oci.root_path, e)) < 0)
+        return !make && e->no == ENOENT ? 0 : -1;
     if (fstat(g_oci.root, &st) || (st.st_uid != geteuid() && geteuid()) || (st.st_mode & 022))
         return err_set(e, 0, "state directory %s belongs to another user or is open to others",
                        g_oci.root_path);
+    if (st.st_uid != geteuid() && (setgroups(0, NULL) || setresgid(65534, 65534, 65534) ||
+                                   setresuid(st.st_uid, st.st_uid, st.st_uid)))
+        return err_set(e, errno, "state directory %s: become uid %u", g_oci.root_path, st.st_uid);
     return 0;
 }
 
@@ -23316,6 +23389,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     oci_env(p, &l->keep_fds);
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
+    l->die_with_parent = !o->detach; /* who waits may be killed, as Slurm does: nothing stays */
     if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e))
         return oci_forget(o->id), -1;
     js_sets(s, "cgroup", l->cgroup.path);
@@ -24052,7 +24126,8 @@ static int oci_main(int argc, char **argv) {
     }
     if (!rc && (c.nargs < c.cmd->min || (c.cmd->max >= 0 && c.nargs > c.cmd->max)))
         rc = err_set(&e, 0, "usage: %s %s", c.cmd->path, c.cmd->usage);
-    if (!rc) rc = oci_root(root, &e);
+    bool make = !rc && (str_eq(c.cmd->path, "create") || str_eq(c.cmd->path, "run"));
+    if (!rc) rc = oci_root(root, make, &e);
     if (!rc) rc = c.cmd->run(&c, &e);
     if (rc < 0) {
         oci_error(&e);
@@ -24872,6 +24947,9 @@ static void main_protect(char **argv) {
 }
 
 #ifndef SKIFF_NO_MAIN
+/* jansson's own handling of lost memory loses members and writes cut texts. */
+static void *main_json_memory(size_t n) { return mem_check(malloc(n)); }
+
 int main(int argc, char **argv) {
     struct err e = { 0 };
     struct cli c = { 0 };
@@ -24887,6 +24965,7 @@ int main(int argc, char **argv) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
+    json_set_alloc_funcs(main_json_memory, free);
     signal(SIGCHLD, SIG_DFL); /* a caller that ignores it would make our waits fail */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error, not a death */
     main_protect(argv);
