@@ -70,10 +70,11 @@ def show(t, data):
 
 
 class Image:
-    """config, and tree: path -> one line that says what is there. From what `save` writes."""
+    """config, and tree: path -> one line that says what is there. From what `save` writes.
+    links: hard link -> its first name, xattrs: path -> {name: value}, both over all layers."""
 
     def __init__(self, data):
-        self.tree, self.times, self.layers = {}, {}, []
+        self.tree, self.times, self.layers, self.links, self.xattrs = {}, {}, [], {}, {}
         with tarfile.open(fileobj=io.BytesIO(data)) as t:
             get = lambda name: t.extractfile(name).read()
             m = json.loads(get("manifest.json"))[0]
@@ -96,8 +97,10 @@ class Image:
                     self.drop(gone + "/")
                 elif m.islnk():
                     fresh[name] = ("link", os.path.normpath(m.linkname.lstrip("/")))
+                    self.links[name] = fresh[name][1]
                 elif name != ".":
                     fresh[name] = (show(m, t.extractfile(m).read() if m.isreg() else b""), m.mtime)
+                self.xattrs[name] = {k[13:]: v for k, v in m.pax_headers.items() if k.startswith("SCHILY.xattr.")}
         for name, (what, time) in fresh.items():
             if what != "link":
                 if not what.startswith("d"):
@@ -801,17 +804,160 @@ def test_run_mount(sk):
         true(not [n for n in result(sk).tree if n.startswith("m4/")], "an empty mount point")
 
 
+def ready(p, word):
+    """Reads a build's progress until a line has the word."""
+    seen = b""
+    while word not in seen:
+        line = p.stderr.readline()
+        if not line:
+            raise lib.Failed("expected %r from a build, got %s" % (word, lib.short(repr(seen))))
+        seen += line
+
+
+def ended(*builds):
+    """Waits for builds in the background; what each wrote to standard error."""
+    said = [p.communicate(timeout=lib.PATIENCE + 10)[1].decode() for p in builds]
+    for p, text in zip(builds, said):
+        eq(p.returncode, 0, "exit code of a build in the background (%s)" % text[-300:])
+    return said
+
+
+WAIT = "i=0; while ! %s; do sleep 0.1; i=$((i+1)); [ $i -lt 250 ] || exit 9; done; "  # until a condition holds
+
+
+def test_run_mount_from(sk):
+    """Binds of stages, images and named directories: what they hold, what a step may do with it, and that it is in the key."""
+    base = "FROM busybox AS s\nRUN mkdir -p /d/e && echo one > /d/f && echo deep > /d/e/g && ln -s f /d/l && chmod 640 /d/e/g\nFROM busybox\n"
+    for name, text, want in [
+            ("a directory of a stage", "RUN --mount=from=s,source=/d,target=/m cat /m/f /m/l /m/e/g > /o; stat -c %a /m/e/g >> /o", "one\none\ndeep\n640\n"),
+            ("by its number, a file", "RUN --mount=type=bind,from=0,src=d/f,dst=/m/x/y cat /m/x/y > /o", "one\n"),
+            ("its whole tree", "RUN --mount=from=S,target=/m cat /m/d/f > /o; ls -d /m/bin/busybox >> /o", "one\n/m/bin/busybox\n"),
+            ("through its links", "RUN --mount=from=s,source=/d/l,target=/m cat /m > /o", "one\n"),
+            ("read-only", "RUN --mount=from=s,source=/d,target=/m touch /m/new 2>/dev/null || echo ro > /o", "ro\n"),
+            ("rw: changes are the step's own", "RUN --mount=from=s,source=/d,target=/m,rw echo two > /m/f; rm -r /m/e; cat /m/f > /o\nRUN --mount=from=s,source=/d,target=/m cat /m/f /m/e/g >> /o", "two\none\ndeep\n"),
+            ("an image", "RUN --mount=from=busybox,source=/etc,target=/m head -n1 /m/passwd > /o", "root:x:0:0:root:/root:/bin/sh\n"),
+            ("a variable", "ARG w=d\nRUN --mount=from=s,source=/$w,target=/m cat /m/f > /o", "one\n")]:
+        with sk.case(name):
+            eq(out(sk, base + text), want)
+    with sk.case("nothing of it is in the layer"):
+        build(sk, base + "RUN --mount=from=s,source=/d,target=/m,rw touch /m/new").ok
+        eq([n for n in result(sk).layers[-1] if n not in (".", "m")], [])
+    if sk.subuid:
+        with sk.case("owners of a stage's files"):
+            eq(out(sk, "FROM busybox AS s\nRUN mkdir /d && touch /d/f && chown app:wheel /d/f\nFROM busybox\nRUN --mount=from=s,source=/d,target=/m stat -c '%u %g' /m/f > /o"), "1000 10\n")
+    for text, pattern in [("from=s,source=/nosuch,target=/m", "nosuch.*not found"), ("from=127.0.0.1:1/nosuch:1,target=/m", "127.0.0.1:1/nosuch:1"), ("from=s,source=/d", "target")]:
+        with sk.case("refused: " + text):
+            build(sk, base + "RUN --mount=%s true" % text).exits(1, pattern)
+    named = context(sk, {"f": "named", "x": "no", ".dockerignore": "x\n"})
+    given = ["--build-context", "n=" + named]
+    with sk.case("a directory by --build-context"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,source=f,target=/m cat /m > /o", *given), "named")
+    with sk.case("rw never writes into it"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,target=/m,rw echo new > /m/f; cat /m/f > /o", *given), "new\n")
+        eq(open(sk.dir + "/" + named + "/f").read(), "named")
+    with sk.case("its own .dockerignore"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,target=/m ls /m > /o", *given), "f\n")
+        check(sk, "FROM scratch\nCOPY --from=n . /\n", {"f": "644 0:0 named", "x": None}, *given)
+    ignore = {".dockerignore": "*.txt\n.dockerignore\nDockerfile\n", "a.txt": "A", "b": "B", "d/c.txt": "C"}
+    with sk.case(".dockerignore of the context"):
+        eq(out(sk, "FROM busybox\nRUN --mount=target=/m cd /m; find . -type f | sort > /o; cat b >> /o; touch x 2>/dev/null || echo ro >> /o", files=ignore), "./b\n./d/c.txt\nBro\n")
+        eq(out(sk, "FROM busybox\nRUN --mount=target=/m,rw cd /m; find . -type f | sort > /o; touch x", files=ignore), "./b\n./d/c.txt\n")
+        build(sk, "FROM busybox\nRUN --mount=source=a.txt,target=/m true", files=ignore).exits(1, "a.txt")
+    with sk.case("changed contents are no cache hit, what is ignored does not matter"):
+        c = context(sk, dict(ignore, **{"d/e": "E"}), "FROM busybox\nRUN --mount=target=/m cat /m/b > /o\nRUN --mount=source=d,target=/m true\n")
+        seen = []
+        for name in None, "a.txt", "b", "d/e", None:
+            if name:
+                sk.file(c + "/" + name, "changed")
+            seen.append(steps(sk(["build", "-t", "t", c]).ok))
+        eq(seen, [(0, 2), (2, 0), (0, 2), (0, 2), (2, 0)])
+        eq(result(sk).tree["o"], "644 0:0 changed")
+    with sk.case("the same of a stage and of a named directory"):
+        d = "FROM busybox AS s\nRUN echo %s > /f; echo %s > /g\nFROM busybox\nRUN --mount=from=s,source=f,target=/m cat /m > /o\nRUN --mount=from=n,target=/m cat /m/f >> /o\n"
+        seen = []
+        for a, b, n in ("1", "1", "N"), ("1", "2", "N"), ("2", "2", "N"), ("2", "2", "M"):
+            sk.file(named + "/f", n)
+            seen.append(steps(build(sk, d % (a, b), *given).ok))
+        eq(seen, [(0, 3), (2, 1), (0, 3), (2, 1)])
+        eq(result(sk).tree["o"], "644 0:0 2\nM")
+
+
+def test_run_mount_cache(sk):
+    """Cache mounts of builds at the same time, their seed, and what a prune may take."""
+    def start(script, n=0, name="t", **mount):
+        flags = "".join(",%s=%s" % x for x in mount.items())
+        c = context(sk, {}, "FROM busybox\nARG n=%d\nRUN --mount=type=cache,id=sync,target=/s --mount=type=cache,target=/c%s %s\n" % (n, flags, script))
+        return sk.popen(["build", "--no-cache", "-t", name + str(n), c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with sk.case("shared: several builds have it at once"):
+        ended(*[start("touch /c/$n; " + WAIT % "[ -e /c/1 -a -e /c/2 ]", n, id="sh", sharing="shared") for n in (1, 2)])
+    with sk.case("shared is the default"):
+        ended(*[start("touch /c/$n; " + WAIT % "[ -e /c/1 -a -e /c/2 ]", n, id="df") for n in (1, 2)])
+    with sk.case("locked: one after the other"):
+        ended(*[start("mkdir /c/busy && sleep 0.3 && rmdir /c/busy && echo $n >> /c/all", n, id="lo", sharing="locked") for n in range(4)])
+        eq(sorted(out(sk, "FROM busybox\nRUN --mount=type=cache,id=lo,target=/c cat /c/all > /o").split()), ["0", "1", "2", "3"])
+    with sk.case("private: at the same time each has its own"):
+        ended(*[start("echo $n > /c/mine; touch /s/$n; " + WAIT % "[ -e /s/1 -a -e /s/2 ]" + "[ $(cat /c/mine) = $n ]", n, id="pr", sharing="private") for n in (1, 2)])
+    with sk.case("private: afterwards it is used again"):
+        match(out(sk, "FROM busybox\nRUN --mount=type=cache,id=pr,target=/c,sharing=private cat /c/mine > /o"), "^[12]$")
+    with sk.case("the same cache twice in a step"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=tw,target=/x,sharing=locked --mount=type=cache,id=tw,target=/y,sharing=locked touch /x/f; ls /y > /o", wait=20), "f\n")
+    seed = "FROM busybox AS s\nRUN mkdir -p /d/e && echo seed > /d/f && echo deep > /d/e/g\nFROM busybox\n"
+    with sk.case("from and source: the seed of a new one"):
+        d = seed + "RUN --mount=type=cache,id=se,target=/c,from=s,source=/d cat /c/f /c/e/g > /o; echo more >> /c/f\n"
+        eq(out(sk, d), "seed\ndeep\n")
+        eq(out(sk, d, "--no-cache"), "seed\nmore\ndeep\n")
+    with sk.case("the seed of an image and of a named directory"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=si,target=/c,from=busybox,source=/etc head -c4 /c/passwd > /o"), "root")
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=sn,target=/c,from=n,source=d cat /c/f > /o", "--build-context", "n=" + context(sk, {"d/f": "named"})), "named")
+    with sk.case("ro"):
+        eq(out(sk, seed + "RUN --mount=type=cache,id=ro,target=/c,ro,from=s,source=/d cat /c/f > /o; touch /c/x 2>/dev/null || echo no >> /o"), "seed\nno\n")
+    with sk.case("for a user, in its own mode"):
+        eq(out(sk, "FROM busybox\nUSER app\nRUN --mount=type=cache,id=us,target=/c,uid=1000,gid=1000,mode=0700 touch /c/f && stat -c %a /c > /tmp/o\nUSER 0\nRUN cp /tmp/o /o"), "700\n")
+    with sk.case("builder prune leaves one that is in use, and takes it afterwards"):
+        p = start("touch /c/f; printf rea; echo dy; " + WAIT % "[ -e /s/go ]" + "test -e /c/f", id="busy")
+        ready(p, b"ready")
+        sk("builder prune -f").ok
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=sync,target=/s touch /s/go").ok
+        ended(p)
+        look = "FROM busybox\nRUN --mount=type=cache,id=busy,target=/c ls /c > /o"
+        eq(out(sk, look, "--no-cache"), "f\n")
+        sk("builder prune -f").ok
+        eq(out(sk, look, "--no-cache"), "")
+
+
+def test_ssh(sk):
+    """An agent's socket is in the step that asks for it, where the command line gives one."""
+    agent = socket.socket(socket.AF_UNIX)
+    agent.bind(sk.dir + "/agent")
+    env = {"SSH_AUTH_SOCK": sk.dir + "/agent"}
+    here = "FROM busybox\nRUN --mount=type=ssh%s test -S \"$SSH_AUTH_SOCK\" && echo yes > /o || echo \"no-$SSH_AUTH_SOCK\" > /o"
+    for name, flags, options, want in [
+            ("without --ssh there is none, though the caller has one", "", [], "no-\n"), ("--ssh default", "", ["--ssh", "default"], "yes\n"),
+            ("another id is another", ",id=k", ["--ssh", "default"], "no-\n"), ("an id with its socket", ",id=k", ["--ssh", "k=" + sk.dir + "/agent"], "yes\n"),
+            ("a target", ",target=/x/agent", ["--ssh", "default"], "yes\n")]:
+        with sk.case(name):
+            eq(out(sk, here % flags, "--no-cache", *options, env=env), want)
+    with sk.case("the target is where it is"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=ssh,target=/x/agent echo $SSH_AUTH_SOCK > /o; test -S /x/agent", "--ssh", "default", env=env), "/x/agent\n")
+    with sk.case("required"):
+        build(sk, "FROM busybox\nRUN --mount=type=ssh,required=true true", env=env).exits(1, "ssh")
+        build(sk, "FROM busybox\nRUN --mount=type=ssh,required=true true", "--ssh", "default", env=env).ok
+    with sk.case("no agent"):
+        build(sk, here % "", "--ssh", "default", env={"SSH_AUTH_SOCK": None}).exits(1, "SSH_AUTH_SOCK")
+        build(sk, here % "", "--ssh", "default=/no/such").exits(1, "/no/such")
+
+
 def grep_store(sk, text):
-    """Files below the store that hold the text, plain or in a layer."""
+    """Files below the store, and where the engine may put others, that hold the text, plain or in a layer."""
     found = []
-    for d, _, fs in os.walk(sk.root):
-        for f in fs:
+    for d, f in [(d, f) for top in (sk.root, sk.dir + "/tmp", sk.dir + "/xdg", sk.home) for d, _, fs in os.walk(top) for f in fs]:
+        if os.path.isfile(os.path.join(d, f)):
             with open(os.path.join(d, f), "rb") as h:
                 data = h.read()
             for unpack in bytes, gzip.decompress, lambda x: subprocess.run(["zstd", "-dqc"], input=x, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout:
                 try:
                     if text in unpack(data):
-                        found.append(os.path.join(d, f)[len(sk.root):])
+                        found.append(os.path.join(d, f)[len(sk.dir):])
                 except (OSError, EOFError, ValueError):
                     pass
     return sorted(set(found))
@@ -846,6 +992,14 @@ def test_secret(sk):
         build(sk, "FROM busybox\nRUN --mount=type=secret,id=k true", "--secret", "id=k,src=/no/such").exits(1, "/no/such|k")
     with sk.case("a failing step leaves none either"):
         build(sk, "FROM busybox\nRUN --mount=type=secret,id=k cat /run/secrets/k >/dev/null; exit 3", "--secret", "id=k,src=" + f).exits(1, "3")
+    with sk.case("on no disk while its step runs"):
+        c = context(sk, {}, "FROM busybox\nRUN --mount=type=secret,id=k --mount=type=secret,id=k,env=K --mount=type=cache,id=go,target=/go "
+                    "echo rea; printf dy; wc -c < /run/secrets/k; " + WAIT % "[ -e /go/on ]" + "\n")
+        p = sk.popen(["build", "--secret", "id=k,src=" + f, c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ready(p, b"dy%d" % n)
+        eq(grep_store(sk, value.encode()), [])
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=go,target=/go touch /go/on").ok
+        ended(p)
     with sk.case("nowhere in the store: layers, history, cache, configuration"):
         eq(grep_store(sk, value.encode()), [])
         no_match(sk("history --no-trunc t").ok.out, value)
