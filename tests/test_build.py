@@ -1,9 +1,11 @@
 """skiff build: the Dockerfile language, COPY and its kin, RUN, stages, the cache, and what must never leak."""
+import bz2
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import lzma
 import os
 import pwd
 import re
@@ -158,6 +160,8 @@ PARSER = [  # name, Dockerfile, labels
     ("blanks after the backslash", "FROM scratch\nLABEL a=1 \\  \n  b=2", {"a": "1", "b": "2"}),
     ("comments and blank lines inside a continuation", "FROM scratch\nLABEL a=1 \\\n# c\n\n   # d\n  b=2", {"a": "1", "b": "2"}),
     ("continuation at the end", "FROM scratch\nLABEL a=1 \\\n", {"a": "1"}),
+    ("tabs in FROM", "FROM\tscratch\tAS\tx\nLABEL a=1", {"a": "1"}),
+    ("syntax and escape, each once", "# syntax=x\n# escape=`\n# check=skip=all\nFROM scratch\nLABEL a=1 `\n b=2", {"a": "1", "b": "2"}),
     ("escape directive", "# escape=`\nFROM scratch\nLABEL a=1 `\n  b=c:\\d `\n e=`$x", {"a": "1", "b": "c:\\d", "e": "$x"}),
     ("directives in a row, case and blanks", "#  EsCaPe = ` \n# syntax=docker/dockerfile:1\nFROM scratch\nLABEL a=1 `\n b=2", {"a": "1", "b": "2"}),
     ("syntax and check are taken", "# syntax=docker/dockerfile:1.7-labs\n# check=skip=all;error=true\nFROM scratch\nLABEL a=1", {"a": "1"}),
@@ -184,6 +188,10 @@ def test_parser(sk):
 ERRORS = [  # Dockerfile, line, what is said
     ("", None, "empty|no instructions"),
     ("# only a comment\n", None, "empty|no instructions"),
+    ("# escape=x\nFROM scratch\n", 1, "escape"),
+    ("# escape=\nFROM scratch\n", 1, "escape"),
+    ("# escape=``\nFROM scratch\n", 1, "escape"),
+    ("# escape=`\n# escape=`\nFROM scratch\n", 2, "only one escape"),
     ("FROM scratch\nFOO bar\n", 2, "unknown instruction: FOO"),
     ("FROM scratch\n\n# c\nLABEL a=1 \\\n b=2\nRUNN x\n", 6, "unknown instruction: RUNN"),
     ("LABEL a=1\nFROM scratch\n", 1, "FROM|build stage"),
@@ -196,6 +204,10 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nCOPY a\n", 2, "COPY requires"),
     ("FROM scratch\nCOPY --nosuch a b\n", 2, "unknown flag.*nosuch"),
     ("FROM scratch\nCOPY --chmod=999 Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nCOPY --chmod=77777 Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nCOPY --chmod=q+x Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nARG m=u%x\nCOPY --chmod=$m Dockerfile /a\n", 3, "chmod"),
+    ("FROM scratch\nADD --checksum=sha256:" + "0" * 64 + " Dockerfile /a\n", 2, "checksum"),
     ("FROM scratch\nADD --from=x Dockerfile /a\n", 2, "unknown flag.*from|from"),
     ("FROM scratch\nCOPY nosuch /a\n", 2, "nosuch.*not found"),
     ("FROM scratch\nCOPY no*such /a/\n", 2, "no.such.*(not found|no.*match)|no source"),
@@ -208,6 +220,8 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nLABEL a='b\n", 2, "quote"),
     ("FROM scratch\nLABEL a=${b\n", 2, "substitution|missing|}"),
     ("FROM scratch\nLABEL a=${b^c}\n", 2, "unsupported modifier|substitution"),
+    ("FROM scratch\nLABEL a=${b/c}\n", 2, "substitution"),
+    ("FROM scratch\nLABEL a=${b/c/d\n", 2, "substitution"),
     ("FROM scratch\nLABEL a=${b:?it is needed}\n", 2, "it is needed"),
     ("FROM scratch\nEXPOSE x\n", 2, "port"),
     ("FROM scratch\nEXPOSE 99999\n", 2, "port"),
@@ -344,6 +358,7 @@ CONFIG = [  # instructions, members of the configuration (None or empty: unset)
     ("EXPOSE 53/UDP", {"ExposedPorts": ["53/udp"]}),
     ("VOLUME /a /b", {"Volumes": ["/a", "/b"]}),
     ("VOLUME [\"/a b\", \"/c\"]", {"Volumes": ["/a b", "/c"]}),
+    ("ARG v=/x\nVOLUME [\"$v/y\", \"${v}z\", \"/c\"]", {"Volumes": ["/c", "/x/y", "/xz"]}),
     ("USER me", {"User": "me"}), ("USER 1:2", {"User": "1:2"}), ("USER me:them\nUSER root", {"User": "root"}),
     ("WORKDIR /a", {"WorkingDir": "/a"}), ("WORKDIR a\nWORKDIR b", {"WorkingDir": "/a/b"}), ("WORKDIR /a/\nWORKDIR ../b/./c", {"WorkingDir": "/b/c"}),
     ("WORKDIR \"/a b\"", {"WorkingDir": "/a b"}),
@@ -405,7 +420,7 @@ def test_config(sk):
 # ---- COPY and ADD ----
 
 F = {"a.txt": "A", "b.txt": "B", "c.md": ("C", 0o600), "x.sh": ("X", 0o755), "d/e": "E", "d/f.txt": "F", "d/sub/g": "G", "d/sub/h.txt": "H", "d/empty/": 0o700,
-     "d/link -> e": None, "top -> a.txt": None, "dlink -> d": None, "sp ace/q r": "Q", "we[i]rd*": "W", ".hidden": "."}
+     "d/link -> e": None, "top -> a.txt": None, "dlink -> d": None, "abs -> /a.txt": None, "absd -> /d": None, "sp ace/q r": "Q", "we[i]rd*": "W", ".hidden": "."}
 COPY = [  # name, instructions, paths
     ("a file", "COPY a.txt /o", {"o": "644 0:0 A"}),
     ("a file into a directory", "COPY a.txt /o/", {"o": "d755 0:0", "o/a.txt": "644 0:0 A"}),
@@ -417,6 +432,9 @@ COPY = [  # name, instructions, paths
     ("two directories", "COPY d/sub d/empty /o/", {"o/g": "644 0:0 G", "o/sub": None, "o/empty": None}),
     ("a directory and a file", "COPY d/sub a.txt /o/", {"o/g": "644 0:0 G", "o/a.txt": "644 0:0 A", "o/sub": None}),
     ("all", "COPY . /o", {"o/a.txt": "644 0:0 A", "o/d/e": "644 0:0 E", "o/.hidden": "644 0:0 .", "o/top": "-> a.txt 0:0", "o/dlink": "-> d 0:0"}),
+    ("JSON form with variables", "ARG s=a t=o\nCOPY [\"${s}.txt\", \"/$t/\"]", {"o/a.txt": "644 0:0 A"}),
+    ("an absolute link begins at the context", "COPY abs /o", {"o": "644 0:0 A"}),
+    ("an absolute link to a directory, and through it", "COPY absd /o\nCOPY absd/sub/g /p", {"o/e": "644 0:0 E", "p": "644 0:0 G"}),
     ("absolute means the context", "COPY /a.txt ./d/../b.txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B"}),
     (".. stops at the context", "COPY ../../a.txt /o", {"o": "644 0:0 A"}),
     ("a named link is followed", "COPY top /o", {"o": "644 0:0 A"}),
@@ -445,6 +463,10 @@ COPY = [  # name, instructions, paths
     ("--chmod of a tree", "COPY --chmod=750 d /o", {"o/sub": "d750 0:0", "o/sub/g": "750 0:0 G", "o/link": "-> e 0:0"}),
     ("--chmod with special bits", "COPY --chmod=4755 a.txt /o", {"o": "4755 0:0 A"}),
     ("--chmod from a variable", "ARG m=0604\nCOPY --chmod=$m a.txt /o", {"o": "604 0:0 A"}),
+    ("--chmod by symbols", "COPY --chmod=u=rwX,go=rX c.md x.sh d /o/", {"o/c.md": "644 0:0 C", "o/x.sh": "755 0:0 X", "o/empty": "d755 0:0", "o/sub/g": "644 0:0 G"}),
+    ("--chmod: +, - and several", "COPY --chmod=+x a.txt /o\nCOPY --chmod=go-r a.txt /p\nCOPY --chmod=a=r,u+w,g+s a.txt /q\nCOPY --chmod=g=u x.sh /r", {"o": "755 0:0 A", "p": "600 0:0 A", "q": "2644 0:0 A", "r": "775 0:0 X"}),
+    ("--chmod: X and set-id bits", "COPY --chmod=4755 a.txt /o\nCOPY --chmod=u+s,o= a.txt x.sh /p/\nCOPY --chmod=a+X d /q", {"o": "4755 0:0 A", "p/a.txt": "4640 0:0 A", "p/x.sh": "4750 0:0 X", "q/sub": "d755 0:0", "q/e": "644 0:0 E"}),
+    ("--chmod by symbols from a variable", "ARG m=u=rw,go=\nCOPY --chmod=$m x.sh /o", {"o": "600 0:0 X"}),
     ("--chown and --chmod", "COPY --chown=1000:10 --chmod=2750 a.txt /o", {"o": "2750 1000:10 A"}),
     ("--link", "COPY --link a.txt /o/", {"o/a.txt": "644 0:0 A"}),
     ("--exclude", "COPY --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C", "o/d/e": "644 0:0 E"}),
@@ -492,8 +514,14 @@ def test_copy_over_an_image(sk):
               "COPY --from=0 /flink /h\nCOPY --from=0 sym/s /i\n",
               {"f": "644 5:6 A", "o/f": "644 7:8 A", "g/f": "600 5:6 A", "h": "644 5:6 A", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None}, files=F)
         eq(result(sk).tree["bb"], result(sk, "busybox").tree["bin/busybox"])
+    with sk.case("--from with patterns in every component"):
+        check(sk, "FROM busybox AS a\nRUN mkdir -p /x1/y/z1 /x2/y/z2 /x3/w && echo 1 > /x1/y/z1/f.c && echo 2 > /x2/y/z2/f.d && echo 3 > /x1/y/z1/f.txt && echo 4 > /x3/w/g && ln -s x2 /xl\nFROM scratch\n"
+              "COPY --from=a /x[12]/?/z*/f.[cd] /o/\nCOPY --from=a /x3/* /p/\nCOPY --from=a x?/y/*1/*.txt /q/\nCOPY --from=a /*l/y/*/f.? /r/\n",
+              {"o/f.c": "644 0:0 1\n", "o/f.d": "644 0:0 2\n", "o/f.txt": None, "p/g": "644 0:0 4\n", "q/f.txt": "644 0:0 3\n", "r/f.d": "644 0:0 2\n"})
+        build(sk, "FROM busybox AS a\nFROM scratch\nCOPY --from=a /*/nosuch*/x /o/").exits(1, "not found")
     with sk.case("hard links and sparse files of a stage"):
         i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
+        eq(i.links, {"d/2": "d/1"})
         match(i.tree["d/big"], hashlib.sha256(b"\0" * 5000000).hexdigest())
 
 
@@ -532,6 +560,21 @@ def test_add(sk):
         check(sk, "FROM scratch\nADD --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C"}, files=F)
     with sk.case("--chown of an archive's files"):
         check(sk, "FROM scratch\nADD --chown=7:8 p.tar /o/", {"o/in/f": "640 7:8 F"}, files=archives)
+    with sk.case("v7, ustar and GNU tar"):
+        for fmt in "v7", "ustar", "gnu", "posix":
+            sk.file("mk/f", "F")
+            sk.file("mk/s/g", "G")
+            made = tool("tar", "-c", "--format=" + fmt, "--owner=3", "--group=4", "-C", sk.dir + "/mk", "f", "s/g")
+            check(sk, "FROM scratch\nADD a.tar /o/", {"o/f": "644 3:4 F", "o/s/g": "644 3:4 G", "o/a.tar": None}, files={"a.tar": made})
+    with sk.case("--unpack=false leaves an archive whole, --unpack=true takes it apart"):
+        check(sk, "FROM scratch\nADD --unpack=false p.tar /o/\nADD --unpack=true p.tar.gz /q/", {"o/p.tar": "644 0:0 " + brief(plain), "o/in": None, "q/in/f": "640 3:4 F"}, files=archives)
+    with sk.case("what cannot be taken apart yet says so"):
+        for kind, data in ("xz", lzma.compress(plain)), ("bz2", bz2.compress(plain)):
+            r = build(sk, "FROM scratch\nADD p.tar.%s /o/" % kind, files={"p.tar." + kind: data})
+            if r.code == 0:
+                eq(result(sk).tree.get("o/in/f"), "640 3:4 F")
+            else:
+                r.exits(1, kind[:2] + "|bzip2")
     with sk.case("a damaged archive"):
         build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": gzip.compress(packed("", [entry("big", os.urandom(100000))]))[:-5000]}).exits(1, ".")
     for name, bad in [("a path out", entry("../../escaped", "x")), ("an absolute path", entry("/abs", "x"))]:
@@ -546,7 +589,7 @@ class Web:
     """Files by HTTP on the loopback."""
 
     def __init__(self, files):
-        self.hits = []
+        self.hits, self.files = [], files
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(me):
@@ -575,7 +618,7 @@ class Web:
 @image(None)
 def test_add_url(sk):
     archive = gzip.compress(packed("", [entry("in", "I")]))
-    web = Web({"/f": b"data", "/d/x.tar.gz": archive, "/moved": "/f", "/": b"index"})
+    web = Web({"/f": b"data", "/g": b"other", "/d/f": b"second", "/d/x.tar.gz": archive, "/moved": "/f", "/": b"index"})
     sha = lib.digest(b"data")
     for name, text, want in [
             ("into a directory", "ADD %s/f /o/", {"o/f": "600 0:0 data"}),
@@ -585,10 +628,27 @@ def test_add_url(sk):
             ("an archive stays whole", "ADD %s/d/x.tar.gz /o/", {"o/x.tar.gz": "600 0:0 " + brief(archive)}),
             ("--chmod --chown", "ADD --chmod=755 --chown=1:2 %s/f /o", {"o": "755 1:2 data"}),
             ("--checksum", "ADD --checksum=" + sha + " %s/f /o", {"o": "600 0:0 data"}),
+            ("--unpack", "ADD --unpack=true %s/d/x.tar.gz /o/", {"o/in": "644 0:0 I", "o/x.tar.gz": None}),
             ("--checksum from a variable", "ARG sum=" + sha + "\nADD --checksum=$sum %s/f /o", {"o": "600 0:0 data"}),
             ("an ARG in the URL", "ARG n=f\nADD %s/$n /o", {"o": "600 0:0 data"})]:
         with sk.case(name):
             check(sk, "FROM scratch\n" + text % web.url, want)
+    with sk.case("it has the time that the server tells"):
+        eq(check(sk, "FROM scratch\nADD %s/f /o" % web.url, {}).times["o"], 1577836800)
+    with sk.case("several, and files of the context beside them"):
+        for text in "ADD %s/f %s/g /o/", "ADD %s/f a.txt %s/g /o/", "ADD a.txt %s/f %s/g /o/", "ADD %s/f %s/g d /o/":
+            want = {"o/f": "600 0:0 data", "o/g": "600 0:0 other"}
+            want.update({"o/a.txt": "644 0:0 A"} if "a.txt" in text else {"o/sub/g": "644 0:0 G"} if " d " in text else {})
+            check(sk, "FROM scratch\n" + text % (web.url, web.url), want, files=F)
+    with sk.case("two of one name: the last"):
+        check(sk, "FROM scratch\nADD %s/f %s/d/f /o/" % (web.url, web.url), {"o/f": "600 0:0 second"})
+    with sk.case("another file behind the same address is no cache hit"):
+        c = context(sk, {}, "FROM scratch\nADD %s/change /o\n" % web.url)
+        for data in b"1", b"2":
+            web.files["/change"] = data
+            eq(steps(sk("build -t t", c).ok), (0, 1))
+        eq(steps(sk("build -t t", c).ok), (1, 0))
+        eq(result(sk).tree["o"], "600 0:0 2")
     for text, pattern in [("ADD --checksum=sha256:" + "0" * 64 + " %s/f /o", "digest|checksum|mismatch"), ("ADD %s/nosuch /o", "404"), ("ADD %s/ /o/", "filename|name"),
                           ("ADD --checksum=nonsense %s/f /o", "checksum|digest"), ("COPY %s/f /o", "not found|http|URL|source")]:
         with sk.case("refused: " + text):
@@ -610,6 +670,9 @@ HEREDOC = [
     ("comments, continuations and instructions inside are text", "COPY <<E /f\n# c\na \\\nFROM x\nE\nLABEL a=1", {"f": "644 0:0 # c\na \\\nFROM x\n"}),
     ("quotes inside are text", "COPY <<E /f\n'a' \"b\"\nE", {"f": "644 0:0 'a' \"b\"\n"}),
     ("an empty one", "COPY <<E /f\nE", {"f": "644 0:0 "}),
+    ("lines that end in CR LF", "COPY <<E /f\r\none\r\nE\r\nLABEL a=1\r", {"f": "644 0:0 one\r\n"}),
+    ("fifty of them", "COPY %s /d/\n%s" % (" ".join("<<n%d" % i for i in range(50)), "".join("text %d\nn%d\n" % (i, i) for i in range(50))), {"d/n%d" % i: "644 0:0 text %d\n" % i for i in range(50)}),
+    ("none inside quotes", "LABEL a=\"x <<E y\"\nCOPY a.txt /f", {"f": "644 0:0 A"}),
 ]
 
 
@@ -697,6 +760,8 @@ def test_run(sk):
             ("two heredocs", "RUN cat <<A - <<B > /o\na\nA\nb\nB", "b\n"),
             ("heredoc and more", "RUN <<EOF cat > /o && echo more >> /o\nx\nEOF", "x\nmore\n"),
             ("no heredoc: <<<, a shift", "RUN echo $((1<<3)) > /o", "8\n"),
+            ("no heredoc: in quotes", "RUN echo \"a <<E b\" 'c <<F d' > /o", "a <<E b c <<F d\n"),
+            ("several heredocs of one line", "RUN <<A cat > /o && cat >> /o <<B && cat <<-C >> /o\na\nA\nb\nB\n\tc\n\tC", "a\nb\nc\n"),
             ("stdin is empty", "RUN cat > /o; echo $? >> /o", "0\n"),
             ("what was made before is there, what was removed is gone", "RUN echo 1 > /a && echo 2 > /b\nRUN rm /a /etc/passwd\nRUN cat /b > /o; ls /a /etc/passwd 2>/dev/null >> /o || echo gone >> /o", "2\ngone\n"),
             ("umask and /tmp", "RUN umask > /o; touch /tmp/x; stat -c %a /tmp/x /tmp >> /o", "0022\n644\n1777\n"),
