@@ -1373,6 +1373,106 @@ def test_cache(sk):
     sk.check_store()
 
 
+SETX = """#include <string.h>
+#include <sys/xattr.h>
+int main(int n, char **v) {
+    unsigned char cap[20] = { 1, 0, 0, 2, 0, 4 };
+    return !strcmp(v[2], "cap") ? setxattr(v[1], "security.capability", cap, 20, 0) : setxattr(v[1], v[2], v[3], strlen(v[3]), 0);
+}
+"""
+
+
+def test_cache_keys(sk):
+    """Two builds that differ in one thing are not taken for the same."""
+    def differ(name, first, second, want, path="o"):
+        """first, second: (Dockerfile, files, options); the second build must not be given the first's result."""
+        with sk.case(name):
+            for n, (text, files, options) in enumerate((first, second)):
+                build(sk, text, *options, files=files).ok
+                eq(result(sk).tree.get(path), want[n], "build %d" % (n + 1))
+    arg = lambda text, first, second, want, name, path="o", files=F: differ(name, (text, files, first), (text, files, second), want, path)
+    a, b = ("--build-arg", "a=1"), ("--build-arg", "a=2")
+    arg("FROM scratch\nARG a\nCOPY --chown=$a a.txt /o\n", a, b, ["644 1:1 A", "644 2:2 A"], "an ARG in --chown")
+    arg("FROM scratch\nARG a\nCOPY --chmod=60$a a.txt /o\n", a, b, ["601 0:0 A", "602 0:0 A"], "an ARG in --chmod")
+    arg("FROM scratch\nARG a\nCOPY --exclude=$a.txt . /o/\n", a, b, [None, "644 0:0 x"], "an ARG in --exclude", "o/1.txt", {"1.txt": "x", "2.txt": "x"})
+    arg("FROM scratch\nARG a\nADD --unpack=$a t.tar /o/\n", ("--build-arg", "a=true"), ("--build-arg", "a=false"), ["644 0:0 F", None], "an ARG in --unpack", "o/f", {"t.tar": tar(entry("f", "F"))})
+    arg("FROM scratch\nARG a\nCOPY <<E /o\n$a\nE\n", a, b, ["644 0:0 1\n", "644 0:0 2\n"], "an ARG in a heredoc")
+    arg("FROM scratch\nARG a\nCOPY <<E /d/$a\nx\nE\n", a, b, ["644 0:0 x\n", None], "an ARG in a destination", "d/1")
+    arg("FROM busybox\nARG a\nARG b\nRUN echo \"$a-$b\" > /o\n", ("--build-arg", "a=1\nb=2"), ("--build-arg", "a=1", "--build-arg", "b=2"), ["644 0:0 1\nb=2-\n", "644 0:0 1-2\n"], "an ARG that looks like two")
+    arg("FROM busybox\nARG a\nUSER $a\nRUN touch /tmp/o\n", a, b, ["644 1:0 ", "644 2:0 "], "an ARG in USER", "tmp/o")
+    arg("FROM busybox\nARG a\nWORKDIR /$a\nRUN pwd > /o\n", a, b, ["644 0:0 /1\n", "644 0:0 /2\n"], "an ARG in WORKDIR")
+    differ("contents that look like two files", ("FROM scratch\nCOPY d /x\n", {"d/a": "1d/b\n100644\n2"}, ()), ("FROM scratch\nCOPY d /x\n", {"d/a": "1", "d/b": "2"}, ()), [None, "644 0:0 2"], "x/b")
+    differ("names that look like several", ("FROM scratch\nCOPY [\"a b\", \"c\", \"/x/\"]\n", {"a b": "1", "c": "2"}, ()), ("FROM scratch\nCOPY [\"a\", \"b c\", \"/x/\"]\n", {"a": "1", "b c": "2"}, ()), [None, "644 0:0 2"], "x/b c")
+    differ("an empty file instead of an empty directory", ("FROM scratch\nCOPY d /x\n", {"d/a/": 0o644, "d/b": ""}, ()), ("FROM scratch\nCOPY d /x\n", {"d/a": "", "d/b": ""}, ()), ["d644 0:0", "644 0:0 "], "x/a")
+    differ("a file under another name", ("FROM scratch\nCOPY d /x\n", {"d/a": "b"}, ()), ("FROM scratch\nCOPY d /x\n", {"d/ab": ""}, ()), [None, "644 0:0 "], "x/ab")
+    for name, opts, script, want in [("--add-host", ("--add-host", "h%d:1.2.3.%d"), "grep -c 'h2$' /etc/hosts > /o || true", ["644 0:0 0\n", "644 0:0 1\n"]), ("--shm-size", ("--shm-size", "%d%dm"), "df -m /dev/shm | tail -1 | awk '{print $2}' > /o", ["644 0:0 11\n", "644 0:0 22\n"]),
+                                     ("--ulimit", ("--ulimit", "nofile=12%d:12%d"), "ulimit -n > /o", ["644 0:0 121\n", "644 0:0 122\n"])]:
+        d = "FROM busybox\nRUN " + script
+        differ("the option " + name, (d, {}, [o % (1, 1) if "%" in o else o for o in opts]), (d, {}, [o % (2, 2) if "%" in o else o for o in opts]), want)
+    stage = "FROM busybox AS a\nRUN mkdir /d && echo x > /d/1 && touch -d '2001-02-03 04:05:06' /d/1 && %s\nFROM scratch\nCOPY --from=a /d /d\n"
+    with sk.case("a hard link in a stage that becomes a copy"):
+        for how, links in ("ln /d/1 /d/2", {"d/2": "d/1"}), ("cp -p /d/1 /d/2", {}):
+            build(sk, stage % how).ok
+            eq(result(sk).links, links)
+    if sk.subuid:
+        differ("an owner in a stage", (stage % "true", {}, ()), (stage % "chown 5:6 /d/1", {}, ()), ["644 0:0 x\n", "644 5:6 x\n"], "d/1")
+    with sk.case("extended attributes and capabilities in a stage"):
+        sk.file("setx.c", SETX)
+        tool("cc", "-static", "-Os", "-o", sk.dir + "/setx", sk.dir + "/setx.c")
+        with open(sk.dir + "/setx", "rb") as f:
+            setx = {"setx": (f.read(), 0o755)}
+        seen = []
+        for how in "true", "/setx /d/1 user.k one", "/setx /d/1 user.k two", "/setx /d/1 cap", "mkdir /d/s && /setx /d/s user.k one":
+            build(sk, stage.replace("RUN", "COPY setx /\nRUN") % how, files=setx).ok
+            i = result(sk)
+            seen.append({n: {k: v if k.startswith("user") else len(v) > 0 for k, v in x.items()} for n, x in i.xattrs.items() if x})
+        cap = {"d/1": {"security.capability": True}}
+        eq(seen[:3] + seen[4:], [{}, {"d/1": {"user.k": "one"}}, {"d/1": {"user.k": "two"}}, {"d/s": {"user.k": "one"}}])
+        eq(seen[3], cap)
+    with sk.case("above a stage that had to run again nothing is taken from the cache"):
+        d = "FROM busybox AS a\nRUN cat /proc/sys/kernel/random/uuid > /u\nFROM a AS b\nRUN cp /u /v\nFROM b\nRUN cat /u /v | uniq | wc -l > /o\n"
+        sk("builder prune -f").ok
+        build(sk, d, "--target", "a").ok
+        first = [n for n in os.listdir(sk.root + "/cache") if n.startswith("build-")]
+        build(sk, d).ok
+        for n in first:
+            os.unlink(sk.root + "/cache/" + n)
+        eq(steps(build(sk, d).ok), (0, 3))
+        eq(result(sk).tree["o"], "644 0:0 1\n")
+    with sk.case("owners do not come back with a name"):
+        t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN rm -r /d\nRUN mkdir -p /d/sub && echo new > /d/e && echo new > /d/sub/g\nRUN echo more >> /d/e\n",
+                  {"d": "d755 0:0", "d/sub": "d755 0:0", "d/e": "644 0:0 new\nmore\n", "d/sub/g": "644 0:0 new\n", "d/f.txt": None}, files=F)
+    with sk.case("owners stay with names of any bytes"):
+        names = {"a\nb": "1", "\udcff\udcfe": "2", "we\tird ": "3", "-n": "4", "x\\y": "5"}
+        t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN cd /d && for f in ./*; do echo z >> \"$f\"; chmod 600 \"$f\"; done\nRUN touch /d/new\n", {"d/new": "644 0:0 "}, files={"d/" + n: v for n, v in names.items()})
+        eq({n: t.tree.get("d/" + n) for n in names}, {n: "600 5:6 %sz\n" % v for n, v in names.items()})
+
+
+@image(None)
+def test_bounds(sk):
+    """What grows without end from a few lines is refused or ends soon."""
+    with sk.case("ENV that doubles"):
+        r = build(sk, "FROM scratch\nENV a=xxxxxxxxxxxxxxxx\n" + "ENV a=$a$a\n" * 60, wait=20).exits(1, "longer|too long|too large")
+        match(r.err, r"Dockerfile:\d+")
+        build(sk, "FROM scratch\nARG a=xxxxxxxxxxxxxxxx\n" + "ARG a=${a:-$a}$a\n" * 60 + "LABEL a=$a\n", wait=20).exits(1, "longer|too long|too large")
+        build(sk, "FROM scratch\nENV a=xxxxxxxxxxxxxxxx\n" + "ENV a=${a//x/$a}\n" * 60, wait=20).exits(1, "longer|too long|too large")
+    with sk.case("patterns of .dockerignore"):
+        deep = "/".join("a" * 30 for _ in range(12)) + "/" + "a" * 100
+        for pat in "**/" * 30 + "b", "a*" * 40 + "b", "/".join(["*a*a*a*a*"] * 12) + "/b", ("**/a*/" * 12) + "b", "?" * 100 + "*" * 50 + "b":
+            check(sk, "FROM scratch\nCOPY . /o\n", {"o/" + deep: "644 0:0 x"}, files={deep: "x", ".dockerignore": (pat + "\n") * 20}, wait=20)
+    with sk.case("patterns in substitutions"):
+        labels(sk, "FROM scratch\nENV p=%s\nLABEL a=${p##%s} b=${p%%%%%s} c=${p//%s/x}\n" % ("a" * 5000, "*a" * 30 + "b", "b" + "a*" * 30, "a*" * 10 + "b"), wait=20)
+    with sk.case("patterns of COPY"):
+        build(sk, "FROM scratch\nCOPY %s /o/\n" % ("a*" * 40 + "b"), files={"a" * 200: "x"}, wait=20).exits(1, "not found")
+    with sk.case("deep nesting"):
+        build(sk, "FROM scratch\nLABEL a=" + "${x:-" * 200 + "y" + "}" * 200 + "\n", wait=20).exits(1, ".")
+        build(sk, "FROM scratch\nCMD " + "[" * 100000 + "\n", wait=20)
+    with sk.case("many instructions and stages"):
+        build(sk, "".join("FROM scratch AS s%d\n" % i for i in range(300)), wait=20).exits(1, "stages")
+        build(sk, "FROM scratch\n" + "LABEL a=1\n" * 5000, wait=20).exits(1, "instructions")
+        build(sk, "FROM scratch\nCOPY %s /d/\n%s" % (" ".join("<<n%d" % i for i in range(300)), "".join("n%d\n" % i for i in range(300))), wait=20).exits(1, "heredocs")
+
+
 @timeout(150)
 def test_two_at_once(sk):
     d = "FROM busybox\nCOPY . /c\n" + "".join("RUN echo %d >> /o; head -c 100000 /dev/zero > /z%d\n" % (i, i) for i in range(6))
