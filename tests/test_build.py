@@ -278,6 +278,24 @@ def test_errors(sk):
             sk(argv).exits(None, pattern)
 
 
+EARLY = ["COPY --nosuch a /b", "COPY --chmod=99 a /b", "COPY --from a /b", "COPY a", "COPY a b /c", "ADD --from=x a /b", "ADD --parents-x a /b", "EXPOSE x", "EXPOSE 1-70000", "EXPOSE 80/foo",
+         "RUN --nosuch true", "RUN --mount=type=nosuch,target=/x true", "RUN --mount=type=cache true", "RUN --mount=type=bind,nosuch=1,target=/x true", "RUN --network=nosuch true", "RUN --security=nosuch true",
+         "ENV a", "ENV a=1 b", "LABEL a=1 b", "HEALTHCHECK --interval=x CMD y", "HEALTHCHECK FOO", "HEALTHCHECK CMD", "SHELL /bin/sh", "STOPSIGNAL NOSUCH", "ONBUILD ONBUILD RUN x", "ONBUILD FROM x", "VOLUME [\"\"]", "FROM --nosuch scratch"]
+
+
+def test_errors_come_first(sk):
+    """What can be told from the Dockerfile alone is told before any step runs, also in stages that nobody needs."""
+    for text in EARLY:
+        with sk.case(text):
+            for where in "FROM busybox\nRUN echo ran\n%s\n", "FROM busybox AS unused\n%s\nFROM busybox\nRUN echo ran\n":
+                r = build(sk, where % text).exits(1, r"Dockerfile(:| line |.*line )%d\b" % (where.split("\n").index("%s") + 1))
+                no_match(r.err, r"^#\d+ ([\d.]+ ran|DONE|CACHED)", "a step before the error")
+    with sk.case("--target, -t, -o, --cache-to, --platform"):
+        for options in ["--target", "nosuch"], ["-t", "UPPER"], ["-o", "type=nosuch"], ["-o", "type=tar"], ["-o", "type=oci,dest=x,compression=nosuch"], ["--cache-to", "type=nosuch"], ["--platform", "a/b/c/d"]:
+            r = build(sk, "FROM busybox\nRUN echo ran\n", *options).exits(1, ".")
+            no_match(r.err, r"^#\d+ ([\d.]+ ran|DONE|CACHED)", "a step before the error of %s" % options)
+
+
 VARIABLES = [  # in a label, with ENV e=env n= p=/a/b/c.tar.gz and ARG a=arg, x unset
     ("$e", "env"), ("${e}", "env"), ("$e$a", "envarg"), ("${e}_x", "env_x"), ("$e_x", ""), ("$x", ""), ("${x}", ""),
     ("\\$e", "$e"), ("\\${e}", "${e}"), ("'$e'", "$e"), ('"$e"', "env"), ('"\\$e"', "$e"), ("a\\\\$e", "a\\env"),
@@ -409,6 +427,13 @@ def test_config(sk):
     with sk.case("scratch has a PATH, and what is set again stays where it was"):
         build(sk, "FROM scratch\nENV a=1\nENV PATH=/x:$PATH").ok
         eq(config(sk)["Env"], ["PATH=/x:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "a=1"])
+    with sk.case("the history's words are Docker's"):
+        build(sk, "FROM scratch\nARG a=5 b\nENV x=$a y=\"q r\"\nLABEL l=$x \"m n\"=o\nEXPOSE 80 90/udp\nEXPOSE 53/UDP 8080-8082 53/udp\nVOLUME /v $a/w\nVOLUME [\"/y z\", \"/$a\"]\nCMD echo $x\n"
+                  "ENTRYPOINT [\"e\", \"f g\"]\nUSER $a\nSTOPSIGNAL 9\nSHELL [\"/bin/sh\", \"-ec\"]\nONBUILD RUN x $a\nCMD late\nWORKDIR w$a\nMAINTAINER me you\nCOPY --chown=$a:6 Dockerfile /d$a\n").ok
+        eq([h["created_by"] for h in result(sk).config["history"]], [
+            "ARG a=5 b", "ENV x=5 y=q r", "LABEL l=5 m n=o", "EXPOSE map[80/tcp:{} 90/udp:{}]", "EXPOSE map[53/udp:{} 8080/tcp:{} 8081/tcp:{} 8082/tcp:{}]", "VOLUME [/v 5/w]", "VOLUME [/y z /5]",
+            'CMD ["/bin/sh" "-c" "echo $x"]', 'ENTRYPOINT ["e" "f g"]', "USER 5", "STOPSIGNAL 9", "SHELL [/bin/sh -ec]", "ONBUILD RUN x $a", 'CMD ["/bin/sh" "-ec" "late"]', "WORKDIR /w5", "MAINTAINER me you",
+            "COPY --chown=5:6 Dockerfile /d5 # skiff"])
     with sk.case("history"):
         build(sk, "FROM scratch\nARG z=1\nENV a=1\nCOPY --chown=5:6 Dockerfile /d\nLABEL a=b\nWORKDIR /w\nCMD [\"x\"]\nUSER u").ok
         h = result(sk).config["history"]
@@ -788,6 +813,10 @@ def test_run(sk):
     if sk.subuid:  # one id keeps no other owners than those of COPY --chown and USER
         with sk.case("owners"):
             check(sk, "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d && chown -R 7:8 /d", {"1": "644 1000:0 ", "2": "644 65534:10 ", "d": "d755 7:8"})
+    with sk.case("the history of RUN, with its arguments"):
+        build(sk, "FROM busybox\nRUN true a  b\nARG a=5\nARG b\nARG c=\"x y\"\nRUN true c\nRUN [\"true\", \"d e\"]\nRUN <<E\ntrue f\nE\n").ok
+        eq([h["created_by"].replace(" # skiff", "") for h in result(sk).config["history"] if "true" in h["created_by"]], [
+            "RUN /bin/sh -c true a  b", "RUN |2 a=5 c=x y /bin/sh -c true c", "RUN |2 a=5 c=x y true d e", "RUN |2 a=5 c=x y /bin/sh -c true f\n"])
     with sk.case("output is shown, of both streams"):
         r = build(sk, "FROM busybox\nRUN echo to-out; echo to-err >&2; printf no-newline").ok
         match(r.err, r"^#\d+ [\d.]+ to-out$")
@@ -796,8 +825,13 @@ def test_run(sk):
         match(r.err, r"^#1 .*FROM busybox")
         match(r.err, r"^#2 \[.*2/2\] RUN echo to-out")
         eq(r.out, "")
-    with sk.case("much output"):
-        build(sk, "FROM busybox\nRUN yes | head -c 200000; head -c 100000 /dev/zero | tr '\\0' x").ok
+    with sk.case("much output, and long lines"):
+        r = build(sk, "FROM busybox\nRUN yes | head -c 200000; head -c 100000 /dev/zero | tr '\\0' x; echo; echo end").ok
+        eq(len(re.findall(r"^#2 [\d.]+ y$", r.err, re.M)), 100000)
+        eq(sum(len(m) for m in re.findall(r"^#2 [\d.]+ (x+)$", r.err, re.M)), 100000)
+        match(r.err, r"^#2 [\d.]+ end$")
+    with sk.case("a NUL hides nothing"):
+        match(build(sk, "FROM busybox\nRUN printf 'a\\0b''c\\n'").ok.err, "^#2 [\\d.]+ a.*bc$")
     with sk.case("a process left behind does not hold the build"):
         build(sk, "FROM busybox\nRUN sleep 1000 & echo x > /o").ok
 
@@ -811,6 +845,11 @@ def test_run_user(sk):
             eq(out(sk, "FROM busybox\n" + text), want)
     with sk.case("files of a USER are the user's"):
         check(sk, "FROM busybox\nRUN chmod 1777 /tmp\nUSER app\nRUN echo x > /tmp/f && mkdir /tmp/d", {"tmp/f": "644 1000:1000 x\n", "tmp/d": "d755 1000:1000"})
+    if sk.subuid:
+        with sk.case("its other groups are those of the image"):
+            groups = "FROM busybox\nRUN printf 'one:x:101:x,app\\ntwo:x:102:app\\nthree:x:103:x\\n' >> /etc/group\n"
+            for user, want in ("app", "10 101 102 1000"), ("1000", "10 101 102 1000"), ("app:two", "102"), ("1000:1000", "1000"), ("nobody", "65534"), ("77", "0"):
+                eq(" ".join(sorted(out(sk, groups + "USER %s\nRUN id -G > /tmp/o\nUSER 0\nRUN mv /tmp/o /o" % user).split(), key=int)), want, user)
     with sk.case("an unknown user"):
         build(sk, "FROM busybox\nUSER nosuch\nRUN true").exits(1, "nosuch")
     with sk.case("WORKDIR belongs to the user"):
@@ -1169,6 +1208,11 @@ def test_onbuild(sk):
         build(sk, "FROM trig\n").exits(1, "a.txt.*not found")
     with sk.case("in a middle stage"):
         eq(out(sk, "FROM trig AS x\nFROM scratch\nCOPY --from=x /o /o", files=F), "Aarg\n")
+    with sk.case("heredocs in triggers"):
+        build(sk, "FROM busybox\nARG v=base\nONBUILD COPY <<A <<'B' /h/\n$v ${v:+x}\nA\n$v\nB\nONBUILD RUN <<E cat > /o\nline 1\n  line $v\nE\nONBUILD RUN <<E\necho script >> /o\nE\nLABEL after=1\n", name="trig2").ok
+        eq(len(config(sk, "trig2")["OnBuild"]), 3)
+        t = check(sk, "FROM trig2\nRUN cat /h/* >> /o\n", {"h/B": "644 0:0 $v\n"})
+        match(t.tree["o"], "^644 0:0 line 1\\n  line .*\\nscript\\n.*\\n\\$v\\n$")
     with sk.case("inside one Dockerfile"):
         check(sk, "FROM scratch AS x\nONBUILD COPY a.txt /o\nFROM x\nLABEL a=1", {"o": "644 0:0 A"}, files=F)
 
@@ -1243,6 +1287,18 @@ def test_flags(sk):
     with sk.case("a tar context that would write outside"):
         evil = tar(entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("up", link=sk.dir), entry("up/escaped", "x"), entry("../escaped2", "x"))
         sk("build -q -t t -", input=evil)
+        for evil in [("Dockerfile", entry("Dockerfile", link="/etc/passwd")), ("Dockerfile", entry("Dockerfile", link="../" * 20 + sk.file("hostfile", "FROM scratch\nLABEL host=1\n").lstrip("/"))),
+                     ("x", entry("x", link=sk.dir + "/hostfile"))]:
+            r = sk("build -q -t t -f", evil[0], "-", input=tar(evil[1])).exits(1, ".")
+            no_match(r.err, "root:")
+        for link in sk.dir, "../" * 20 + sk.dir.lstrip("/"):
+            r = sk("build -q -t t -f d/hostfile -", input=tar(entry("d", link=link))).exits(1, ".")
+            sk.file("hostignore", "s\n")
+            sk("build -q -t t -", input=tar(entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("s", "S"), entry(".dockerignore", link=link + "/hostignore"))).ok
+            true("s" in result(sk).tree, "the host's .dockerignore not to be read")
+            for text in "COPY d/hostfile /", "COPY d /o/", "ADD d/host* /o/", "COPY --parents d/hostfile /":
+                r = sk("build -q -t t -", input=tar(entry("Dockerfile", "FROM scratch\n%s\n" % text), entry("d", link=link)))
+                true(r.code == 1 or "LABEL host" not in json.dumps(result(sk).tree), "no file of the host by " + text)
         true(not os.path.exists(sk.dir + "/escaped") and not os.path.exists(sk.root + "/escaped2") and not os.path.exists(sk.root + "/tmp/escaped2"), "nothing outside")
     with sk.case("--output type=local and type=tar"):
         sk("build -o", "type=local,dest=" + sk.dir + "/out", c, "-f", c + "/other").ok
