@@ -1,9 +1,11 @@
 """skiff build: the Dockerfile language, COPY and its kin, RUN, stages, the cache, and what must never leak."""
+import bz2
 import gzip
 import hashlib
 import http.server
 import io
 import json
+import lzma
 import os
 import pwd
 import re
@@ -70,10 +72,11 @@ def show(t, data):
 
 
 class Image:
-    """config, and tree: path -> one line that says what is there. From what `save` writes."""
+    """config, and tree: path -> one line that says what is there. From what `save` writes.
+    links: hard link -> its first name, xattrs: path -> {name: value}, both over all layers."""
 
     def __init__(self, data):
-        self.tree, self.times, self.layers = {}, {}, []
+        self.tree, self.times, self.layers, self.links, self.xattrs = {}, {}, [], {}, {}
         with tarfile.open(fileobj=io.BytesIO(data)) as t:
             get = lambda name: t.extractfile(name).read()
             m = json.loads(get("manifest.json"))[0]
@@ -96,8 +99,10 @@ class Image:
                     self.drop(gone + "/")
                 elif m.islnk():
                     fresh[name] = ("link", os.path.normpath(m.linkname.lstrip("/")))
+                    self.links[name] = fresh[name][1]
                 elif name != ".":
                     fresh[name] = (show(m, t.extractfile(m).read() if m.isreg() else b""), m.mtime)
+                self.xattrs[name] = {k[13:]: v for k, v in m.pax_headers.items() if k.startswith("SCHILY.xattr.")}
         for name, (what, time) in fresh.items():
             if what != "link":
                 if not what.startswith("d"):
@@ -155,6 +160,8 @@ PARSER = [  # name, Dockerfile, labels
     ("blanks after the backslash", "FROM scratch\nLABEL a=1 \\  \n  b=2", {"a": "1", "b": "2"}),
     ("comments and blank lines inside a continuation", "FROM scratch\nLABEL a=1 \\\n# c\n\n   # d\n  b=2", {"a": "1", "b": "2"}),
     ("continuation at the end", "FROM scratch\nLABEL a=1 \\\n", {"a": "1"}),
+    ("tabs in FROM", "FROM\tscratch\tAS\tx\nLABEL a=1", {"a": "1"}),
+    ("syntax and escape, each once", "# syntax=x\n# escape=`\n# check=skip=all\nFROM scratch\nLABEL a=1 `\n b=2", {"a": "1", "b": "2"}),
     ("escape directive", "# escape=`\nFROM scratch\nLABEL a=1 `\n  b=c:\\d `\n e=`$x", {"a": "1", "b": "c:\\d", "e": "$x"}),
     ("directives in a row, case and blanks", "#  EsCaPe = ` \n# syntax=docker/dockerfile:1\nFROM scratch\nLABEL a=1 `\n b=2", {"a": "1", "b": "2"}),
     ("syntax and check are taken", "# syntax=docker/dockerfile:1.7-labs\n# check=skip=all;error=true\nFROM scratch\nLABEL a=1", {"a": "1"}),
@@ -181,6 +188,10 @@ def test_parser(sk):
 ERRORS = [  # Dockerfile, line, what is said
     ("", None, "empty|no instructions"),
     ("# only a comment\n", None, "empty|no instructions"),
+    ("# escape=x\nFROM scratch\n", 1, "escape"),
+    ("# escape=\nFROM scratch\n", 1, "escape"),
+    ("# escape=``\nFROM scratch\n", 1, "escape"),
+    ("# escape=`\n# escape=`\nFROM scratch\n", 2, "only one escape"),
     ("FROM scratch\nFOO bar\n", 2, "unknown instruction: FOO"),
     ("FROM scratch\n\n# c\nLABEL a=1 \\\n b=2\nRUNN x\n", 6, "unknown instruction: RUNN"),
     ("LABEL a=1\nFROM scratch\n", 1, "FROM|build stage"),
@@ -193,6 +204,10 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nCOPY a\n", 2, "COPY requires"),
     ("FROM scratch\nCOPY --nosuch a b\n", 2, "unknown flag.*nosuch"),
     ("FROM scratch\nCOPY --chmod=999 Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nCOPY --chmod=77777 Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nCOPY --chmod=q+x Dockerfile /a\n", 2, "chmod"),
+    ("FROM scratch\nARG m=u%x\nCOPY --chmod=$m Dockerfile /a\n", 3, "chmod"),
+    ("FROM scratch\nADD --checksum=sha256:" + "0" * 64 + " Dockerfile /a\n", 2, "checksum"),
     ("FROM scratch\nADD --from=x Dockerfile /a\n", 2, "unknown flag.*from|from"),
     ("FROM scratch\nCOPY nosuch /a\n", 2, "nosuch.*not found"),
     ("FROM scratch\nCOPY no*such /a/\n", 2, "no.such.*(not found|no.*match)|no source"),
@@ -205,6 +220,8 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nLABEL a='b\n", 2, "quote"),
     ("FROM scratch\nLABEL a=${b\n", 2, "substitution|missing|}"),
     ("FROM scratch\nLABEL a=${b^c}\n", 2, "unsupported modifier|substitution"),
+    ("FROM scratch\nLABEL a=${b/c}\n", 2, "substitution"),
+    ("FROM scratch\nLABEL a=${b/c/d\n", 2, "substitution"),
     ("FROM scratch\nLABEL a=${b:?it is needed}\n", 2, "it is needed"),
     ("FROM scratch\nEXPOSE x\n", 2, "port"),
     ("FROM scratch\nEXPOSE 99999\n", 2, "port"),
@@ -259,6 +276,24 @@ def test_errors(sk):
                           (["build", context(sk, {})], "Dockerfile"), (["build", "--nosuch", "."], "unknown flag")]:
         with sk.case(" ".join(argv[:3])):
             sk(argv).exits(None, pattern)
+
+
+EARLY = ["COPY --nosuch a /b", "COPY --chmod=99 a /b", "COPY --from a /b", "COPY a", "COPY a b /c", "ADD --from=x a /b", "ADD --parents-x a /b", "EXPOSE x", "EXPOSE 1-70000", "EXPOSE 80/foo",
+         "RUN --nosuch true", "RUN --mount=type=nosuch,target=/x true", "RUN --mount=type=cache true", "RUN --mount=type=bind,nosuch=1,target=/x true", "RUN --network=nosuch true", "RUN --security=nosuch true",
+         "ENV a", "ENV a=1 b", "LABEL a=1 b", "HEALTHCHECK --interval=x CMD y", "HEALTHCHECK FOO", "HEALTHCHECK CMD", "SHELL /bin/sh", "STOPSIGNAL NOSUCH", "ONBUILD ONBUILD RUN x", "ONBUILD FROM x", "VOLUME [\"\"]", "FROM --nosuch scratch"]
+
+
+def test_errors_come_first(sk):
+    """What can be told from the Dockerfile alone is told before any step runs, also in stages that nobody needs."""
+    for text in EARLY:
+        with sk.case(text):
+            for where in "FROM busybox\nRUN echo ran\n%s\n", "FROM busybox AS unused\n%s\nFROM busybox\nRUN echo ran\n":
+                r = build(sk, where % text).exits(1, r"Dockerfile(:| line |.*line )%d\b" % (where.split("\n").index("%s") + 1))
+                no_match(r.err, r"^#\d+ ([\d.]+ ran|DONE|CACHED)", "a step before the error")
+    with sk.case("--target, -t, -o, --cache-to, --platform"):
+        for options in ["--target", "nosuch"], ["-t", "UPPER"], ["-o", "type=nosuch"], ["-o", "type=tar"], ["-o", "type=oci,dest=x,compression=nosuch"], ["--cache-to", "type=nosuch"], ["--platform", "a/b/c/d"]:
+            r = build(sk, "FROM busybox\nRUN echo ran\n", *options).exits(1, ".")
+            no_match(r.err, r"^#\d+ ([\d.]+ ran|DONE|CACHED)", "a step before the error of %s" % options)
 
 
 VARIABLES = [  # in a label, with ENV e=env n= p=/a/b/c.tar.gz and ARG a=arg, x unset
@@ -341,6 +376,7 @@ CONFIG = [  # instructions, members of the configuration (None or empty: unset)
     ("EXPOSE 53/UDP", {"ExposedPorts": ["53/udp"]}),
     ("VOLUME /a /b", {"Volumes": ["/a", "/b"]}),
     ("VOLUME [\"/a b\", \"/c\"]", {"Volumes": ["/a b", "/c"]}),
+    ("ARG v=/x\nVOLUME [\"$v/y\", \"${v}z\", \"/c\"]", {"Volumes": ["/c", "/x/y", "/xz"]}),
     ("USER me", {"User": "me"}), ("USER 1:2", {"User": "1:2"}), ("USER me:them\nUSER root", {"User": "root"}),
     ("WORKDIR /a", {"WorkingDir": "/a"}), ("WORKDIR a\nWORKDIR b", {"WorkingDir": "/a/b"}), ("WORKDIR /a/\nWORKDIR ../b/./c", {"WorkingDir": "/b/c"}),
     ("WORKDIR \"/a b\"", {"WorkingDir": "/a b"}),
@@ -391,6 +427,13 @@ def test_config(sk):
     with sk.case("scratch has a PATH, and what is set again stays where it was"):
         build(sk, "FROM scratch\nENV a=1\nENV PATH=/x:$PATH").ok
         eq(config(sk)["Env"], ["PATH=/x:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "a=1"])
+    with sk.case("the history's words are Docker's"):
+        build(sk, "FROM scratch\nARG a=5 b\nENV x=$a y=\"q r\"\nLABEL l=$x \"m n\"=o\nEXPOSE 80 90/udp\nEXPOSE 53/UDP 8080-8082 53/udp\nVOLUME /v $a/w\nVOLUME [\"/y z\", \"/$a\"]\nCMD echo $x\n"
+                  "ENTRYPOINT [\"e\", \"f g\"]\nUSER $a\nSTOPSIGNAL 9\nSHELL [\"/bin/sh\", \"-ec\"]\nONBUILD RUN x $a\nCMD late\nWORKDIR w$a\nMAINTAINER me you\nCOPY --chown=$a:6 Dockerfile /d$a\n").ok
+        eq([h["created_by"] for h in result(sk).config["history"]], [
+            "ARG a=5 b", "ENV x=5 y=q r", "LABEL l=5 m n=o", "EXPOSE map[80/tcp:{} 90/udp:{}]", "EXPOSE map[53/udp:{} 8080/tcp:{} 8081/tcp:{} 8082/tcp:{}]", "VOLUME [/v 5/w]", "VOLUME [/y z /5]",
+            'CMD ["/bin/sh" "-c" "echo $x"]', 'ENTRYPOINT ["e" "f g"]', "USER 5", "STOPSIGNAL 9", "SHELL [/bin/sh -ec]", "ONBUILD RUN x $a", 'CMD ["/bin/sh" "-ec" "late"]', "WORKDIR /w5", "MAINTAINER me you",
+            "COPY --chown=5:6 Dockerfile /d5 # skiff"])
     with sk.case("history"):
         build(sk, "FROM scratch\nARG z=1\nENV a=1\nCOPY --chown=5:6 Dockerfile /d\nLABEL a=b\nWORKDIR /w\nCMD [\"x\"]\nUSER u").ok
         h = result(sk).config["history"]
@@ -402,7 +445,7 @@ def test_config(sk):
 # ---- COPY and ADD ----
 
 F = {"a.txt": "A", "b.txt": "B", "c.md": ("C", 0o600), "x.sh": ("X", 0o755), "d/e": "E", "d/f.txt": "F", "d/sub/g": "G", "d/sub/h.txt": "H", "d/empty/": 0o700,
-     "d/link -> e": None, "top -> a.txt": None, "dlink -> d": None, "sp ace/q r": "Q", "we[i]rd*": "W", ".hidden": "."}
+     "d/link -> e": None, "top -> a.txt": None, "dlink -> d": None, "abs -> /a.txt": None, "absd -> /d": None, "sp ace/q r": "Q", "we[i]rd*": "W", ".hidden": "."}
 COPY = [  # name, instructions, paths
     ("a file", "COPY a.txt /o", {"o": "644 0:0 A"}),
     ("a file into a directory", "COPY a.txt /o/", {"o": "d755 0:0", "o/a.txt": "644 0:0 A"}),
@@ -414,6 +457,9 @@ COPY = [  # name, instructions, paths
     ("two directories", "COPY d/sub d/empty /o/", {"o/g": "644 0:0 G", "o/sub": None, "o/empty": None}),
     ("a directory and a file", "COPY d/sub a.txt /o/", {"o/g": "644 0:0 G", "o/a.txt": "644 0:0 A", "o/sub": None}),
     ("all", "COPY . /o", {"o/a.txt": "644 0:0 A", "o/d/e": "644 0:0 E", "o/.hidden": "644 0:0 .", "o/top": "-> a.txt 0:0", "o/dlink": "-> d 0:0"}),
+    ("JSON form with variables", "ARG s=a t=o\nCOPY [\"${s}.txt\", \"/$t/\"]", {"o/a.txt": "644 0:0 A"}),
+    ("an absolute link begins at the context", "COPY abs /o", {"o": "644 0:0 A"}),
+    ("an absolute link to a directory, and through it", "COPY absd /o\nCOPY absd/sub/g /p", {"o/e": "644 0:0 E", "p": "644 0:0 G"}),
     ("absolute means the context", "COPY /a.txt ./d/../b.txt /o/", {"o/a.txt": "644 0:0 A", "o/b.txt": "644 0:0 B"}),
     (".. stops at the context", "COPY ../../a.txt /o", {"o": "644 0:0 A"}),
     ("a named link is followed", "COPY top /o", {"o": "644 0:0 A"}),
@@ -442,6 +488,10 @@ COPY = [  # name, instructions, paths
     ("--chmod of a tree", "COPY --chmod=750 d /o", {"o/sub": "d750 0:0", "o/sub/g": "750 0:0 G", "o/link": "-> e 0:0"}),
     ("--chmod with special bits", "COPY --chmod=4755 a.txt /o", {"o": "4755 0:0 A"}),
     ("--chmod from a variable", "ARG m=0604\nCOPY --chmod=$m a.txt /o", {"o": "604 0:0 A"}),
+    ("--chmod by symbols", "COPY --chmod=u=rwX,go=rX c.md x.sh d /o/", {"o/c.md": "644 0:0 C", "o/x.sh": "755 0:0 X", "o/empty": "d755 0:0", "o/sub/g": "644 0:0 G"}),
+    ("--chmod: +, - and several", "COPY --chmod=+x a.txt /o\nCOPY --chmod=go-r a.txt /p\nCOPY --chmod=a=r,u+w,g+s a.txt /q\nCOPY --chmod=g=u x.sh /r", {"o": "755 0:0 A", "p": "600 0:0 A", "q": "2644 0:0 A", "r": "775 0:0 X"}),
+    ("--chmod: X and set-id bits", "COPY --chmod=4755 a.txt /o\nCOPY --chmod=u+s,o= a.txt x.sh /p/\nCOPY --chmod=a+X d /q", {"o": "4755 0:0 A", "p/a.txt": "4640 0:0 A", "p/x.sh": "4750 0:0 X", "q/sub": "d755 0:0", "q/e": "644 0:0 E"}),
+    ("--chmod by symbols from a variable", "ARG m=u=rw,go=\nCOPY --chmod=$m x.sh /o", {"o": "600 0:0 X"}),
     ("--chown and --chmod", "COPY --chown=1000:10 --chmod=2750 a.txt /o", {"o": "2750 1000:10 A"}),
     ("--link", "COPY --link a.txt /o/", {"o/a.txt": "644 0:0 A"}),
     ("--exclude", "COPY --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C", "o/d/e": "644 0:0 E"}),
@@ -489,8 +539,14 @@ def test_copy_over_an_image(sk):
               "COPY --from=0 /flink /h\nCOPY --from=0 sym/s /i\n",
               {"f": "644 5:6 A", "o/f": "644 7:8 A", "g/f": "600 5:6 A", "h": "644 5:6 A", "i": "4711 0:0 s\n", "o/p": "p644 7:8", "one": None}, files=F)
         eq(result(sk).tree["bb"], result(sk, "busybox").tree["bin/busybox"])
+    with sk.case("--from with patterns in every component"):
+        check(sk, "FROM busybox AS a\nRUN mkdir -p /x1/y/z1 /x2/y/z2 /x3/w && echo 1 > /x1/y/z1/f.c && echo 2 > /x2/y/z2/f.d && echo 3 > /x1/y/z1/f.txt && echo 4 > /x3/w/g && ln -s x2 /xl\nFROM scratch\n"
+              "COPY --from=a /x[12]/?/z*/f.[cd] /o/\nCOPY --from=a /x3/* /p/\nCOPY --from=a x?/y/*1/*.txt /q/\nCOPY --from=a /*l/y/*/f.? /r/\n",
+              {"o/f.c": "644 0:0 1\n", "o/f.d": "644 0:0 2\n", "o/f.txt": None, "p/g": "644 0:0 4\n", "q/f.txt": "644 0:0 3\n", "r/f.d": "644 0:0 2\n"})
+        build(sk, "FROM busybox AS a\nFROM scratch\nCOPY --from=a /*/nosuch*/x /o/").exits(1, "not found")
     with sk.case("hard links and sparse files of a stage"):
         i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
+        eq(i.links, {"d/2": "d/1"})
         match(i.tree["d/big"], hashlib.sha256(b"\0" * 5000000).hexdigest())
 
 
@@ -529,6 +585,21 @@ def test_add(sk):
         check(sk, "FROM scratch\nADD --exclude=*.txt . /o/", {"o/a.txt": None, "o/c.md": "600 0:0 C"}, files=F)
     with sk.case("--chown of an archive's files"):
         check(sk, "FROM scratch\nADD --chown=7:8 p.tar /o/", {"o/in/f": "640 7:8 F"}, files=archives)
+    with sk.case("v7, ustar and GNU tar"):
+        for fmt in "v7", "ustar", "gnu", "posix":
+            sk.file("mk/f", "F")
+            sk.file("mk/s/g", "G")
+            made = tool("tar", "-c", "--format=" + fmt, "--owner=3", "--group=4", "-C", sk.dir + "/mk", "f", "s/g")
+            check(sk, "FROM scratch\nADD a.tar /o/", {"o/f": "644 3:4 F", "o/s/g": "644 3:4 G", "o/a.tar": None}, files={"a.tar": made})
+    with sk.case("--unpack=false leaves an archive whole, --unpack=true takes it apart"):
+        check(sk, "FROM scratch\nADD --unpack=false p.tar /o/\nADD --unpack=true p.tar.gz /q/", {"o/p.tar": "644 0:0 " + brief(plain), "o/in": None, "q/in/f": "640 3:4 F"}, files=archives)
+    with sk.case("what cannot be taken apart yet says so"):
+        for kind, data in ("xz", lzma.compress(plain)), ("bz2", bz2.compress(plain)):
+            r = build(sk, "FROM scratch\nADD p.tar.%s /o/" % kind, files={"p.tar." + kind: data})
+            if r.code == 0:
+                eq(result(sk).tree.get("o/in/f"), "640 3:4 F")
+            else:
+                r.exits(1, kind[:2] + "|bzip2")
     with sk.case("a damaged archive"):
         build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": gzip.compress(packed("", [entry("big", os.urandom(100000))]))[:-5000]}).exits(1, ".")
     for name, bad in [("a path out", entry("../../escaped", "x")), ("an absolute path", entry("/abs", "x"))]:
@@ -543,7 +614,7 @@ class Web:
     """Files by HTTP on the loopback."""
 
     def __init__(self, files):
-        self.hits = []
+        self.hits, self.files = [], files
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(me):
@@ -572,7 +643,7 @@ class Web:
 @image(None)
 def test_add_url(sk):
     archive = gzip.compress(packed("", [entry("in", "I")]))
-    web = Web({"/f": b"data", "/d/x.tar.gz": archive, "/moved": "/f", "/": b"index"})
+    web = Web({"/f": b"data", "/g": b"other", "/d/f": b"second", "/d/x.tar.gz": archive, "/moved": "/f", "/": b"index"})
     sha = lib.digest(b"data")
     for name, text, want in [
             ("into a directory", "ADD %s/f /o/", {"o/f": "600 0:0 data"}),
@@ -582,10 +653,27 @@ def test_add_url(sk):
             ("an archive stays whole", "ADD %s/d/x.tar.gz /o/", {"o/x.tar.gz": "600 0:0 " + brief(archive)}),
             ("--chmod --chown", "ADD --chmod=755 --chown=1:2 %s/f /o", {"o": "755 1:2 data"}),
             ("--checksum", "ADD --checksum=" + sha + " %s/f /o", {"o": "600 0:0 data"}),
+            ("--unpack", "ADD --unpack=true %s/d/x.tar.gz /o/", {"o/in": "644 0:0 I", "o/x.tar.gz": None}),
             ("--checksum from a variable", "ARG sum=" + sha + "\nADD --checksum=$sum %s/f /o", {"o": "600 0:0 data"}),
             ("an ARG in the URL", "ARG n=f\nADD %s/$n /o", {"o": "600 0:0 data"})]:
         with sk.case(name):
             check(sk, "FROM scratch\n" + text % web.url, want)
+    with sk.case("it has the time that the server tells"):
+        eq(check(sk, "FROM scratch\nADD %s/f /o" % web.url, {}).times["o"], 1577836800)
+    with sk.case("several, and files of the context beside them"):
+        for text in "ADD %s/f %s/g /o/", "ADD %s/f a.txt %s/g /o/", "ADD a.txt %s/f %s/g /o/", "ADD %s/f %s/g d /o/":
+            want = {"o/f": "600 0:0 data", "o/g": "600 0:0 other"}
+            want.update({"o/a.txt": "644 0:0 A"} if "a.txt" in text else {"o/sub/g": "644 0:0 G"} if " d " in text else {})
+            check(sk, "FROM scratch\n" + text % (web.url, web.url), want, files=F)
+    with sk.case("two of one name: the last"):
+        check(sk, "FROM scratch\nADD %s/f %s/d/f /o/" % (web.url, web.url), {"o/f": "600 0:0 second"})
+    with sk.case("another file behind the same address is no cache hit"):
+        c = context(sk, {}, "FROM scratch\nADD %s/change /o\n" % web.url)
+        for data in b"1", b"2":
+            web.files["/change"] = data
+            eq(steps(sk("build -t t", c).ok), (0, 1))
+        eq(steps(sk("build -t t", c).ok), (1, 0))
+        eq(result(sk).tree["o"], "600 0:0 2")
     for text, pattern in [("ADD --checksum=sha256:" + "0" * 64 + " %s/f /o", "digest|checksum|mismatch"), ("ADD %s/nosuch /o", "404"), ("ADD %s/ /o/", "filename|name"),
                           ("ADD --checksum=nonsense %s/f /o", "checksum|digest"), ("COPY %s/f /o", "not found|http|URL|source")]:
         with sk.case("refused: " + text):
@@ -607,6 +695,9 @@ HEREDOC = [
     ("comments, continuations and instructions inside are text", "COPY <<E /f\n# c\na \\\nFROM x\nE\nLABEL a=1", {"f": "644 0:0 # c\na \\\nFROM x\n"}),
     ("quotes inside are text", "COPY <<E /f\n'a' \"b\"\nE", {"f": "644 0:0 'a' \"b\"\n"}),
     ("an empty one", "COPY <<E /f\nE", {"f": "644 0:0 "}),
+    ("lines that end in CR LF", "COPY <<E /f\r\none\r\nE\r\nLABEL a=1\r", {"f": "644 0:0 one\r\n"}),
+    ("fifty of them", "COPY %s /d/\n%s" % (" ".join("<<n%d" % i for i in range(50)), "".join("text %d\nn%d\n" % (i, i) for i in range(50))), {"d/n%d" % i: "644 0:0 text %d\n" % i for i in range(50)}),
+    ("none inside quotes", "LABEL a=\"x <<E y\"\nCOPY a.txt /f", {"f": "644 0:0 A"}),
 ]
 
 
@@ -694,6 +785,8 @@ def test_run(sk):
             ("two heredocs", "RUN cat <<A - <<B > /o\na\nA\nb\nB", "b\n"),
             ("heredoc and more", "RUN <<EOF cat > /o && echo more >> /o\nx\nEOF", "x\nmore\n"),
             ("no heredoc: <<<, a shift", "RUN echo $((1<<3)) > /o", "8\n"),
+            ("no heredoc: in quotes", "RUN echo \"a <<E b\" 'c <<F d' > /o", "a <<E b c <<F d\n"),
+            ("several heredocs of one line", "RUN <<A cat > /o && cat >> /o <<B && cat <<-C >> /o\na\nA\nb\nB\n\tc\n\tC", "a\nb\nc\n"),
             ("stdin is empty", "RUN cat > /o; echo $? >> /o", "0\n"),
             ("what was made before is there, what was removed is gone", "RUN echo 1 > /a && echo 2 > /b\nRUN rm /a /etc/passwd\nRUN cat /b > /o; ls /a /etc/passwd 2>/dev/null >> /o || echo gone >> /o", "2\ngone\n"),
             ("umask and /tmp", "RUN umask > /o; touch /tmp/x; stat -c %a /tmp/x /tmp >> /o", "0022\n644\n1777\n"),
@@ -720,6 +813,10 @@ def test_run(sk):
     if sk.subuid:  # one id keeps no other owners than those of COPY --chown and USER
         with sk.case("owners"):
             check(sk, "FROM busybox\nRUN touch /1 /2 && chown app /1 && chown nobody:wheel /2 && mkdir -p /d && chown -R 7:8 /d", {"1": "644 1000:0 ", "2": "644 65534:10 ", "d": "d755 7:8"})
+    with sk.case("the history of RUN, with its arguments"):
+        build(sk, "FROM busybox\nRUN true a  b\nARG a=5\nARG b\nARG c=\"x y\"\nRUN true c\nRUN [\"true\", \"d e\"]\nRUN <<E\ntrue f\nE\n").ok
+        eq([h["created_by"].replace(" # skiff", "") for h in result(sk).config["history"] if "true" in h["created_by"]], [
+            "RUN /bin/sh -c true a  b", "RUN |2 a=5 c=x y /bin/sh -c true c", "RUN |2 a=5 c=x y true d e", "RUN |2 a=5 c=x y /bin/sh -c true f\n"])
     with sk.case("output is shown, of both streams"):
         r = build(sk, "FROM busybox\nRUN echo to-out; echo to-err >&2; printf no-newline").ok
         match(r.err, r"^#\d+ [\d.]+ to-out$")
@@ -728,8 +825,13 @@ def test_run(sk):
         match(r.err, r"^#1 .*FROM busybox")
         match(r.err, r"^#2 \[.*2/2\] RUN echo to-out")
         eq(r.out, "")
-    with sk.case("much output"):
-        build(sk, "FROM busybox\nRUN yes | head -c 200000; head -c 100000 /dev/zero | tr '\\0' x").ok
+    with sk.case("much output, and long lines"):
+        r = build(sk, "FROM busybox\nRUN yes | head -c 200000; head -c 100000 /dev/zero | tr '\\0' x; echo; echo end").ok
+        eq(len(re.findall(r"^#2 [\d.]+ y$", r.err, re.M)), 100000)
+        eq(sum(len(m) for m in re.findall(r"^#2 [\d.]+ (x+)$", r.err, re.M)), 100000)
+        match(r.err, r"^#2 [\d.]+ end$")
+    with sk.case("a NUL hides nothing"):
+        match(build(sk, "FROM busybox\nRUN printf 'a\\0b''c\\n'").ok.err, "^#2 [\\d.]+ a.*bc$")
     with sk.case("a process left behind does not hold the build"):
         build(sk, "FROM busybox\nRUN sleep 1000 & echo x > /o").ok
 
@@ -743,6 +845,11 @@ def test_run_user(sk):
             eq(out(sk, "FROM busybox\n" + text), want)
     with sk.case("files of a USER are the user's"):
         check(sk, "FROM busybox\nRUN chmod 1777 /tmp\nUSER app\nRUN echo x > /tmp/f && mkdir /tmp/d", {"tmp/f": "644 1000:1000 x\n", "tmp/d": "d755 1000:1000"})
+    if sk.subuid:
+        with sk.case("its other groups are those of the image"):
+            groups = "FROM busybox\nRUN printf 'one:x:101:x,app\\ntwo:x:102:app\\nthree:x:103:x\\n' >> /etc/group\n"
+            for user, want in ("app", "10 101 102 1000"), ("1000", "10 101 102 1000"), ("app:two", "102"), ("1000:1000", "1000"), ("nobody", "65534"), ("77", "0"):
+                eq(" ".join(sorted(out(sk, groups + "USER %s\nRUN id -G > /tmp/o\nUSER 0\nRUN mv /tmp/o /o" % user).split(), key=int)), want, user)
     with sk.case("an unknown user"):
         build(sk, "FROM busybox\nUSER nosuch\nRUN true").exits(1, "nosuch")
     with sk.case("WORKDIR belongs to the user"):
@@ -801,17 +908,160 @@ def test_run_mount(sk):
         true(not [n for n in result(sk).tree if n.startswith("m4/")], "an empty mount point")
 
 
+def ready(p, word):
+    """Reads a build's progress until a line has the word."""
+    seen = b""
+    while word not in seen:
+        line = p.stderr.readline()
+        if not line:
+            raise lib.Failed("expected %r from a build, got %s" % (word, lib.short(repr(seen))))
+        seen += line
+
+
+def ended(*builds):
+    """Waits for builds in the background; what each wrote to standard error."""
+    said = [p.communicate(timeout=lib.PATIENCE + 10)[1].decode() for p in builds]
+    for p, text in zip(builds, said):
+        eq(p.returncode, 0, "exit code of a build in the background (%s)" % text[-300:])
+    return said
+
+
+WAIT = "i=0; while ! %s; do sleep 0.1; i=$((i+1)); [ $i -lt 250 ] || exit 9; done; "  # until a condition holds
+
+
+def test_run_mount_from(sk):
+    """Binds of stages, images and named directories: what they hold, what a step may do with it, and that it is in the key."""
+    base = "FROM busybox AS s\nRUN mkdir -p /d/e && echo one > /d/f && echo deep > /d/e/g && ln -s f /d/l && chmod 640 /d/e/g\nFROM busybox\n"
+    for name, text, want in [
+            ("a directory of a stage", "RUN --mount=from=s,source=/d,target=/m cat /m/f /m/l /m/e/g > /o; stat -c %a /m/e/g >> /o", "one\none\ndeep\n640\n"),
+            ("by its number, a file", "RUN --mount=type=bind,from=0,src=d/f,dst=/m/x/y cat /m/x/y > /o", "one\n"),
+            ("its whole tree", "RUN --mount=from=S,target=/m cat /m/d/f > /o; ls -d /m/bin/busybox >> /o", "one\n/m/bin/busybox\n"),
+            ("through its links", "RUN --mount=from=s,source=/d/l,target=/m cat /m > /o", "one\n"),
+            ("read-only", "RUN --mount=from=s,source=/d,target=/m touch /m/new 2>/dev/null || echo ro > /o", "ro\n"),
+            ("rw: changes are the step's own", "RUN --mount=from=s,source=/d,target=/m,rw echo two > /m/f; rm -r /m/e; cat /m/f > /o\nRUN --mount=from=s,source=/d,target=/m cat /m/f /m/e/g >> /o", "two\none\ndeep\n"),
+            ("an image", "RUN --mount=from=busybox,source=/etc,target=/m head -n1 /m/passwd > /o", "root:x:0:0:root:/root:/bin/sh\n"),
+            ("a variable", "ARG w=d\nRUN --mount=from=s,source=/$w,target=/m cat /m/f > /o", "one\n")]:
+        with sk.case(name):
+            eq(out(sk, base + text), want)
+    with sk.case("nothing of it is in the layer"):
+        build(sk, base + "RUN --mount=from=s,source=/d,target=/m,rw touch /m/new").ok
+        eq([n for n in result(sk).layers[-1] if n not in (".", "m")], [])
+    if sk.subuid:
+        with sk.case("owners of a stage's files"):
+            eq(out(sk, "FROM busybox AS s\nRUN mkdir /d && touch /d/f && chown app:wheel /d/f\nFROM busybox\nRUN --mount=from=s,source=/d,target=/m stat -c '%u %g' /m/f > /o"), "1000 10\n")
+    for text, pattern in [("from=s,source=/nosuch,target=/m", "nosuch.*not found"), ("from=127.0.0.1:1/nosuch:1,target=/m", "127.0.0.1:1/nosuch:1"), ("from=s,source=/d", "target")]:
+        with sk.case("refused: " + text):
+            build(sk, base + "RUN --mount=%s true" % text).exits(1, pattern)
+    named = context(sk, {"f": "named", "x": "no", ".dockerignore": "x\n"})
+    given = ["--build-context", "n=" + named]
+    with sk.case("a directory by --build-context"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,source=f,target=/m cat /m > /o", *given), "named")
+    with sk.case("rw never writes into it"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,target=/m,rw echo new > /m/f; cat /m/f > /o", *given), "new\n")
+        eq(open(sk.dir + "/" + named + "/f").read(), "named")
+    with sk.case("its own .dockerignore"):
+        eq(out(sk, "FROM busybox\nRUN --mount=from=n,target=/m ls /m > /o", *given), "f\n")
+        check(sk, "FROM scratch\nCOPY --from=n . /\n", {"f": "644 0:0 named", "x": None}, *given)
+    ignore = {".dockerignore": "*.txt\n.dockerignore\nDockerfile\n", "a.txt": "A", "b": "B", "d/c.txt": "C"}
+    with sk.case(".dockerignore of the context"):
+        eq(out(sk, "FROM busybox\nRUN --mount=target=/m cd /m; find . -type f | sort > /o; cat b >> /o; touch x 2>/dev/null || echo ro >> /o", files=ignore), "./b\n./d/c.txt\nBro\n")
+        eq(out(sk, "FROM busybox\nRUN --mount=target=/m,rw cd /m; find . -type f | sort > /o; touch x", files=ignore), "./b\n./d/c.txt\n")
+        build(sk, "FROM busybox\nRUN --mount=source=a.txt,target=/m true", files=ignore).exits(1, "a.txt")
+    with sk.case("changed contents are no cache hit, what is ignored does not matter"):
+        c = context(sk, dict(ignore, **{"d/e": "E"}), "FROM busybox\nRUN --mount=target=/m cat /m/b > /o\nRUN --mount=source=d,target=/m true\n")
+        seen = []
+        for name in None, "a.txt", "b", "d/e", None:
+            if name:
+                sk.file(c + "/" + name, "changed")
+            seen.append(steps(sk(["build", "-t", "t", c]).ok))
+        eq(seen, [(0, 2), (2, 0), (0, 2), (0, 2), (2, 0)])
+        eq(result(sk).tree["o"], "644 0:0 changed")
+    with sk.case("the same of a stage and of a named directory"):
+        d = "FROM busybox AS s\nRUN echo %s > /f; echo %s > /g\nFROM busybox\nRUN --mount=from=s,source=f,target=/m cat /m > /o\nRUN --mount=from=n,target=/m cat /m/f >> /o\n"
+        seen = []
+        for a, b, n in ("1", "1", "N"), ("1", "2", "N"), ("2", "2", "N"), ("2", "2", "M"):
+            sk.file(named + "/f", n)
+            seen.append(steps(build(sk, d % (a, b), *given).ok))
+        eq(seen, [(0, 3), (2, 1), (0, 3), (2, 1)])
+        eq(result(sk).tree["o"], "644 0:0 2\nM")
+
+
+def test_run_mount_cache(sk):
+    """Cache mounts of builds at the same time, their seed, and what a prune may take."""
+    def start(script, n=0, name="t", **mount):
+        flags = "".join(",%s=%s" % x for x in mount.items())
+        c = context(sk, {}, "FROM busybox\nARG n=%d\nRUN --mount=type=cache,id=sync,target=/s --mount=type=cache,target=/c%s %s\n" % (n, flags, script))
+        return sk.popen(["build", "--no-cache", "-t", name + str(n), c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with sk.case("shared: several builds have it at once"):
+        ended(*[start("touch /c/$n; " + WAIT % "[ -e /c/1 -a -e /c/2 ]", n, id="sh", sharing="shared") for n in (1, 2)])
+    with sk.case("shared is the default"):
+        ended(*[start("touch /c/$n; " + WAIT % "[ -e /c/1 -a -e /c/2 ]", n, id="df") for n in (1, 2)])
+    with sk.case("locked: one after the other"):
+        ended(*[start("mkdir /c/busy && sleep 0.3 && rmdir /c/busy && echo $n >> /c/all", n, id="lo", sharing="locked") for n in range(4)])
+        eq(sorted(out(sk, "FROM busybox\nRUN --mount=type=cache,id=lo,target=/c cat /c/all > /o").split()), ["0", "1", "2", "3"])
+    with sk.case("private: at the same time each has its own"):
+        ended(*[start("echo $n > /c/mine; touch /s/$n; " + WAIT % "[ -e /s/1 -a -e /s/2 ]" + "[ $(cat /c/mine) = $n ]", n, id="pr", sharing="private") for n in (1, 2)])
+    with sk.case("private: afterwards it is used again"):
+        match(out(sk, "FROM busybox\nRUN --mount=type=cache,id=pr,target=/c,sharing=private cat /c/mine > /o"), "^[12]$")
+    with sk.case("the same cache twice in a step"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=tw,target=/x,sharing=locked --mount=type=cache,id=tw,target=/y,sharing=locked touch /x/f; ls /y > /o", wait=20), "f\n")
+    seed = "FROM busybox AS s\nRUN mkdir -p /d/e && echo seed > /d/f && echo deep > /d/e/g\nFROM busybox\n"
+    with sk.case("from and source: the seed of a new one"):
+        d = seed + "RUN --mount=type=cache,id=se,target=/c,from=s,source=/d cat /c/f /c/e/g > /o; echo more >> /c/f\n"
+        eq(out(sk, d), "seed\ndeep\n")
+        eq(out(sk, d, "--no-cache"), "seed\nmore\ndeep\n")
+    with sk.case("the seed of an image and of a named directory"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=si,target=/c,from=busybox,source=/etc head -c4 /c/passwd > /o"), "root")
+        eq(out(sk, "FROM busybox\nRUN --mount=type=cache,id=sn,target=/c,from=n,source=d cat /c/f > /o", "--build-context", "n=" + context(sk, {"d/f": "named"})), "named")
+    with sk.case("ro"):
+        eq(out(sk, seed + "RUN --mount=type=cache,id=ro,target=/c,ro,from=s,source=/d cat /c/f > /o; touch /c/x 2>/dev/null || echo no >> /o"), "seed\nno\n")
+    with sk.case("for a user, in its own mode"):
+        eq(out(sk, "FROM busybox\nUSER app\nRUN --mount=type=cache,id=us,target=/c,uid=1000,gid=1000,mode=0700 touch /c/f && stat -c %a /c > /tmp/o\nUSER 0\nRUN cp /tmp/o /o"), "700\n")
+    with sk.case("builder prune leaves one that is in use, and takes it afterwards"):
+        p = start("touch /c/f; printf rea; echo dy; " + WAIT % "[ -e /s/go ]" + "test -e /c/f", id="busy")
+        ready(p, b"ready")
+        sk("builder prune -f").ok
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=sync,target=/s touch /s/go").ok
+        ended(p)
+        look = "FROM busybox\nRUN --mount=type=cache,id=busy,target=/c ls /c > /o"
+        eq(out(sk, look, "--no-cache"), "f\n")
+        sk("builder prune -f").ok
+        eq(out(sk, look, "--no-cache"), "")
+
+
+def test_ssh(sk):
+    """An agent's socket is in the step that asks for it, where the command line gives one."""
+    agent = socket.socket(socket.AF_UNIX)
+    agent.bind(sk.dir + "/agent")
+    env = {"SSH_AUTH_SOCK": sk.dir + "/agent"}
+    here = "FROM busybox\nRUN --mount=type=ssh%s test -S \"$SSH_AUTH_SOCK\" && echo yes > /o || echo \"no-$SSH_AUTH_SOCK\" > /o"
+    for name, flags, options, want in [
+            ("without --ssh there is none, though the caller has one", "", [], "no-\n"), ("--ssh default", "", ["--ssh", "default"], "yes\n"),
+            ("another id is another", ",id=k", ["--ssh", "default"], "no-\n"), ("an id with its socket", ",id=k", ["--ssh", "k=" + sk.dir + "/agent"], "yes\n"),
+            ("a target", ",target=/x/agent", ["--ssh", "default"], "yes\n")]:
+        with sk.case(name):
+            eq(out(sk, here % flags, "--no-cache", *options, env=env), want)
+    with sk.case("the target is where it is"):
+        eq(out(sk, "FROM busybox\nRUN --mount=type=ssh,target=/x/agent echo $SSH_AUTH_SOCK > /o; test -S /x/agent", "--ssh", "default", env=env), "/x/agent\n")
+    with sk.case("required"):
+        build(sk, "FROM busybox\nRUN --mount=type=ssh,required=true true", env=env).exits(1, "ssh")
+        build(sk, "FROM busybox\nRUN --mount=type=ssh,required=true true", "--ssh", "default", env=env).ok
+    with sk.case("no agent"):
+        build(sk, here % "", "--ssh", "default", env={"SSH_AUTH_SOCK": None}).exits(1, "SSH_AUTH_SOCK")
+        build(sk, here % "", "--ssh", "default=/no/such").exits(1, "/no/such")
+
+
 def grep_store(sk, text):
-    """Files below the store that hold the text, plain or in a layer."""
+    """Files below the store, and where the engine may put others, that hold the text, plain or in a layer."""
     found = []
-    for d, _, fs in os.walk(sk.root):
-        for f in fs:
+    for d, f in [(d, f) for top in (sk.root, sk.dir + "/tmp", sk.dir + "/xdg", sk.home) for d, _, fs in os.walk(top) for f in fs]:
+        if os.path.isfile(os.path.join(d, f)):
             with open(os.path.join(d, f), "rb") as h:
                 data = h.read()
             for unpack in bytes, gzip.decompress, lambda x: subprocess.run(["zstd", "-dqc"], input=x, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout:
                 try:
                     if text in unpack(data):
-                        found.append(os.path.join(d, f)[len(sk.root):])
+                        found.append(os.path.join(d, f)[len(sk.dir):])
                 except (OSError, EOFError, ValueError):
                     pass
     return sorted(set(found))
@@ -846,6 +1096,14 @@ def test_secret(sk):
         build(sk, "FROM busybox\nRUN --mount=type=secret,id=k true", "--secret", "id=k,src=/no/such").exits(1, "/no/such|k")
     with sk.case("a failing step leaves none either"):
         build(sk, "FROM busybox\nRUN --mount=type=secret,id=k cat /run/secrets/k >/dev/null; exit 3", "--secret", "id=k,src=" + f).exits(1, "3")
+    with sk.case("on no disk while its step runs"):
+        c = context(sk, {}, "FROM busybox\nRUN --mount=type=secret,id=k --mount=type=secret,id=k,env=K --mount=type=cache,id=go,target=/go "
+                    "echo rea; printf dy; wc -c < /run/secrets/k; " + WAIT % "[ -e /go/on ]" + "\n")
+        p = sk.popen(["build", "--secret", "id=k,src=" + f, c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ready(p, b"dy%d" % n)
+        eq(grep_store(sk, value.encode()), [])
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=go,target=/go touch /go/on").ok
+        ended(p)
     with sk.case("nowhere in the store: layers, history, cache, configuration"):
         eq(grep_store(sk, value.encode()), [])
         no_match(sk("history --no-trunc t").ok.out, value)
@@ -950,6 +1208,11 @@ def test_onbuild(sk):
         build(sk, "FROM trig\n").exits(1, "a.txt.*not found")
     with sk.case("in a middle stage"):
         eq(out(sk, "FROM trig AS x\nFROM scratch\nCOPY --from=x /o /o", files=F), "Aarg\n")
+    with sk.case("heredocs in triggers"):
+        build(sk, "FROM busybox\nARG v=base\nONBUILD COPY <<A <<'B' /h/\n$v ${v:+x}\nA\n$v\nB\nONBUILD RUN <<E cat > /o\nline 1\n  line $v\nE\nONBUILD RUN <<E\necho script >> /o\nE\nLABEL after=1\n", name="trig2").ok
+        eq(len(config(sk, "trig2")["OnBuild"]), 3)
+        t = check(sk, "FROM trig2\nRUN cat /h/* >> /o\n", {"h/B": "644 0:0 $v\n"})
+        match(t.tree["o"], "^644 0:0 line 1\\n  line .*\\nscript\\n.*\\n\\$v\\n$")
     with sk.case("inside one Dockerfile"):
         check(sk, "FROM scratch AS x\nONBUILD COPY a.txt /o\nFROM x\nLABEL a=1", {"o": "644 0:0 A"}, files=F)
 
@@ -1024,6 +1287,18 @@ def test_flags(sk):
     with sk.case("a tar context that would write outside"):
         evil = tar(entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("up", link=sk.dir), entry("up/escaped", "x"), entry("../escaped2", "x"))
         sk("build -q -t t -", input=evil)
+        for evil in [("Dockerfile", entry("Dockerfile", link="/etc/passwd")), ("Dockerfile", entry("Dockerfile", link="../" * 20 + sk.file("hostfile", "FROM scratch\nLABEL host=1\n").lstrip("/"))),
+                     ("x", entry("x", link=sk.dir + "/hostfile"))]:
+            r = sk("build -q -t t -f", evil[0], "-", input=tar(evil[1])).exits(1, ".")
+            no_match(r.err, "root:")
+        for link in sk.dir, "../" * 20 + sk.dir.lstrip("/"):
+            r = sk("build -q -t t -f d/hostfile -", input=tar(entry("d", link=link))).exits(1, ".")
+            sk.file("hostignore", "s\n")
+            sk("build -q -t t -", input=tar(entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("s", "S"), entry(".dockerignore", link=link + "/hostignore"))).ok
+            true("s" in result(sk).tree, "the host's .dockerignore not to be read")
+            for text in "COPY d/hostfile /", "COPY d /o/", "ADD d/host* /o/", "COPY --parents d/hostfile /":
+                r = sk("build -q -t t -", input=tar(entry("Dockerfile", "FROM scratch\n%s\n" % text), entry("d", link=link)))
+                true(r.code == 1 or "LABEL host" not in json.dumps(result(sk).tree), "no file of the host by " + text)
         true(not os.path.exists(sk.dir + "/escaped") and not os.path.exists(sk.root + "/escaped2") and not os.path.exists(sk.root + "/tmp/escaped2"), "nothing outside")
     with sk.case("--output type=local and type=tar"):
         sk("build -o", "type=local,dest=" + sk.dir + "/out", c, "-f", c + "/other").ok
@@ -1152,6 +1427,106 @@ def test_cache(sk):
         sk("run --rm t cat /x").says("keep")
     sk("system check").ok
     sk.check_store()
+
+
+SETX = """#include <string.h>
+#include <sys/xattr.h>
+int main(int n, char **v) {
+    unsigned char cap[20] = { 1, 0, 0, 2, 0, 4 };
+    return !strcmp(v[2], "cap") ? setxattr(v[1], "security.capability", cap, 20, 0) : setxattr(v[1], v[2], v[3], strlen(v[3]), 0);
+}
+"""
+
+
+def test_cache_keys(sk):
+    """Two builds that differ in one thing are not taken for the same."""
+    def differ(name, first, second, want, path="o"):
+        """first, second: (Dockerfile, files, options); the second build must not be given the first's result."""
+        with sk.case(name):
+            for n, (text, files, options) in enumerate((first, second)):
+                build(sk, text, *options, files=files).ok
+                eq(result(sk).tree.get(path), want[n], "build %d" % (n + 1))
+    arg = lambda text, first, second, want, name, path="o", files=F: differ(name, (text, files, first), (text, files, second), want, path)
+    a, b = ("--build-arg", "a=1"), ("--build-arg", "a=2")
+    arg("FROM scratch\nARG a\nCOPY --chown=$a a.txt /o\n", a, b, ["644 1:1 A", "644 2:2 A"], "an ARG in --chown")
+    arg("FROM scratch\nARG a\nCOPY --chmod=60$a a.txt /o\n", a, b, ["601 0:0 A", "602 0:0 A"], "an ARG in --chmod")
+    arg("FROM scratch\nARG a\nCOPY --exclude=$a.txt . /o/\n", a, b, [None, "644 0:0 x"], "an ARG in --exclude", "o/1.txt", {"1.txt": "x", "2.txt": "x"})
+    arg("FROM scratch\nARG a\nADD --unpack=$a t.tar /o/\n", ("--build-arg", "a=true"), ("--build-arg", "a=false"), ["644 0:0 F", None], "an ARG in --unpack", "o/f", {"t.tar": tar(entry("f", "F"))})
+    arg("FROM scratch\nARG a\nCOPY <<E /o\n$a\nE\n", a, b, ["644 0:0 1\n", "644 0:0 2\n"], "an ARG in a heredoc")
+    arg("FROM scratch\nARG a\nCOPY <<E /d/$a\nx\nE\n", a, b, ["644 0:0 x\n", None], "an ARG in a destination", "d/1")
+    arg("FROM busybox\nARG a\nARG b\nRUN echo \"$a-$b\" > /o\n", ("--build-arg", "a=1\nb=2"), ("--build-arg", "a=1", "--build-arg", "b=2"), ["644 0:0 1\nb=2-\n", "644 0:0 1-2\n"], "an ARG that looks like two")
+    arg("FROM busybox\nARG a\nUSER $a\nRUN touch /tmp/o\n", a, b, ["644 1:0 ", "644 2:0 "], "an ARG in USER", "tmp/o")
+    arg("FROM busybox\nARG a\nWORKDIR /$a\nRUN pwd > /o\n", a, b, ["644 0:0 /1\n", "644 0:0 /2\n"], "an ARG in WORKDIR")
+    differ("contents that look like two files", ("FROM scratch\nCOPY d /x\n", {"d/a": "1d/b\n100644\n2"}, ()), ("FROM scratch\nCOPY d /x\n", {"d/a": "1", "d/b": "2"}, ()), [None, "644 0:0 2"], "x/b")
+    differ("names that look like several", ("FROM scratch\nCOPY [\"a b\", \"c\", \"/x/\"]\n", {"a b": "1", "c": "2"}, ()), ("FROM scratch\nCOPY [\"a\", \"b c\", \"/x/\"]\n", {"a": "1", "b c": "2"}, ()), [None, "644 0:0 2"], "x/b c")
+    differ("an empty file instead of an empty directory", ("FROM scratch\nCOPY d /x\n", {"d/a/": 0o644, "d/b": ""}, ()), ("FROM scratch\nCOPY d /x\n", {"d/a": "", "d/b": ""}, ()), ["d644 0:0", "644 0:0 "], "x/a")
+    differ("a file under another name", ("FROM scratch\nCOPY d /x\n", {"d/a": "b"}, ()), ("FROM scratch\nCOPY d /x\n", {"d/ab": ""}, ()), [None, "644 0:0 "], "x/ab")
+    for name, opts, script, want in [("--add-host", ("--add-host", "h%d:1.2.3.%d"), "grep -c 'h2$' /etc/hosts > /o || true", ["644 0:0 0\n", "644 0:0 1\n"]), ("--shm-size", ("--shm-size", "%d%dm"), "df -m /dev/shm | tail -1 | awk '{print $2}' > /o", ["644 0:0 11\n", "644 0:0 22\n"]),
+                                     ("--ulimit", ("--ulimit", "nofile=12%d:12%d"), "ulimit -n > /o", ["644 0:0 121\n", "644 0:0 122\n"])]:
+        d = "FROM busybox\nRUN " + script
+        differ("the option " + name, (d, {}, [o % (1, 1) if "%" in o else o for o in opts]), (d, {}, [o % (2, 2) if "%" in o else o for o in opts]), want)
+    stage = "FROM busybox AS a\nRUN mkdir /d && echo x > /d/1 && touch -d '2001-02-03 04:05:06' /d/1 && %s\nFROM scratch\nCOPY --from=a /d /d\n"
+    with sk.case("a hard link in a stage that becomes a copy"):
+        for how, links in ("ln /d/1 /d/2", {"d/2": "d/1"}), ("cp -p /d/1 /d/2", {}):
+            build(sk, stage % how).ok
+            eq(result(sk).links, links)
+    if sk.subuid:
+        differ("an owner in a stage", (stage % "true", {}, ()), (stage % "chown 5:6 /d/1", {}, ()), ["644 0:0 x\n", "644 5:6 x\n"], "d/1")
+    with sk.case("extended attributes and capabilities in a stage"):
+        sk.file("setx.c", SETX)
+        tool("cc", "-static", "-Os", "-o", sk.dir + "/setx", sk.dir + "/setx.c")
+        with open(sk.dir + "/setx", "rb") as f:
+            setx = {"setx": (f.read(), 0o755)}
+        seen = []
+        for how in "true", "/setx /d/1 user.k one", "/setx /d/1 user.k two", "/setx /d/1 cap", "mkdir /d/s && /setx /d/s user.k one":
+            build(sk, stage.replace("RUN", "COPY setx /\nRUN") % how, files=setx).ok
+            i = result(sk)
+            seen.append({n: {k: v if k.startswith("user") else len(v) > 0 for k, v in x.items()} for n, x in i.xattrs.items() if x})
+        cap = {"d/1": {"security.capability": True}}
+        eq(seen[:3] + seen[4:], [{}, {"d/1": {"user.k": "one"}}, {"d/1": {"user.k": "two"}}, {"d/s": {"user.k": "one"}}])
+        eq(seen[3], cap)
+    with sk.case("above a stage that had to run again nothing is taken from the cache"):
+        d = "FROM busybox AS a\nRUN cat /proc/sys/kernel/random/uuid > /u\nFROM a AS b\nRUN cp /u /v\nFROM b\nRUN cat /u /v | uniq | wc -l > /o\n"
+        sk("builder prune -f").ok
+        build(sk, d, "--target", "a").ok
+        first = [n for n in os.listdir(sk.root + "/cache") if n.startswith("build-")]
+        build(sk, d).ok
+        for n in first:
+            os.unlink(sk.root + "/cache/" + n)
+        eq(steps(build(sk, d).ok), (0, 3))
+        eq(result(sk).tree["o"], "644 0:0 1\n")
+    with sk.case("owners do not come back with a name"):
+        t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN rm -r /d\nRUN mkdir -p /d/sub && echo new > /d/e && echo new > /d/sub/g\nRUN echo more >> /d/e\n",
+                  {"d": "d755 0:0", "d/sub": "d755 0:0", "d/e": "644 0:0 new\nmore\n", "d/sub/g": "644 0:0 new\n", "d/f.txt": None}, files=F)
+    with sk.case("owners stay with names of any bytes"):
+        names = {"a\nb": "1", "\udcff\udcfe": "2", "we\tird ": "3", "-n": "4", "x\\y": "5"}
+        t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN cd /d && for f in ./*; do echo z >> \"$f\"; chmod 600 \"$f\"; done\nRUN touch /d/new\n", {"d/new": "644 0:0 "}, files={"d/" + n: v for n, v in names.items()})
+        eq({n: t.tree.get("d/" + n) for n in names}, {n: "600 5:6 %sz\n" % v for n, v in names.items()})
+
+
+@image(None)
+def test_bounds(sk):
+    """What grows without end from a few lines is refused or ends soon."""
+    with sk.case("ENV that doubles"):
+        r = build(sk, "FROM scratch\nENV a=xxxxxxxxxxxxxxxx\n" + "ENV a=$a$a\n" * 60, wait=20).exits(1, "longer|too long|too large")
+        match(r.err, r"Dockerfile:\d+")
+        build(sk, "FROM scratch\nARG a=xxxxxxxxxxxxxxxx\n" + "ARG a=${a:-$a}$a\n" * 60 + "LABEL a=$a\n", wait=20).exits(1, "longer|too long|too large")
+        build(sk, "FROM scratch\nENV a=xxxxxxxxxxxxxxxx\n" + "ENV a=${a//x/$a}\n" * 60, wait=20).exits(1, "longer|too long|too large")
+    with sk.case("patterns of .dockerignore"):
+        deep = "/".join("a" * 30 for _ in range(12)) + "/" + "a" * 100
+        for pat in "**/" * 30 + "b", "a*" * 40 + "b", "/".join(["*a*a*a*a*"] * 12) + "/b", ("**/a*/" * 12) + "b", "?" * 100 + "*" * 50 + "b":
+            check(sk, "FROM scratch\nCOPY . /o\n", {"o/" + deep: "644 0:0 x"}, files={deep: "x", ".dockerignore": (pat + "\n") * 20}, wait=20)
+    with sk.case("patterns in substitutions"):
+        labels(sk, "FROM scratch\nENV p=%s\nLABEL a=${p##%s} b=${p%%%%%s} c=${p//%s/x}\n" % ("a" * 5000, "*a" * 30 + "b", "b" + "a*" * 30, "a*" * 10 + "b"), wait=20)
+    with sk.case("patterns of COPY"):
+        build(sk, "FROM scratch\nCOPY %s /o/\n" % ("a*" * 40 + "b"), files={"a" * 200: "x"}, wait=20).exits(1, "not found")
+    with sk.case("deep nesting"):
+        build(sk, "FROM scratch\nLABEL a=" + "${x:-" * 200 + "y" + "}" * 200 + "\n", wait=20).exits(1, ".")
+        build(sk, "FROM scratch\nCMD " + "[" * 100000 + "\n", wait=20)
+    with sk.case("many instructions and stages"):
+        build(sk, "".join("FROM scratch AS s%d\n" % i for i in range(300)), wait=20).exits(1, "stages")
+        build(sk, "FROM scratch\n" + "LABEL a=1\n" * 5000, wait=20).exits(1, "instructions")
+        build(sk, "FROM scratch\nCOPY %s /d/\n%s" % (" ".join("<<n%d" % i for i in range(300)), "".join("n%d\n" % i for i in range(300))), wait=20).exits(1, "heredocs")
 
 
 @timeout(150)
