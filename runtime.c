@@ -1573,8 +1573,8 @@ struct http {
     bool headers_done, paused, done;
     CURLcode rc;
     long status;
-    i64 length;                                        /* Content-Length; -1: not told */
-    char *type, *location, *www_auth, *digest, *range; /* headers, owned; NULL: absent */
+    i64 length;                                                   /* Content-Length; -1: not told */
+    char *type, *location, *www_auth, *digest, *range, *modified; /* headers, owned; NULL: absent */
     char *origin; /* owned: of the URL that answered, after redirects */
     u64 sent;
     bool broken; /* the transfer failed after its headers: told once what came is read */
@@ -1589,8 +1589,8 @@ static void http_free(struct http *h) {
     if (h->multi) curl_multi_cleanup(h->multi);
     curl_slist_free_all(h->list);
     buf_done(&h->in);
-    free(h->type), free(h->location), free(h->www_auth), free(h->digest), free(h->range),
-        free(h->origin);
+    free(h->type), free(h->location), free(h->www_auth), free(h->digest), free(h->range);
+    free(h->modified), free(h->origin);
     free(h);
 }
 
@@ -1633,6 +1633,7 @@ static size_t http_on_header(char *p, size_t one, size_t n, void *arg) {
     http_keep(&h->www_auth, p, len, "WWW-Authenticate");
     http_keep(&h->digest, p, len, "Docker-Content-Digest");
     http_keep(&h->range, p, len, "Content-Range");
+    http_keep(&h->modified, p, len, "Last-Modified");
     return len;
 }
 
@@ -1769,7 +1770,6 @@ static struct http *http_once(const struct http_req *r, CURLcode *ret_rc, struct
     i64 stall = 60;
     if (patience) str_int(patience, 1, 86400, &stall);
     curl_easy_setopt(h->easy, CURLOPT_URL, r->url);
-    curl_easy_setopt(h->easy, CURLOPT_FILETIME, 1L);
     curl_easy_setopt(h->easy, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(h->easy, CURLOPT_HTTPHEADER, h->list);
     curl_easy_setopt(h->easy, CURLOPT_USERAGENT, "skiff/" SKIFF_VERSION);
@@ -15992,7 +15992,7 @@ struct dockerfile {
     struct df_stage *stage; /* owned */
     size_t n;
     char escape;
-    bool twice; /* a parser directive */
+    const char *twice; /* a parser directive that stands there again; NULL: none */
 };
 
 enum { DF_MAX_BYTES = 16 << 20, DF_MAX_STAGES = 256, DF_MAX_INST = 4096, DF_MAX_DOCS = 256 };
@@ -16028,7 +16028,7 @@ static const char *df_directives(const char *s, struct dockerfile *d, int *line)
         unsigned which = 0;
         while (which < ARRAY_LEN(NAME) && strcasecmp(key, NAME[which])) which++;
         if (which == ARRAY_LEN(NAME)) return s;
-        d->twice |= seen >> which & 1;
+        if (seen >> which & 1) d->twice = NAME[which];
         seen |= 1u << which;
         if (!strcasecmp(key, "escape")) {
             if ((*value != '`' && *value != '\\') || value[1]) d->escape = 0; /* refused below */
@@ -16184,9 +16184,10 @@ static int dockerfile_parse(const char *text, struct dockerfile *ret, struct err
     int line = 0, first = 0, rc = 0;
     const char *p = df_directives(text, &d, &line);
     if (!d.escape)
-        return err_set(e, 0, "line %d: invalid ESCAPE: the directive takes ` or \\", line);
-    if (d.twice)
-        return err_set(e, 0, "line %d: only one parser directive of each name can be used", line);
+        rc = err_set(e, 0, "line %d: invalid ESCAPE: the directive takes ` or \\", first = line);
+    if (d.twice && !rc)
+        rc = err_set(e, 0, "line %d: only one %s parser directive can be used", first = line,
+                     d.twice);
     d.stage = mem_new(DF_MAX_STAGES * sizeof *d.stage);
     while (!rc && df_line(&p, &line, d.escape, &l, &first)) {
         struct df_inst i;
@@ -17202,7 +17203,7 @@ static int run_mount_bind(struct build *b, struct bstage *st, const struct run_m
     AUTO_FREE char *path = NULL, *full = NULL;
     const char *opts = m->rw ? "rbind" : "rbind,ro,rro";
     if (run_source_open(b, m, &r, &path, e)) return -1;
-    if (!m->rw && !m->stage && (m->dir >= 0 || !b->ignore.n)) {
+    if (!m->rw && !m->stage && !(m->dir >= 0 ? m->ignore.n : b->ignore.n)) {
         char link[40], real[PATH_MAX];
         AUTO_FD src = sys_openat2(r.src.dir, *path ? path : ".", O_PATH, 0, RESOLVE_IN_ROOT);
         snprintf(link, sizeof link, "/proc/self/fd/%d", src);
@@ -17973,9 +17974,11 @@ static int add_url(struct copying *k, struct copy_part *q, const char *url, stru
     if ((q->src.dir = dir_open(dir, sub, e)) < 0 ||
         file_replace(q->src.dir, name, body.p ? body.p : "", body.n, 0600, 0, e))
         return -1;
-    curl_off_t changed = -1; /* Last-Modified */
-    curl_easy_getinfo(h->easy, CURLINFO_FILETIME_T, &changed);
-    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_sec = changed > 0 ? changed : 0 } };
+    struct tm tm;
+    struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { 0 } };
+    if (h->modified && strptime(h->modified, "%a, %d %b %Y %H:%M:%S", &tm))
+        ts[1].tv_sec = time_days(tm.tm_year + 1900, tm.tm_mon + 1, tm.tm_mday) * 86400 +
+                       tm.tm_hour * 3600 + tm.tm_min * 60 + tm.tm_sec;
     utimensat(q->src.dir, name, ts, 0);
     strv_add(&q->from, name);
     return 0;
@@ -18222,8 +18225,12 @@ static char *build_text(struct build *b, struct bstage *st, const struct df_inst
         return str_fmt("%s %s", n, text);
     }
     if (!strcmp(n, "VOLUME")) {
-        if (j) js_to_strv(j, &words);
-        else df_words(in->text, b->df.escape, v, &words, &ignored);
+        for (size_t i = 0; i < json_array_size(j); i++) {
+            char *word = NULL;
+            df_text(json_string_value(json_array_get(j, i)), b->df.escape, v, &word, &ignored);
+            strv_take(&words, word);
+        }
+        if (!j) df_words(in->text, b->df.escape, v, &words, &ignored);
         text = str_join(&words, " ");
         return str_fmt("VOLUME [%s]", text);
     }
@@ -22582,9 +22589,10 @@ static int output_image(struct build *b, struct bstage *st, const struct output 
 
 /* --cache-to: the records of this build with their layers, as an image that nobody runs; its
  * configuration has them under skiff.buildcache. */
-static int cache_export(struct build *b, const char *spec, struct err *e) {
+/* --cache-to: a directory or a reference, which the caller owns. */
+static char *cache_dest(const char *spec, bool *ret_local, struct err *e) {
     AUTO_STRV kv = { 0 };
-    const char *type = "registry", *dest = NULL, *key;
+    const char *type = "registry", *dest = NULL;
     csv_split(spec, &kv);
     for (size_t i = 0; i < kv.n; i++) {
         if (str_prefix(kv.v[i], "type=")) type = kv.v[i] + 5;
@@ -22592,10 +22600,17 @@ static int cache_export(struct build *b, const char *spec, struct err *e) {
         else if (str_prefix(kv.v[i], "ref=")) dest = kv.v[i] + 4;
         else if (!strchr(kv.v[i], '=')) dest = kv.v[i];
     }
-    bool local = !strcmp(type, "local");
-    if ((!local && strcmp(type, "registry")) || !dest)
-        return err_set(
-            e, 0, "--cache-to %s: expected type=local,dest=DIR or type=registry,ref=NAME", spec);
+    *ret_local = !strcmp(type, "local");
+    if ((*ret_local || !strcmp(type, "registry")) && dest) return str_dup(dest);
+    err_set(e, 0, "--cache-to %s: expected type=local,dest=DIR or type=registry,ref=NAME", spec);
+    return NULL;
+}
+
+static int cache_export(struct build *b, const char *spec, struct err *e) {
+    const char *key;
+    bool local;
+    AUTO_FREE char *dest = cache_dest(spec, &local, e);
+    if (!dest) return -1;
     AUTO_JSON *config = json_pack("{ss,ss,s:{},s:O,s:{s:s,s:[]},s:[]}", "architecture", host_arch(),
                                   "os", "linux", "config", "skiff.buildcache", b->records, "rootfs",
                                   "type", "layers", "diff_ids", "history");
@@ -22830,7 +22845,7 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
 
 /* What can be told of the options before anything is read or run. */
 static int build_options(struct build *b, struct err *e) {
-    AUTO_STRV secrets = { 0 }, ssh = { 0 }, outputs = { 0 };
+    AUTO_STRV secrets = { 0 }, ssh = { 0 }, outputs = { 0 }, caches = { 0 };
     cli_list(b->cli, "secret", &secrets);
     cli_list(b->cli, "ssh", &ssh);
     cli_list(b->cli, "output", &outputs);
@@ -22852,6 +22867,12 @@ static int build_options(struct build *b, struct err *e) {
         int rc = output_parse(outputs.v[i], &o, e);
         strv_done(&o.kv);
         if (rc) return -1;
+    }
+    cli_list(b->cli, "cache-to", &caches);
+    for (size_t i = 0; i < caches.n; i++) {
+        bool local;
+        AUTO_FREE char *dest = cache_dest(caches.v[i], &local, e);
+        if (!dest) return -1;
     }
     return 0;
 }
