@@ -1064,3 +1064,68 @@ def test_devices(sk):
     with sk.case("one that the host has not"), b.changed() as spec:
         spec["linux"]["devices"] = [{"path": "/dev/no-such", "type": "c", "major": 1, "minor": 3}]
         b.run("true").exits(1, "/dev/no-such")
+
+
+@only("root")
+@image(None)
+def test_state_of_another(sk):
+    """Slurm calls state, kill and delete as root on the state directory of a user."""
+    states, null = sk.dir + "/states", subprocess.DEVNULL
+    root = lambda words: subprocess.run([lib.SKIFF, "oci", "--root", states] + words.split(), env=sk.env, stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=lib.PATIENCE)
+
+    def forge(id, config="{}", **state):
+        """The files of a container as its owner may write them."""
+        state = {"ociVersion": "1.2.0", "id": id, "status": "running", "pid": 0, "started": 0, **state}
+        for name, text in ("status", json.dumps(state)), ("config.json", config):
+            os.chown(os.path.dirname(sk.file("states/%s/%s" % (id, name), text)), *sk.user)
+        os.chown(states, *sk.user)
+        os.chmod(states, 0o700)
+
+    with sk.case("where nothing is, nothing is made"):
+        for words, code in ("state x", 1), ("kill -a x", 1), ("delete x", 1), ("delete --force x", 0), ("list", 0):
+            eq((words, root(words).returncode), (words, code))
+        eq(os.path.exists(states), False, "the directory")
+    with sk.case("a container of the user"):
+        b = sk.folder("bundle")
+        os.chown(b, *sk.user)
+        sk("oci spec --rootless -b", b).ok
+        with open(b + "/config.json") as f:
+            spec = json.load(f)
+        spec["process"].update(terminal=False, args=["/busybox", "sleep", "1000"])
+        sk.file("bundle/config.json", json.dumps(spec))
+        with tarfile.open(fileobj=io.BytesIO(lib.busybox_layer())) as t:
+            sk.file("bundle/rootfs/busybox", t.extractfile("bin/busybox").read(), 0o755)
+        for d in "proc", "dev", "sys":
+            sk.folder("bundle/rootfs/" + d)
+        for d, _, _ in os.walk(b):
+            os.chown(d, *sk.user)
+        for words in (("kill -a x KILL", "state x", "delete --force x"), ("delete --force x",)):
+            eq(sk.popen(["oci", "--root", states, "run", "-d", "-b", b, "x"], stdout=null, stderr=null).wait(lib.PATIENCE), 0, "run -d")
+            eq(json.loads(root("state x").stdout)["status"], "running")
+            for w in words:
+                eq((w, root(w).returncode), (w, 0))
+            eq(os.listdir(states), [], "states left")
+    with sk.case("its hooks run as the user"):
+        hook = {"path": "/bin/sh", "args": ["sh", "-c", "id -u >%s/home/out" % sk.dir]}
+        forge("h", json.dumps({"hooks": {"poststop": [hook]}}))
+        eq(root("delete --force h").returncode, 0)
+        eq(read(sk.dir + "/home/out").strip(), str(sk.user[0]))
+    with sk.case("no process but the user's is signalled"):
+        p = subprocess.Popen(["sleep", "1000"], stdin=null)
+        started = int(read("/proc/%d/stat" % p.pid).rsplit(")", 1)[1].split()[19])
+        forge("p", pid=p.pid, started=started)
+        for words in "kill p KILL", "kill -a p KILL":
+            root(words)
+        time.sleep(0.2)
+        eq(p.poll(), None, "what became of a process of root")
+        p.kill()
+        p.wait()
+    with sk.case("no directory but the user's is removed"):
+        d = sk.folder("cgroup")
+        forge("c", cgroup=d)
+        os.chown(d, 0, 0)
+        os.chown(sk.dir, 0, 0)
+        root("delete --force c")
+        os.chown(sk.dir, *sk.user)
+        eq(os.path.isdir(d), True, "a directory of root still to be there")
