@@ -1,0 +1,230 @@
+"""The writable tree of a container, compared with a plain directory, and what broke other unions."""
+import os
+import random
+
+import lib
+from lib import ENV, Failed, Skipped, docker_archive, entry, eq, image, match, only, tar, timeout, true, until
+
+WHO = "gf"
+SECONDS = float(os.environ.get("SECONDS", 10))
+
+
+def drivers(sk):
+    return (["fuse", "overlay-fuse"] if sk.who in "fg" else []) + ["overlay"]
+
+
+def program(sk):
+    """union.c as a static program, in a directory to mount."""
+    if not os.path.exists(sk.dir + "/bin/union"):
+        sk.folder("bin")
+        lib.tool("gcc", "-static", "-O1", "-o", sk.dir + "/bin/union", lib.HERE + "/union.c")
+    return sk.dir + "/bin:/union:ro"
+
+
+class Tree:
+    """Layers made by chance, and what they are together: name -> node, equal for hard links."""
+
+    def __init__(self, seed, links, ids):
+        self.rng = random.Random(seed)
+        self.blob = self.rng.randbytes(3 << 20)
+        self.links, self.ids = links, ids
+        self.merged = {"": dict(type="d", mode=0o755, uid=0, gid=0, mtime=1100000000, xattrs={})}
+        self.layers = []
+
+    def node(self, type, **kw):
+        r = self.rng
+        return dict(type=type, mode=r.choice([0o644, 0o755, 0o600, 0o444, 0o4755]) if type != "d" else
+                    r.choice([0o755, 0o755, 0o755, 0o700, 0o777, 0o1777, 0o2755]),
+                    uid=r.choice(self.ids), gid=r.choice(self.ids), mtime=r.randrange(1000000000, 1400000000),
+                    xattrs={"user." + r.choice("ab"): "v" * r.randrange(1, 50)} if r.random() < 0.15 and type in "fd" else {}, **kw)
+
+    def file(self):
+        r, k = self.rng, self.rng.random()
+        size = 0 if k < 0.15 else r.randrange(300) if k < 0.5 else r.randrange(70000) if k < 0.95 else r.randrange(1 << 21)
+        parts = []
+        if size > 1000 and r.random() < 0.3:  # mostly holes
+            for _ in range(r.randrange(4)):
+                n = r.randrange(1, min(size, 9000))
+                parts.append((r.randrange(size - n + 1), n, r.randrange(len(self.blob) - n)))
+        elif size:
+            parts = [(0, size, r.randrange(len(self.blob) - size))]
+        return self.node("f", size=size, parts=parts)
+
+    def data(self, n):
+        out = bytearray(n["size"])
+        for off, size, at in n["parts"]:
+            out[off:off + size] = self.blob[at:at + size]
+        return bytes(out)
+
+    def dirs(self):
+        return [p for p, n in self.merged.items() if n["type"] == "d"]
+
+    def name(self, i):
+        r, k = self.rng, self.rng.random()
+        if k < 0.03:
+            return "L" * 254 + str(i % 10)
+        if k < 0.06:
+            return "sp ace'\\%d" % i
+        return "%s%d" % (r.choice("abcdn"), i % 60)
+
+    def layer(self, count, prefix):
+        r, out, mine, shown = self.rng, [], {}, set()
+
+        def parents(path):  # as everybody writes them: who leaves them out means other attributes
+            for i in [0] + [i for i, c in enumerate(path) if c == "/"]:
+                if path and path[:i] not in shown:
+                    shown.add(path[:i])
+                    emit(path[:i], self.merged[path[:i]])
+
+        def emit(path, n):
+            parents(path)
+            shown.add(path)
+            t = {"d": lib.tarfile.DIRTYPE, "f": None, "l": lib.tarfile.SYMTYPE, "p": lib.tarfile.FIFOTYPE}[n["type"]]
+            kw = {k: n[k] for k in ("uid", "gid", "mtime")}
+            if n["xattrs"]:
+                kw["pax_headers"] = {"SCHILY.xattr." + k: v for k, v in n["xattrs"].items()}
+            out.append(entry(prefix + path, self.data(n) if n["type"] == "f" else None, type=t, link=n.get("to", ""),
+                             mode=n["mode"], **kw))
+
+        def drop(path):
+            for p in [p for p in self.merged if p == path or p.startswith(path + "/")]:
+                del self.merged[p]
+                mine.pop(p, None)
+
+        for i in range(count):
+            parent = r.choice(self.dirs())
+            path = (parent + "/" if parent else "") + self.name(r.randrange(1000))
+            k = r.random()
+            old = self.merged.get(path)
+            if old and path in mine:
+                continue
+            if old and old["type"] == "d" and any(p.startswith(path + "/") for p in mine):
+                continue
+            if self.layers and k < 0.2:  # a whiteout
+                victims = [p for p in self.merged if p and len(p.split("/")[-1]) < 250 and p not in mine and not any(q.startswith(p + "/") for q in mine)]
+                if victims:
+                    p = r.choice(victims)
+                    if p.count("/") > 1 or self.merged[p]["type"] != "d":
+                        drop(p)
+                        mine[p] = 1
+                        parents(p)
+                        head, _, base = p.rpartition("/")
+                        out.append(entry(prefix + (head + "/" if head else "") + ".wh." + base, b""))
+                        # what the whiteout hides does not come back in this layer
+                        self.merged.pop(p, None)
+                continue
+            if self.layers and k < 0.26:  # opaque
+                d = r.choice([p for p in self.dirs() if p] or [""])
+                if d and d not in mine and not any(q.startswith(d + "/") for q in mine):
+                    n = self.node("d")
+                    drop(d)
+                    self.merged[d] = n
+                    mine[d] = 1
+                    emit(d, n)
+                    out.append(entry(prefix + d + "/.wh..wh..opq", b""))
+                continue
+            if path in mine:
+                continue
+            if old and old["type"] == "d" and k > 0.5:
+                n = self.node("d")  # other attributes of a directory
+            elif k < 0.5:
+                n = self.node("d") if path.count("/") < 30 else self.file()
+            elif k < 0.85:
+                n = self.file()
+            elif k < 0.93:
+                n = self.node("l", to=r.choice(["a1", "../b2", "nowhere", "..", "x" * 300]))
+                n["mode"] = 0o777
+            elif k < 0.95:
+                n = self.node("p")
+            else:
+                own = [p for p in mine if p in self.merged and self.merged[p]["type"] in "fl" and self.links]
+                if not own or old:
+                    continue
+                target = r.choice(own)
+                parents(path)
+                self.merged[path] = self.merged[target]
+                mine[path] = 1
+                out.append(entry(prefix + path, None, type=lib.tarfile.LNKTYPE, link=prefix + target))
+                continue
+            if old and not (old["type"] == "d" and n["type"] == "d"):
+                drop(path)
+            self.merged[path] = n
+            mine[path] = 1
+            emit(path, n)
+        deep = "/".join(["deep"] + ["d%d" % i for i in range(40)])
+        if not self.layers:
+            for i in range(1, 42):
+                p = "/".join(deep.split("/")[:i])
+                n = self.node("d")
+                if p not in self.merged:
+                    self.merged[p] = n
+                    emit(p, n)
+        self.layers.append(tar(*out))
+
+    def spec(self):
+        """What `union build` reads."""
+        lines, seen, xattrs = [], {}, []
+        for p in sorted(self.merged):
+            n = self.merged[p]
+            if id(n) in seen:
+                lines.append(["h", p, seen[id(n)]])
+                continue
+            seen[id(n)] = p
+            f = [n["type"], p, "%o" % n["mode"], n["uid"], n["gid"], n["mtime"]]
+            if n["type"] == "f":
+                f += [n["size"]] + [x for part in n["parts"] for x in part]
+            if n["type"] == "l":
+                f += [n["to"]]
+            lines.append(f)
+            xattrs += [["x", p, k, v] for k, v in n["xattrs"].items()]
+        return "".join("\t".join(map(str, f)) + "\n" for f in lines + xattrs)
+
+
+def many_ids(sk):
+    return sk.who in "ag"
+
+
+def model_image(sk, tag, seed, links, trees=2):
+    """An image with `trees` equal trees in /t, and as many plain ones in plain/."""
+    made = [Tree(seed + i, links, [0, 0, 0, 1, 1000] if many_ids(sk) else [0]) for i in range(trees)]
+    layers = [lib.busybox_layer()]
+    for k in range(4):
+        for i, t in enumerate(made):
+            t.layer([150, 60, 60, 40][k], "t/%d/" % i)
+            layers.append(t.layers[-1])
+    sk.load(docker_archive(*layers, tag=tag)).ok
+    for i, t in enumerate(made):
+        sk.file("spec/%d" % i, t.spec())
+        sk.file("spec/%d.blob" % i, t.blob)
+    return made
+
+
+@timeout(300)
+def test_model(sk):
+    seed = int(os.environ.get("SEED", random.SystemRandom().randrange(10 ** 6)))
+    flags = "m" if many_ids(sk) else "-"
+    for driver in os.environ.get("DRIVER", "").split() or drivers(sk):
+        with sk.case("%s, seed %d" % (driver, seed)):
+            f = flags + ("i" if driver == "fuse" else "") + os.environ.get("FLAGS", "")
+            model_image(sk, "model:" + driver, seed, driver == "fuse")
+            plain = sk.folder("plain-" + driver)
+            sk(["--storage-driver", driver, "run", "-d", "--name", driver, "-v", program(sk), "-v", plain + ":/plain", "-v", sk.dir + "/spec:/spec:ro",
+                "model:" + driver, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done & wait"]).ok
+            for i in range(2):
+                sk("exec %s mkdir /plain/%d" % (driver, i)).ok
+                sk("exec %s /union/union build /spec/%d /spec/%d.blob /plain/%d" % (driver, i, i, i)).ok
+                r = sk("exec %s /union/union check /t/%d /plain/%d %s" % (driver, i, i, f))
+                true(r.code == 0, "the image's tree: " + lib.short(r.out, 2000) + r.err)
+            phases = 3
+            for phase in range(phases):
+                running = [sk.popen("exec %s /union/union run /t/%d /plain/%d %d %f %s" % (driver, i, i, seed + 10 * phase + i, SECONDS / phases, f),
+                                    stdout=lib.subprocess.PIPE, stderr=lib.subprocess.STDOUT) for i in range(2)]
+                out = [p.communicate()[0].decode("utf-8", "replace") for p in running]
+                sk.log += out
+                for i, p in enumerate(running):
+                    true(p.returncode == 0, "no difference in tree %d, phase %d: %s" % (i, phase, lib.short(out[i], 1500)))
+                sk("restart -t 2", driver).ok
+                for i in range(2):
+                    r = sk("exec %s /union/union check /t/%d /plain/%d %s" % (driver, i, i, f))
+                    true(r.code == 0, "the same after a restart, phase %d: %s" % (phase, lib.short(r.out, 4000) + r.err))
+            sk("rm -f -v", driver).ok
