@@ -1334,6 +1334,460 @@ def test_flags(sk):
     sk.check_store()
 
 
+@image(None)
+def test_http_context(sk):
+    """A context by HTTP: an archive, or a Dockerfile alone."""
+    plain = tar(entry("Dockerfile", "FROM scratch\nCOPY . /o\n"), entry("alt/D", "FROM scratch\nLABEL f=alt\nCOPY alt /o\n"), entry("a", "A"), entry(".dockerignore", "no\nDockerfile\n.dockerignore\n"), entry("no", "x"))
+    web = Web({"/c.tar": plain, "/c.tar.gz": gzip.compress(plain), "/c.tar.zst": tool("zstd", "-qc", "-", input=plain, stdin=None), "/noname": gzip.compress(plain), "/moved": "/c.tar",
+               "/Dockerfile": b"FROM scratch\nLABEL f=alone\n", "/needs": b"FROM scratch\nCOPY a /\n", "/bad.tar.gz": gzip.compress(plain)[:-80], "/empty": b""})
+    for path in "/c.tar", "/c.tar.gz", "/c.tar.zst", "/noname", "/moved":
+        with sk.case(path):
+            sk("build -q -t t", web.url + path).ok
+            eq(sorted(result(sk).tree), ["o", "o/a", "o/alt", "o/alt/D"])
+    with sk.case("-f inside it"):
+        sk("build -q -t t -f alt/D", web.url + "/c.tar").ok
+        eq((config(sk)["Labels"], sorted(result(sk).tree)), ({"f": "alt"}, ["o", "o/D"]))
+    with sk.case("a Dockerfile alone"):
+        sk("build -q -t t", web.url + "/Dockerfile").ok
+        eq(config(sk)["Labels"], {"f": "alone"})
+        sk("build -q", web.url + "/needs").exits(1, "context|not found")
+    for path, pattern in ("/nosuch", "404"), ("/bad.tar.gz", "."), ("/empty", "empty|no instructions|Dockerfile"):
+        with sk.case("refused: " + path):
+            sk("build -q", web.url + path).exits(1, pattern)
+    with sk.case("nothing of it stays"):
+        eq(os.listdir(sk.root + "/tmp"), [])
+
+
+@image(None)
+def test_git_context(sk):
+    """A context, or what ADD copies, from a Git repository."""
+    git = lambda *argv: tool("git", "-C", sk.folder("repo"), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main", *argv)
+    git("init", "-q")
+    outside = sk.file("outside/secret", "host's own")
+    for name, data in ("Dockerfile", "FROM scratch\nLABEL d=top\nCOPY . /o\n"), ("sub/Dockerfile", "FROM scratch\nLABEL d=sub\nCOPY . /o\n"), ("sub/f", "one"), ("a", "A"):
+        sk.file("repo/" + name, data)
+    os.chmod(sk.file("repo/x.sh", "X"), 0o755)
+    for name, target in ("link", "sub"), ("up", ".."), ("abs", os.path.dirname(outside)), ("sub/l", "f"), ("sub/out", outside):
+        os.symlink(target, sk.dir + "/repo/" + name)
+    git("add", ".")
+    git("commit", "-qm", "first")
+    git("tag", "v1")
+    first = git("rev-parse", "HEAD").decode().strip()
+    git("checkout", "-qb", "topic/x")
+    sk.file("repo/sub/f", "two")
+    git("commit", "-qam", "second")
+    tool("git", "clone", "-q", "--bare", sk.dir + "/repo", sk.dir + "/r.git")
+    tool("git", "-C", sk.dir + "/r.git", "symbolic-ref", "HEAD", "refs/heads/main" if b"main" in git("branch") else "refs/heads/master")
+    url = "file://%s/r.git" % sk.dir
+    for frag, label, path, want in [
+            ("", "top", "o/sub/f", "644 0:0 one"), ("#v1", "top", "o/sub/f", "644 0:0 one"), ("#topic/x", "top", "o/sub/f", "644 0:0 two"), ("#" + first, "top", "o/x.sh", "755 0:0 X"),
+            ("#topic/x:sub", "sub", "o/f", "644 0:0 two"), ("#:sub", "sub", "o/f", "644 0:0 one"), ("#v1:/sub/", "sub", "o/l", "-> f 0:0"), ("#v1:sub/../sub", "sub", "o/f", "644 0:0 one")]:
+        with sk.case("#REF:DIR as " + repr(frag)):
+            sk("build -q -t t", url + frag).ok
+            i = result(sk)
+            eq((config(sk)["Labels"], i.tree.get(path), [n for n in i.tree if ".git" in n]), ({"d": label}, want, []))
+    for frag, pattern in ("#v1:link", "link"), ("#v1:up", "up"), ("#v1:abs", "abs"), ("#v1:../..", r"\.\."), ("#v1:nosuch", "nosuch"), ("#v1:a", "a"), ("#nosuch", "nosuch"), ("#--upload-pack=touch x", "upload-pack"), ("#-x", "-x"):
+        with sk.case("refused: " + frag):
+            sk("build -q", url + frag).exits(1, pattern)
+    with sk.case("no links out of it"):
+        sk("build -q -t t -f -", url + "#v1", input="FROM scratch\nCOPY sub/out /o\n").exits(1, ".")
+        sk("build -q -t t -f -", url + "#v1", input="FROM scratch\nCOPY abs/ /o/\n").exits(1, ".")
+        sk("build -q -t t -f abs/secret", url + "#v1").exits(1, ".")
+    with sk.case("-f of the repository"):
+        sk("build -q -t t -f sub/Dockerfile", url).ok
+        eq((config(sk)["Labels"], "o/a" in result(sk).tree), ({"d": "sub"}, True))
+    with sk.case("ADD"):
+        check(sk, "FROM scratch\nADD %s#v1:sub /o/\n" % url, {"o/f": "644 0:0 one", "o/l": "-> f 0:0", "o/a": None, "o/.git": None})
+        check(sk, "FROM scratch\nADD --chown=1:2 %s#topic/x /o\n" % url, {"o/sub/f": "644 1:2 two", "o/x.sh": "755 1:2 X"})
+        check(sk, "FROM scratch\nADD %s#v1:sub a.txt /o/\n" % url, {"o/f": "644 0:0 one", "o/a.txt": "644 0:0 A"}, files=F)
+        build(sk, "FROM scratch\nADD %s#v1:up /o/\n" % url).exits(1, "up")
+    with sk.case("ADD --keep-git-dir"):
+        true("o/.git/HEAD" in check(sk, "FROM scratch\nADD --keep-git-dir=true %s#v1 /o\n" % url, {"o/a": "644 0:0 A"}).tree, ".git/HEAD to be there")
+    with sk.case("a new commit is no cache hit, the same one is"):
+        c = context(sk, {}, "FROM scratch\nADD %s#topic/x /o\n" % url)
+        seen = [steps(sk("build -t t", c).ok)]
+        seen.append(steps(sk("build -t t", c).ok))
+        sk.file("repo/sub/f", "three")
+        git("commit", "-qam", "third")
+        git("push", "-q", sk.dir + "/r.git", "topic/x")
+        seen.append(steps(sk("build -t t", c).ok))
+        eq((seen[1:], result(sk).tree["o/sub/f"]), ([(1, 0), (0, 1)], "644 0:0 three"))
+    with sk.case("nothing of it stays"):
+        eq(os.listdir(sk.root + "/tmp"), [])
+
+
+def blobs(sk, layout, name=None):
+    """(manifest, [contents of its layers as plain tars], [their blobs]) of an OCI layout in an archive or a directory."""
+    if os.path.isfile(layout):
+        tool("tar", "-xf", layout, "-C", sk.folder("layout%d" % next(N)))
+        layout = sk.dir + "/layout%d" % (next(N) - 1)
+    get = lambda d: open(layout + "/blobs/" + d["digest"].replace(":", "/"), "rb").read()
+    with open(layout + "/index.json") as f:
+        m = json.loads(get([d for d in json.load(f)["manifests"] if name in (None, d.get("annotations", {}).get("org.opencontainers.image.ref.name"))][0]))
+    raw = [get(d) for d in m["layers"]]
+    unpack = {"gzip": gzip.decompress, "zstd": lambda x: tool("zstd", "-dqc", "-", input=x, stdin=None), "tar": bytes}
+    return m, [unpack[re.split("[.+]", d["mediaType"])[-1]](x) for d, x in zip(m["layers"], raw)], raw
+
+
+def test_output(sk):
+    """Where an image goes, in which form, several at a time."""
+    c = context(sk, {"text": "words " * 20000, "x.sh": ("X", 0o755), "d/l -> ../text": None, "d/secret": ("S", 0o600)}, "FROM busybox\nCOPY . /c\nRUN rm /etc/group; echo x > /f\n")
+    o = lambda *words: [w for x in words for w in ("-o", x.replace("OUT", sk.dir + "/out"))]
+    sk(["build", "-q", "-t", "t", c]).ok
+    want = result(sk)
+    for kind, inspect in ("oci", "oci-archive:"), ("docker", "docker-archive:"):
+        with sk.case("type=" + kind):
+            sk(["build", "-q", "-t", "t", *o("type=%s,dest=OUT.%s" % (kind, kind)), c]).ok
+            j = json.loads(tool("skopeo", "inspect", "--config", "%s%s/out.%s" % (inspect, sk.dir, kind), env=sk.env))
+            eq(j["rootfs"], want.config["rootfs"])
+            other = {"SKIFF_ROOT": sk.folder("other-" + kind)}
+            sk("load -q -i", sk.dir + "/out." + kind, env=other).ok
+            eq(Image(sk("save t", env=other).ok.raw).tree, want.tree)
+    for dest in "OUT.tar", "-":
+        with sk.case("type=tar to " + dest):
+            r = sk(["build", *o("type=tar,dest=" + dest), c]).ok
+            with tarfile.open(fileobj=io.BytesIO(r.raw if dest == "-" else open(sk.dir + "/out.tar", "rb").read())) as t:
+                names = {os.path.normpath(m.name): m for m in t.getmembers()}
+            eq(("etc/group" in names, names["f"].size, names["c/x.sh"].mode & 0o7777, names["c/d/l"].linkname, names["c/d/secret"].mode & 0o777), (False, 2, 0o755, "../text", 0o600))
+    with sk.case("- is a tar on standard output"):
+        with tarfile.open(fileobj=io.BytesIO(sk(["build", "-q", "-o", "-", c]).ok.raw)) as t:
+            true("f" in {os.path.normpath(n) for n in t.getnames()}, "/f in the archive")
+    with sk.case("oci and docker on standard output"):
+        for kind in "oci", "docker":
+            with tarfile.open(fileobj=io.BytesIO(sk(["build", "-q", "-t", "t", *o("type=%s,dest=-" % kind), c]).ok.raw)) as t:
+                true("manifest.json" in t.getnames() or "index.json" in t.getnames(), "an image's archive")
+    with sk.case("type=local, and again over what is there"):
+        os.mkdir(sk.dir + "/out", 0o700)
+        sk.file("out/mine", "kept")
+        sk.file("out/f", "old and longer")
+        os.makedirs(sk.dir + "/out/c/old")
+        for n in range(2):
+            sk(["build", "-q", *o("type=local,dest=OUT"), c]).ok
+            look = lambda name: open(sk.dir + "/out/" + name).read()
+            eq((look("f"), look("mine"), look("c/x.sh"), os.readlink(sk.dir + "/out/c/d/l"), os.path.exists(sk.dir + "/out/etc/group"), os.path.isdir(sk.dir + "/out/c/old")), ("x\n", "kept", "X", "../text", False, True))
+            eq(os.stat(sk.dir + "/out").st_mode & 0o777, 0o700, "the mode of a directory that was there")
+        os.symlink(sk.folder("elsewhere"), sk.dir + "/out3")
+        sk(["build", "-q", "-o", sk.dir + "/out3", c]).ok
+    with sk.case("type=local never writes through a link that is there"):
+        os.makedirs(sk.dir + "/out4")
+        for name in "c", "f":
+            os.symlink(sk.folder("target"), sk.dir + "/out4/" + name)
+        sk(["build", "-q", "-o", sk.dir + "/out4", c])
+        eq(os.listdir(sk.dir + "/target"), [])
+    with sk.case("type=image with names"):
+        sk(["build", "-q", *o("type=image,name=one:1", 'type=image,"name=two:2,three:3"'), c]).ok
+        eq(len({sk.get(n, "{{.Id}}") for n in ("one:1", "two:2", "three:3", "t")}), 1)
+    ref = "%s/out-%s:%d" % (lib.ENV["REGISTRY_HTTP"], sk.who, os.getpid())
+    raw = lambda name: json.loads(tool("skopeo", "inspect", "--raw", "--tls-verify=false", "docker://" + name, env=sk.env))
+    for n, argv in enumerate((["--push", "-t", ref + "a"], ["-t", ref + "b", "-o", "type=registry"], ["-o", "type=image,push=true,name=" + ref + "c"], ["-t", ref + "d", "--push", "-o", "type=tar,dest=" + sk.dir + "/beside.tar"])):
+        with sk.case("pushed by " + " ".join(argv[:3:2])):
+            sk(["build", "-q", *argv, c]).ok
+            eq(len(raw(ref + "abcd"[n])["layers"]), 3)
+    true(os.path.exists(sk.dir + "/beside.tar"), "the other output beside a push")
+    with sk.case("pushed without a name"):
+        sk(["build", "-q", "--push", c]).exits(1, "name|-t|tag")
+    size = {}
+    for kind, level, tail in ("gzip", "", "+gzip"), ("gzip", "1", "+gzip"), ("gzip", "9", "+gzip"), ("zstd", "", "+zstd"), ("zstd", "1", "+zstd"), ("zstd", "19", "+zstd"), ("uncompressed", "", ".tar"):
+        with sk.case("compression=%s, level %s" % (kind, level or "not told")):
+            sk(["build", "-q", *o("type=oci,dest=OUT.c,compression=%s%s,force-compression=true" % (kind, level and ",compression-level=" + level)), c]).ok
+            m, tars, packed = blobs(sk, sk.dir + "/out.c")
+            eq([d["mediaType"].split("layer.v1")[-1][-len(tail):] for d in m["layers"]], [tail] * 3)
+            eq([lib.digest(x) for x in tars], want.config["rootfs"]["diff_ids"])
+            size[kind + level] = sum(map(len, packed))
+    with sk.case("a level makes a difference"):
+        true(len(size) == 7 and size["gzip9"] < size["gzip1"] < size["uncompressed"] and size["zstd19"] < size["zstd1"] < size["uncompressed"], "sizes by level, got %s" % size)
+    with sk.case("compression of what is pushed; the base as it is unless forced"):
+        sk(["build", "-q", *o("type=registry,name=%sz,compression=zstd" % ref), c]).ok
+        eq([d["mediaType"].endswith("+zstd") for d in raw(ref + "z")["layers"]][1:], [True, True])
+        sk(["build", "-q", *o("type=registry,name=%sg,compression=gzip,force-compression=true" % ref), c]).ok
+        eq([d["mediaType"].endswith("+gzip") for d in raw(ref + "g")["layers"]], [True] * 3)
+        sk("run --rm", ref + "z", "cat", "/f").says("x")
+    with sk.case("several at once"):
+        r = sk(["build", "-q", "-t", "t", *o("type=oci,dest=OUT1", "type=docker,dest=OUT2", "type=local,dest=OUTd", "type=tar,dest=-", "type=image,name=four:4"), c]).ok
+        with tarfile.open(fileobj=io.BytesIO(r.raw)) as t:
+            true(len(t.getnames()) > 5, "a tree on standard output")
+        eq((os.path.getsize(sk.dir + "/out1") > 0, os.path.getsize(sk.dir + "/out2") > 0, os.path.exists(sk.dir + "/outd/f"), sk.get("four:4", "{{.Id}}")), (True, True, True, sk.get("t", "{{.Id}}")))
+    for spec, pattern in ("type=nosuch", "type"), ("type=oci", "dest"), ("type=local", "dest"), ("type=oci,dest=x,nosuch=1", "nosuch"), ("type=oci,dest=x,compression=lzma", "lzma"), ("type=oci,dest=x,compression=gzip,compression-level=22", "level"), \
+            ("type=tar,dest=/no/such/x", "/no/such"), ("type=oci,dest=/no/such/x", "/no/such"):
+        with sk.case("refused: " + spec):
+            sk(["build", "-q", "-o", spec, c]).exits(1, pattern)
+    sk.check_store()
+
+
+def test_squash(sk):
+    """--squash: one layer above the base, and the same tree."""
+    d = ("FROM busybox\nRUN mkdir -p /d/e && echo 1 > /d/a && echo 2 > /d/b && ln /d/a /d/h && ln -s a /d/l && mkfifo /d/p && rm /etc/group && touch -d '2001-01-01' /d/old\n"
+         "COPY --chown=5:6 d /c\nRUN rm /d/b /c/e && rm -r /home /c/sub && mkdir /home && echo n > /home/n && chmod 700 /tmp && ln -sf /x /etc/passwd && echo more >> /d/a\n"
+         "WORKDIR /w\nENV a=1\nRUN rm -r /root && echo file > /root && rm -r /d/e && echo file > /d/e && rm /bin/vi && mkdir /bin/vi && echo in > /bin/vi/f\nRUN rm -rf /home /d/old\n")
+    c = context(sk, F, d)
+    sk("build -q -t plain", c).ok
+    sk("build -q -t sq --squash", c).ok
+    a, b = result(sk, "plain"), result(sk, "sq")
+    base = result(sk, "busybox")
+    with sk.case("the same tree"):
+        bad = ["%s: %r, squashed %r" % (k, a.tree.get(k), b.tree.get(k)) for k in sorted(set(a.tree) | set(b.tree)) if a.tree.get(k) != b.tree.get(k)]
+        true(not bad, "the same tree; " + "; ".join(bad)[:600])
+        eq(*[{k: int(i.times[k]) for k, v in i.tree.items() if not v.startswith("d")} for i in (b, a)], "times")
+    with sk.case("the same by a container's eyes"):
+        look = "find / -xdev ! -path '/proc*' ! -path '/sys*' ! -path '/dev*' ! -path '/run*' ! -path '/etc/hosts' ! -path '/etc/hostname' ! -path '/etc/resolv.conf' | sort | xargs ls -ldn 2>/dev/null | awk '{print $1, $3, $4, $9, $10, $11}'"
+        eq(sk("run --rm sq sh -c", look).ok.out, sk("run --rm plain sh -c", look).ok.out)
+    with sk.case("one layer more than the base, and one history entry for it"):
+        eq(b.config["rootfs"]["diff_ids"][:-1], base.config["rootfs"]["diff_ids"])
+        eq(sum(not h.get("empty_layer", False) for h in b.config["history"]), len(b.layers))
+        eq({k: b.config["config"].get(k) for k in KEYS}, {k: a.config["config"].get(k) for k in KEYS})
+    with sk.case("what is gone leaves nothing behind in the layer"):
+        eq([n for n in b.layers[-1] if n in ("d/b", "c/e", "c/sub", "home/n", "d/old")], [])
+    with sk.case("hard links"):
+        eq(sk("run --rm sq stat -c %h /d/a").ok.out, sk("run --rm plain stat -c %h /d/a").ok.out)
+    with sk.case("of stages, from scratch, of one step, of none"):
+        build(sk, "FROM busybox AS x\nRUN echo 1 > /f\nFROM scratch\nCOPY --from=x /f /f\nCOPY --from=x /f /g\n", "--squash").ok
+        eq((len(result(sk).layers), sorted(result(sk).tree)), (1, ["f", "g"]))
+        build(sk, "FROM busybox\nRUN echo 1 > /f\n", "--squash").ok
+        eq(len(result(sk).layers), 2)
+        build(sk, "FROM busybox\nLABEL a=1\n", "--squash").ok
+        eq(len(result(sk).layers), 1)
+    with sk.case("cached: the same image again"):
+        i = sk("build -q --squash", c).ok.out
+        time.sleep(0.01)
+        eq(sk("build -q --squash", c).ok.out, i)
+    sk.check_store()
+
+
+def test_cache_carried(sk):
+    """--cache-to and --cache-from: another store has it all CACHED."""
+    files = {"a": "A", "b": "B"}
+    d = "FROM busybox AS x\nRUN echo 1 > /x && chmod 4711 /x\nFROM busybox AS y\nCOPY a /a\nRUN cat /a > /y\nFROM busybox\nCOPY b /b\nCOPY --from=x /x /x\nCOPY --from=y /y /y\nWORKDIR /w\nARG v=1\nRUN echo $v > /v; cat /proc/sys/kernel/random/uuid > /u\nADD t.tar /t\nRUN true\n"
+    c = context(sk, dict(files, **{"t.tar": tar(entry("in", "I"))}), d)
+    ref = "%s/cache-%s:%d" % (lib.ENV["REGISTRY_HTTP"], sk.who, os.getpid())
+    ways = [("type=local,dest=" + sk.dir + "/cache", "type=local,src=" + sk.dir + "/cache"), ("type=registry,ref=" + ref, "type=registry,ref=" + ref), ("type=registry,mode=max,ref=" + ref + "m", ref + "m")]
+    sk(["build", "-t", "t", *[w for to, _ in ways for w in ("--cache-to", to)], c]).ok
+    want = result(sk)
+    n = 10
+    for i, (to, from_) in enumerate(ways):
+        with sk.case("from " + from_.replace(sk.dir, "")):
+            env = {"SKIFF_ROOT": sk.folder("fresh%d" % i)}
+            sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+            eq(steps(sk(["build", "-t", "t", "--cache-from", from_, c], env=env).ok), (n, 0))
+            got = Image(sk("save t", env=env).ok.raw)
+            eq(got.tree, want.tree)
+            eq(got.config["rootfs"], want.config["rootfs"])
+            eq([x for x in sk("images --format {{.Repository}}", env=env).lines if x not in ("t", "busybox")], [], "images beside the build's")
+            sk("run --rm t cat /x", env=env).says("1")
+            sk("system check", env=env).ok
+            with sk.case("what changed is run again, the rest is not"):
+                eq(steps(sk(["build", "-t", "t", "--cache-from", from_, "--build-arg", "v=2", c], env=env).ok), (n - 3, 3))
+    with sk.case("a cache that is written again, from a build that was all cached"):
+        sk(["build", "-q", "--cache-to", ways[0][0], c]).ok
+        env = {"SKIFF_ROOT": sk.folder("again")}
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+        eq(steps(sk(["build", "--cache-from", ways[0][1], "--cache-to", "type=local,dest=" + sk.dir + "/second", c], env=env).ok), (n, 0))
+        env = {"SKIFF_ROOT": sk.folder("third")}
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+        eq(steps(sk(["build", "--cache-from", "type=local,src=" + sk.dir + "/second", c], env=env).ok), (n, 0))
+    with sk.case("others read the layout"):
+        tool("skopeo", "inspect", "--raw", "oci:%s/cache:buildcache" % sk.dir, env=sk.env)
+    env = {"SKIFF_ROOT": sk.folder("none")}
+    sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+    small = context(sk, {}, "FROM busybox\nRUN echo x > /x\n")
+    with sk.case("what cannot be had is said, and no error"):
+        for spec in "type=local,src=/no/such", "127.0.0.1:1/nosuch:1", "type=local,src=" + sk.folder("empty"), lib.ENV["REGISTRY_HTTP"] + "/busybox:latest":
+            r = sk(["build", "--cache-from", spec, small], env=env).ok
+            if "busybox" not in spec:
+                match(r.err, "(?i)warn.*cache-from|cache-from")
+    with sk.case("a damaged one is no hit"):
+        tool("cp", "-r", sk.dir + "/cache", sk.dir + "/damaged")
+        for name in os.listdir(sk.dir + "/damaged/blobs/sha256"):
+            path = sk.dir + "/damaged/blobs/sha256/" + name
+            if os.path.getsize(path) < 3000 and not open(path, "rb").read().startswith(b"{"):
+                with open(path, "r+b") as f:
+                    f.seek(100)
+                    f.write(b"damage")
+        sk(["build", "-q", "-t", "t", "--cache-from", "type=local,src=" + sk.dir + "/damaged", c], env=env).ok
+        got = Image(sk("save t", env=env).ok.raw)
+        eq({k: v for k, v in got.tree.items() if k != "u"}, {k: v for k, v in want.tree.items() if k != "u"})
+        sk("system check", env=env).ok
+    for spec, pattern in ("type=nosuch", "type"), ("type=local", "dest"), ("type=registry", "ref"):
+        with sk.case("refused: --cache-to " + spec):
+            sk(["build", "--cache-to", spec, small], env=env).exits(1, pattern)
+    sk.check_store()
+
+
+def test_cache_prune(sk):
+    """builder prune by size and age; what is left is right."""
+    layers = "FROM busybox\n" + "".join("RUN head -c %d /dev/zero | tr '\\0' %d > /f%d\n" % (1000000, i, i) for i in range(6))
+    c = context(sk, {}, layers)
+    count = lambda: len([n for n in os.listdir(sk.root + "/cache") if n.startswith("build-")])
+
+    def age(seconds):
+        """Makes what is in the cache now look older."""
+        for n in os.listdir(sk.root + "/cache"):
+            if n.startswith(("build-", "mount-")):
+                t = os.stat(sk.root + "/cache/" + n).st_mtime - seconds
+                os.utime(sk.root + "/cache/" + n, (t, t))
+    with sk.case("--filter until: what was not used for so long"):
+        sk("build -q", c).ok
+        age(7200)
+        build(sk, "FROM busybox\nRUN echo young > /y\n").ok
+        sk("rmi -f t").ok
+        sk("builder prune -f --filter until=3h").ok
+        eq(count(), 7)
+        sk("builder prune -f --filter until=1h").ok
+        eq(count(), 1)
+        eq(steps(build(sk, "FROM busybox\nRUN echo young > /y\n").ok), (1, 0))
+    with sk.case("use makes young"):
+        sk("build -q", c).ok
+        age(7200)
+        eq(steps(sk("build", c).ok), (6, 0))
+        sk("builder prune -f --filter until=1h").ok
+        eq(count(), 6)
+    with sk.case("--keep-storage: what was used last is kept"):
+        age(100)
+        build(sk, "FROM busybox\nRUN head -c 1500000 /dev/zero | tr '\\0' y > /y\n").ok
+        sk("rmi -f t").ok
+        sk("builder prune -f --keep-storage 100m").ok
+        eq(count(), 7)
+        sk("builder prune -f --keep-storage 4m").ok
+        true(1 <= count() <= 3, "one to three records within 4 MB, got %d" % count())
+        eq(steps(build(sk, "FROM busybox\nRUN head -c 1500000 /dev/zero | tr '\\0' y > /y\n").ok), (1, 0))
+    with sk.case("a build after it is right"):
+        sk("build -q -t t", c).ok
+        t = result(sk).tree
+        eq([t["f%d" % i] for i in range(6)], ["644 0:0 " + lib.digest(b"%d" % i * 1000000) for i in range(6)])
+    with sk.case("layers of images stay"):
+        sk("builder prune -f").ok
+        sk("run --rm t tail -c1 /f5").says("5")
+    for words in "--filter until=x", "--filter nosuch=1", "--keep-storage x":
+        with sk.case("refused: " + words):
+            sk("builder prune -f " + words).exits(None, ".")
+    sk("system check").ok
+    sk.check_store()
+
+
+# ---- stages at the same time ----
+
+MEET = "touch /c/%s; " + WAIT % "[ -e /c/%s ]"  # says that it is here, and waits for the other
+
+
+def test_parallel(sk):
+    """Stages that need nothing of each other are built at once."""
+    one = "--mount=type=cache,id=%s,target=/c "
+    with sk.case("two stages that wait for each other"):
+        d = "FROM busybox AS a\nRUN " + one % "two" + MEET % ("a", "b") + "echo a > /a\nFROM busybox AS b\nRUN " + one % "two" + MEET % ("b", "a") + "echo b > /b\nFROM scratch\nCOPY --from=a /a /a\nCOPY --from=b /b /b\n"
+        check(sk, d, {"a": "644 0:0 a\n", "b": "644 0:0 b\n"})
+        eq(steps(build(sk, d).ok), (4, 0))
+    with sk.case("the same above a stage that both need, which is built once"):
+        d = ("FROM busybox AS base\nRUN cat /proc/sys/kernel/random/uuid > /u\nFROM base AS a\nRUN " + one % "base" + MEET % ("a", "b") + "cp /u /a\nFROM base AS b\nRUN " + one % "base" + MEET % ("b", "a") + "cp /u /b\n"
+             "FROM busybox\nCOPY --from=a /a /a\nRUN --mount=from=b,source=/b,target=/m cmp /a /m && echo same > /o\n")
+        check(sk, d, {"o": "644 0:0 same\n"})
+    with sk.case("two of three are ready, the third needs both"):
+        d = ("FROM busybox AS a\nRUN " + one % "tri" + MEET % ("a", "b") + "echo a > /f\nFROM busybox AS b\nRUN " + one % "tri" + MEET % ("b", "a") + "echo b > /f\nFROM busybox AS c\nRUN --mount=from=a,source=/f,target=/a --mount=from=b,source=/f,target=/b cat /a /b > /f\n"
+             "FROM scratch\nCOPY --from=c /f /o\nCOPY --from=a /f /p\n")
+        check(sk, d, {"o": "644 0:0 a\nb\n", "p": "644 0:0 a\n"})
+    for first in "a", "b":
+        with sk.case("a stage that fails ends the other one; it stands %s" % ("first" if first == "a" else "second")):
+            bad = "RUN " + one % ("end" + first) + WAIT % "[ -e /c/on ]" + "exit 7\n"
+            good = "RUN " + one % ("end" + first) + "touch /c/on; sleep 1000\n"
+            d = "FROM busybox AS a\n%sFROM busybox AS b\n%sFROM scratch\nCOPY --from=a /x /\nCOPY --from=b /x /\n" % ((bad, good) if first == "a" else (good, bad))
+            r = build(sk, d, wait=35).exits(1, "exit code: 7")
+            match(r.err, r"Dockerfile:%d\b" % (2 if first == "a" else 4))
+            lib.until(lambda: not [n for _, n in sk.processes() if n in ("sleep", "sh")], "the other stage's processes end")
+            eq(os.listdir(sk.root + "/containers"), [])
+    with sk.case("each line is whole, and under its own step's number"):
+        d = "FROM busybox AS a\nRUN yes aaaaaaaa | head -n 5000\nFROM busybox AS b\nRUN yes bbbbbbbb | head -n 5000\nFROM scratch\nCOPY --from=a /etc/passwd /a\nCOPY --from=b /etc/passwd /b\n"
+        r = build(sk, d, "--no-cache").ok
+        no = lambda text: match(r.err, r"^#(\d+) \[.*\] RUN yes " + text)[1]
+        eq(sorted({x for x in re.findall(r"^#(\d+) [\d.]+ (.*)$", r.err, re.M)}), sorted([(no("a"), "a" * 8), (no("b"), "b" * 8)]))
+        eq((len(re.findall("^#.* a{8}$", r.err, re.M)), len(re.findall("^#.* b{8}$", r.err, re.M))), (5000, 5000))
+    with sk.case("a stage that is met on the way: every step has its own end"):
+        d = "FROM busybox AS a\nRUN echo 1 > /a\nFROM busybox\nCOPY Dockerfile /d\nCOPY --from=a /a /a\nRUN echo 2 > /b\n"
+        for word in r"DONE [\d.]+s", "CACHED":
+            r = build(sk, d).ok
+            eq(sorted(re.findall(r"^#(\d+) %s$" % word, r.err, re.M)), sorted(re.findall(r"^#(\d+) \[.*\] (?:RUN|COPY)", r.err, re.M)))
+    with sk.case("the same image as by one after the other"):
+        d = ("FROM busybox AS a\nRUN echo a > /f; ln /f /g\nCOPY d /d\nFROM busybox AS b\nCOPY --chown=5:6 a.txt /x/y\nRUN rm -r /home; echo b > /f\nFROM a AS c\nRUN cat /f /d/e > /c\nARG v=1\nENV w=$v\n"
+             "FROM c\nARG v\nRUN echo \"$v$w\" > /v\nCOPY --from=b /x /x\nCOPY --from=a /g /g2\nCOPY --from=b /f /f2\n")
+        c = context(sk, F, d)
+        ids = []
+        for i, targets in enumerate(([], ["a", "b", "c"], ["b"])):
+            env = {"SKIFF_ROOT": sk.folder("p%d" % i), "SOURCE_DATE_EPOCH": "1600000000"}
+            sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+            for t in targets:
+                sk(["build", "-q", "--target", t, c], env=env).ok
+            ids.append(sk("build -q", c, env=env).ok.out)
+        eq(len(set(ids)), 1, "ids of the image by one build and by several")
+    with sk.case("killed: nothing goes on, the next build is right"):
+        d = "FROM busybox AS a\nRUN " + one % "kill" + "touch /c/a; echo rea''dy; sleep 1000\nFROM busybox AS b\nRUN " + one % "kill" + WAIT % "[ -e /c/a ]" + "echo rea''dy; sleep 1000\nFROM scratch\nCOPY --from=a /x /\nCOPY --from=b /x /\n"
+        for sig in 9, 2:
+            p = sk.popen(["build", context(sk, {}, d)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            ready(p, b"ready")
+            p.send_signal(sig)
+            p.communicate(timeout=20)
+            lib.until(lambda: not sk.processes(), "all of a killed build ends (signal %d)" % sig)
+        sk("system check").ok
+        build(sk, "FROM busybox AS a\nRUN echo a > /a\nFROM busybox AS b\nRUN echo b > /a\nFROM scratch\nCOPY --from=a /a /a\nCOPY --from=b /a /b\n").ok
+        eq(result(sk).tree, {"a": "644 0:0 a\n", "b": "644 0:0 b\n"})
+        sk("system prune -f").ok
+        eq(os.listdir(sk.root + "/containers"), [])
+    sk.check_store()
+
+
+@only("abgf")
+@timeout(150)
+def test_drivers(sk):
+    """What a build makes does not depend on the way to a root file system: RUN after COPY after RUN."""
+    d = ("FROM busybox\nRUN mkdir /d /gone && echo 1 > /d/a && echo 2 > /d/b && ln /d/a /d/h && ln -s a /d/l && mkfifo /d/p && chmod 4750 /d/b && touch -d '2001-01-01 00:00:00' /d/old && echo x > /gone/x\n"
+         "COPY --chown=5:6 d /d/x\nRUN cat /d/x/e > /d/c; rm /d/b; mv /d/x/f.txt /d/g; rm -r /d/x/sub /gone; echo more >> /d/x/e\nCOPY a.txt b.txt /d/x/\nRUN rm -r /home && mkdir /home && cat /d/x/a.txt > /home/n; chmod 600 /d/x/b.txt\n"
+         "RUN touch -d '2001-01-01 00:00:00' /s; echo old > /s2; touch -d '2001-01-01 00:00:00' /s2\nRUN echo new > /s2; touch -d '2001-01-01 00:00:00' /s2\nWORKDIR /w\nRUN pwd > rel\nADD t.tar /t\nRUN ls /d /d/x /t > /o; rm -r /t; mkdir -p /t/in; echo other > /t/in/z\nUSER app\nRUN echo mine > /tmp/mine\nUSER 0\n" +
+         ("RUN chown app:wheel /d/c /w && chown -h 7:8 /d/l\nRUN chown 9 /home\n" if sk.subuid else "RUN true\nRUN true\n"))
+    want = {"d/a": "644 0:0 1\n", "d/h": "644 0:0 1\n", "d/b": None, "d/l": "-> a 7:8" if sk.subuid else "-> a 0:0", "d/p": "p644 0:0", "d/c": "644 1000:10 E" if sk.subuid else "644 0:0 E", "d/g": "644 5:6 F", "d/x": "d755 5:6", "d/x/e": "644 5:6 Emore\n",
+            "d/x/sub": None, "d/x/sub/g": None, "d/x/a.txt": "644 0:0 A", "d/x/b.txt": "600 0:0 B", "tmp": "d1777 0:0", "home": "d755 9:0" if sk.subuid else "d755 0:0", "home/n": "644 0:0 A", "gone": None, "gone/x": None, "s2": "644 0:0 new\n", "w": "d755 1000:10" if sk.subuid else "d755 0:0", "w/rel": "644 0:0 /w\n",
+            "t/in/f": None, "t/in/z": "644 0:0 other\n", "o": "644 0:0 /d:\na\nc\ng\nh\nl\nold\np\nx\n\n/d/x:\na.txt\nb.txt\ne\nempty\nlink\n\n/t:\nin\n", "tmp/mine": "644 1000:1000 mine\n"}
+    if not sk.subuid:
+        want["d/g"] = None  # a new name: with one id nobody knows whose it was
+    files = dict(F, **{"t.tar": tar(entry("in/"), entry("in/f", "x"))})
+    c = context(sk, files, d)
+    trees = {}
+    for driver in ("overlay-fuse", "fuse") if sk.who in "gf" else ("overlay", "copy"):
+        with sk.case(driver):
+            env = {"SKIFF_STORAGE_DRIVER": driver, "SKIFF_ROOT": sk.folder(driver)}
+            sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+            eq(steps(sk("build -t t", c, env=env).ok), (0, 14))
+            i = Image(sk("save t", env=env).ok.raw)
+            for path, text in want.items():
+                if text is None and path == "d/g":
+                    continue
+                eq(i.tree.get(path), text, path)
+            eq((int(i.times["d/old"]), int(i.times["s2"])), (978307200, 978307200), "times that a step set")
+            eq(i.links.get("d/h", i.links.get("d/a")) in ("d/a", "d/h"), True, "/d/h and /d/a to be one file")
+            trees[driver] = i.tree
+            eq(steps(sk("build -t t", c, env=env).ok), (14, 0))
+            sk("run --rm t sh -c", "cat /d/x/e /s2; ls /t/in; stat -c %h /d/a", env=env).says("Emore\nnew\nz\n2")
+            eq(os.listdir(sk.dir + "/" + driver + "/containers"), [])
+            sk("system check", env=env).ok
+    with sk.case("the same tree on all"):
+        a, b = (list(trees.values()) + [{}, {}])[:2]
+        eq({k: (a.get(k), b.get(k)) for k in set(a) | set(b) if a.get(k) != b.get(k)}, {})
+
+
+@only("a")
+@timeout(150)
+def test_podman_runs_it(sk):
+    """What skiff built, run by podman."""
+    build(sk, "FROM busybox\nRUN echo one > /f && mkdir /d && chmod 4711 /f && ln /f /h\nCOPY --chown=app:wheel --chmod=750 d /app\nRUN rm /etc/group\nWORKDIR /app\nENV a=\"x y\"\nUSER app\nENTRYPOINT [\"sh\", \"-c\"]\n"
+              "CMD [\"id -u; pwd; echo $a; cat /f 2>&1; stat -c '%u:%g %a' /app/e; stat -c %h /h; ls /etc/group 2>&1\"]\nEXPOSE 80\nVOLUME /data\nLABEL l=1\nHEALTHCHECK CMD true\nSTOPSIGNAL SIGINT\n", "-o", "type=docker,dest=" + sk.dir + "/p.tar", "-o", "type=oci,dest=" + sk.dir + "/p.oci,compression=gzip,force-compression=true", files=F).ok
+    base = ["podman", "--root", sk.dir + "/pod", "--runroot", sk.dir + "/podrun", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "crun"]
+    pod = lambda *argv: tool(*base, *argv, env=sk.env).decode()
+    want = sk("run --rm t").ok.out
+    match(want, r"^1000\n/app\nx y\n.*\n1000:10 750\n2\n")
+    for archive in "docker-archive:%s/p.tar" % sk.dir, "oci-archive:%s/p.oci" % sk.dir:
+        with sk.case(archive.split(":")[0]):
+            image = pod("pull", "-q", archive).strip().split("\n")[-1]
+            eq(pod("run", "--rm", "--network", "none", "--cgroups", "disabled", image).rstrip("\n"), want)
+            j = json.loads(pod("image", "inspect", image))[0]
+            eq((j["Config"]["Env"][-1], j["User"], j["Config"]["Volumes"], j["Config"]["ExposedPorts"], j["Labels"], j["Config"]["StopSignal"]), ("a=x y", "app", {"/data": {}}, {"80/tcp": {}}, {"l": "1"}, "SIGINT"))
+    pod("unshare", "rm", "-rf", sk.dir + "/pod", sk.dir + "/podrun")
+
+
 # ---- the cache ----
 
 def test_cache(sk):
