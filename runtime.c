@@ -1244,6 +1244,9 @@ static json_t *js_load(int dir, const char *path, struct err *e) {
     return js_parse(b.p, b.n, path, e);
 }
 
+/* jansson's memory: what it cannot get would be left out of a text without a word. */
+static void *js_malloc(size_t n) { return mem_check(malloc(n ? n : 1)); }
+
 static char *js_dump(const json_t *j, size_t flags) {
     return mem_check(json_dumps(j, flags | JSON_ENCODE_ANY));
 }
@@ -2678,8 +2681,9 @@ static int store_open(const char *root, struct store *ret, struct err *e) {
                                     "\"application/vnd.oci.image.index.v1+json\",\"manifests\":[]}";
         static const char LAYOUT[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
         AUTO_FD lock = lock_take(dir, "locks/index", LOCK_EX);
-        if (faccessat(dir, "index.json", F_OK, 0) &&
-            file_replace(dir, "index.json", INDEX, sizeof INDEX - 1, 0600, FILE_SYNC, e))
+        bool none = lock >= 0 && faccessat(dir, "index.json", F_OK, 0);
+        if (lock < 0 || (none && errno != ENOENT)) return err_set(e, errno, "store %s", path);
+        if (none && file_replace(dir, "index.json", INDEX, sizeof INDEX - 1, 0600, FILE_SYNC, e))
             return err_wrap(e, "store %s", path);
         if (file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0600, FILE_SYNC, e))
             return err_wrap(e, "store %s", path);
@@ -3034,6 +3038,8 @@ static u64 store_collect(const struct store *s, bool all) {
     u64 freed = store_sweep(s, "blobs/sha256", "", live);
     freed += store_sweep(s, "layers", "", live);
     freed += store_sweep(s, "merged", "chain:", live);
+    AUTO_FD alone = lock_take(s->dir, "locks/index", LOCK_EX | LOCK_NB); /* who writes index.json */
+    if (alone >= 0) freed += store_sweep(s, ".", "", live);
     AUTO_DIR *tmp = dir_stream(s->dir, "tmp"); /* nobody writes: what is here was abandoned */
     while (tmp && (de = dir_next(tmp))) {
         u64 inodes = 0;
@@ -3877,6 +3883,7 @@ static ssize_t src_inflate_read(struct src *s, void *out, size_t n, struct err *
 /* libarchive over a src. */
 struct ar {
     struct archive *a;
+    struct archive_entry *entry; /* owned: libarchive does not check its own */
     struct src *from;
     u8 *block;     /* owned */
     struct err *e; /* of the source; msg empty: none */
@@ -3894,6 +3901,7 @@ static la_ssize_t ar_read(struct archive *a, void *arg, const void **out) {
 }
 
 static void ar_close(struct ar *r) {
+    if (r->entry) archive_entry_free(r->entry);
     if (r->a) archive_read_free(r->a);
     free(r->block);
     *r = (struct ar){ 0 };
@@ -3904,6 +3912,7 @@ static int ar_open(struct ar *r, struct src *from, struct err *e) {
     r->from = from;
     r->block = mem_new(SRC_BUFFER);
     r->a = mem_check(archive_read_new());
+    r->entry = mem_check(archive_entry_new2(r->a));
     archive_read_support_format_tar(r->a);
     archive_read_support_format_empty(r->a);
     if (archive_read_open(r->a, r, NULL, ar_read, NULL) != ARCHIVE_OK)
@@ -3913,7 +3922,7 @@ static int ar_open(struct ar *r, struct src *from, struct err *e) {
 
 /* The next entry: 1, 0 at the end, -1 on damage. */
 static int ar_next(struct ar *r, struct archive_entry **ret, struct err *e) {
-    int rc = archive_read_next_header(r->a, ret);
+    int rc = archive_read_next_header2(r->a, *ret = r->entry);
     if (rc == ARCHIVE_EOF) return 0;
     if (rc == ARCHIVE_OK || rc == ARCHIVE_WARN) return 1;
     const char *why = archive_error_string(r->a);
@@ -4963,13 +4972,14 @@ struct rw_node {
     u32 lower; /* the inode it merges with, or was copied from; NO_INODE */
     u32 type;  /* S_IF* */
     bool upper, loaded, copying, gone;
-    struct rw_node *parent; /* its place; NULL: the root, or none */
-    char *name;             /* owned */
-    u64 ino;                /* in the upper */
-    u64 lookups;            /* of the kernel's; counted for ids above the index only */
-    u32 kids, pins;
-    int fd;     /* owned; a directory's O_PATH, a file's O_RDWR; -1: not open */
-    int orphan; /* owned; what has no place; -1 */
+    struct rw_node *parent;  /* its place; NULL: the root, or none */
+    char *name;              /* owned */
+    u64 ino;                 /* in the upper */
+    u64 lookups;             /* of the kernel's; counted for ids above the index only */
+    u32 kids, pins, writers; /* writers: of pages that the kernel kept, right now */
+    struct timespec mtime;   /* while there are writers: the kernel's word on it */
+    int fd;                  /* owned; a directory's O_PATH, a file's O_RDWR; -1: not open */
+    int orphan;              /* owned; what has no place; -1 */
     struct rw_list list;
     struct rw_node *id_next, *ino_next, *older, *newer;
 };
@@ -6143,7 +6153,9 @@ static int rw_setattr(struct rw *w, struct rw_node *n, const struct fuse_setattr
         if (m & S_IXGRP) m &= ~(mode_t)S_ISGID;
         chmod(path, m);
     }
-    return rw_times(s, AT_FDCWD, path, nofollow);
+    if (rw_times(s, AT_FDCWD, path, nofollow)) return -1;
+    if (n->writers && (s->valid & FATTR_MTIME) && !rw_stat(w, n, &st)) n->mtime = st.st_mtim;
+    return 0;
 }
 
 static int rw_tmpfile(struct rw *w, const struct fuse_in_header *h, const struct fuse_create_in *c,
@@ -6210,10 +6222,24 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     struct stat st;
     int fd = rw_contents(w, h->nodeid, true, &n);
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
-    bool set =
-        !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) && (st.st_mode & 06000);
+    bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
+               (st.st_mode & 06000),
+         cached = in->write_flags & FUSE_WRITE_CACHE; /* the time of it is the kernel's to tell */
+    if (cached) {
+        struct stat before;
+        pthread_mutex_lock(&w->lock);
+        if (!n->writers++ && !fstat(fd, &before)) n->mtime = before.st_mtim;
+        pthread_mutex_unlock(&w->lock);
+    }
     ssize_t k = pwrite(fd, in + 1, in->size, (off_t)in->offset);
     int no = errno;
+    if (cached) {
+        pthread_mutex_lock(&w->lock);
+        struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, n->mtime };
+        futimens(fd, ts);
+        n->writers--;
+        pthread_mutex_unlock(&w->lock);
+    }
     if (set) fchmod(fd, st.st_mode & 07777); /* the kernel took it away for our write */
     if (k >= 0 && (in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
         (st.st_mode & 06000))
@@ -11186,7 +11212,7 @@ static int image_from_transport(const struct store *s, const char *text, const c
 /* ---- 19.6 save ---- */
 static int save_member(struct archive *a, const char *name, const void *data, int fd, u64 size,
                        struct err *e) {
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_set_pathname(en, name);
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0644);
@@ -11207,7 +11233,7 @@ static int save_member(struct archive *a, const char *name, const void *data, in
 }
 
 static int save_dir(struct archive *a, const char *name, struct err *e) {
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_set_pathname(en, name);
     archive_entry_set_filetype(en, AE_IFDIR);
     archive_entry_set_perm(en, 0755);
@@ -11314,6 +11340,7 @@ static int image_save_layout(const struct store *s, int dir, const struct image 
         file_replace(dir, "oci-layout", LAYOUT, sizeof LAYOUT - 1, 0644, 0, e))
         return -1;
     AUTO_JSON *index = js_load(dir, "index.json", &none), *d = json_deep_copy(m->desc);
+    if (!index && none.no != ENOENT) return *e = none, -1; /* never over one of somebody's */
     if (!index) index = json_pack("{s:i,s:s}", "schemaVersion", 2, "mediaType", MT_OCI_INDEX);
     json_t *all = js_suba(index, "manifests"), *l;
     size_t i;
@@ -11547,7 +11574,7 @@ static int tar_content(struct tarring *t, int dir, const char *name, u64 size, s
 
 /* One empty marker entry. */
 static int tar_marker(struct tarring *t, const char *name, struct err *e) {
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_set_pathname(en, name);
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0600);
@@ -11561,7 +11588,7 @@ static int tar_marker(struct tarring *t, const char *name, struct err *e) {
 
 /* The entry of a directory alone. */
 static int tar_dir(struct tarring *t, const char *as, const struct stat *st, struct err *e) {
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_copy_stat(en, st);
     archive_entry_set_pathname(en, as);
     tar_dress(t, en);
@@ -11591,7 +11618,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
         log_warn("%s: a file with a name that marks a deletion in a layer: left out", as);
         return 0;
     }
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_copy_stat(en, &st);
     archive_entry_set_pathname(en, as);
     tar_dress(t, en);
@@ -16421,7 +16448,7 @@ static void digest_idx(const struct idx *x, const struct idx_inode *i, const cha
  * of the same file, NULL: none. */
 static int tar_inode(struct tarring *t, const struct idx *x, struct packs *packs,
                      const struct idx_inode *i, const char *as, const char *first, struct err *e) {
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     AUTO_FREE char *link = NULL;
     bool data = S_ISREG(i->mode) && !first;
     archive_entry_set_pathname(en, as);
@@ -17811,7 +17838,7 @@ static int copy_doc(struct copying *k, struct laying *l, const struct df_heredoc
     struct df_vars v = { &env, &k->st->args };
     if (doc_text(k->b, doc, &v, &text, e) || lay_at(l, as, false, &at, &entry, &fresh, e))
         return -1;
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_set_pathname(en, at);
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0644);
@@ -19086,7 +19113,7 @@ static int hello_image(const struct store *s, struct err *e) {
     struct tarring t = { .clamp = 0 };
     if (exe < 0 || tmp < 0 || fstat(exe, &st)) return err_set(e, errno, "make the embedded image");
     if (tar_begin(&t, tmp, e)) return -1;
-    struct archive_entry *en = archive_entry_new();
+    struct archive_entry *en = mem_check(archive_entry_new());
     archive_entry_set_pathname(en, "hello");
     archive_entry_set_filetype(en, AE_IFREG);
     archive_entry_set_perm(en, 0755);
@@ -19494,8 +19521,15 @@ static int rm_one(struct cli *c, const char *what, struct err *e) {
     AUTO_FD lock = -1;
     for (int i = 0; i < 200 && lock < 0; i++) {
         if ((lock = lock_take(k.dir, "lock", LOCK_EX | LOCK_NB)) >= 0) break;
+        if (errno == ENOENT) return 0; /* --rm was faster */
         if (errno != EWOULDBLOCK) return err_set(e, errno, "lock container %.12s", k.id);
         usleep(10000);
+        AUTO_CTR now = { .dir = -1 }; /* it may just have been starting */
+        if (!cli_flag(c, "force") || ctr_open(c->store, k.id, &now, e) || !ctr_alive(&now))
+            continue;
+        int sock = -1;
+        if (!ctr_signal(&now, 'S', SIGKILL, &sock, e)) ctr_await_exit(sock, 30000);
+        fd_closep(&sock);
     }
     if (lock < 0) return err_set(e, 0, "container %.12s is in use", k.id);
     return ctr_remove(&k, cli_flag(c, "volumes"), e);
@@ -20686,7 +20720,7 @@ static int export_run(int root, void *arg) {
     for (size_t i = 0; i < ARRAY_LEN(EMPTY); i++) {
         struct stat st;
         if (fstatat(dir, EMPTY[i], &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)) continue;
-        struct archive_entry *en = archive_entry_new();
+        struct archive_entry *en = mem_check(archive_entry_new());
         archive_entry_set_pathname(en, EMPTY[i]);
         archive_entry_set_filetype(en, AE_IFDIR);
         archive_entry_set_perm(en, 0755);
@@ -24994,9 +25028,6 @@ static void main_protect(char **argv) {
 }
 
 #ifndef SKIFF_NO_MAIN
-/* jansson's own handling of lost memory loses members and writes cut texts. */
-static void *main_json_memory(size_t n) { return mem_check(malloc(n)); }
-
 int main(int argc, char **argv) {
     struct err e = { 0 };
     struct cli c = { 0 };
@@ -25004,6 +25035,7 @@ int main(int argc, char **argv) {
     int used = 0;
     const char *base = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     if (!strcmp(argv[0], "/hello") && getpid() == 1) return hello_main();
+    json_set_alloc_funcs(js_malloc, free);
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     struct rlimit files; /* a directory tree is held open level by level */
@@ -25012,7 +25044,6 @@ int main(int argc, char **argv) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }
-    json_set_alloc_funcs(main_json_memory, free);
     signal(SIGCHLD, SIG_DFL); /* a caller that ignores it would make our waits fail */
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error, not a death */
     main_protect(argv);
