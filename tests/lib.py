@@ -162,6 +162,7 @@ class Skiff:
 
     def __init__(self, base, who, user=None):
         self.dir, self.who, self.user = base, who, user  # user: (uid, gid) to drop to, or None
+        self.groups = []  # of that user, besides its own
         self.subuid = who in "ag"
         self.binary = SKIFF
         self.root = base + "/root"
@@ -185,7 +186,7 @@ class Skiff:
     def popen(self, words, *rest, env=None, **kw):
         kw.setdefault("stdin", subprocess.DEVNULL)
         if self.user:
-            kw.update(user=self.user[0], group=self.user[1], extra_groups=[])
+            kw.update(user=self.user[0], group=self.user[1], extra_groups=self.groups)
         e = dict(self.env)
         for k, v in (env or {}).items():
             e.pop(k, None)

@@ -1,4 +1,5 @@
 """The writable tree of a container, compared with a plain directory, and what broke other unions."""
+import grp
 import os
 import random
 
@@ -180,6 +181,25 @@ class Tree:
         return "".join("\t".join(map(str, f)) + "\n" for f in lines + xattrs)
 
 
+def up(sk, driver, name, tag, *options):
+    """A container of that rung that waits."""
+    return sk(["--storage-driver", driver, "run", "-d", "--name", name, "-v", program(sk), *options, tag, "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done & wait"]).ok
+
+
+def union(sk, name, *words):
+    return sk(["exec", name, "/union/union", *map(str, words)])
+
+
+def servers(sk):
+    return [pid for pid, name in sk.processes() if name == "skiff-fs"]
+
+
+def memory(pid):
+    """What a server holds that cannot be thrown away, in MB."""
+    with open("/proc/%d/status" % pid) as f:
+        return int(match(f.read(), r"RssAnon:\s+(\d+) kB")[1]) / 1024
+
+
 def many_ids(sk):
     return sk.who in "ag"
 
@@ -228,3 +248,242 @@ def test_model(sk):
                     r = sk("exec %s /union/union check /t/%d /plain/%d %s" % (driver, i, i, f))
                     true(r.code == 0, "the same after a restart, phase %d: %s" % (phase, lib.short(r.out, 4000) + r.err))
             sk("rm -f -v", driver).ok
+
+
+def many_names(sk, tag, n):
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("big/"), *[entry("big/f%06d" % i, b"x" * (i % 50)) for i in range(n)]), tag=tag)).ok
+
+
+@timeout(200)
+def test_large_directory(sk):
+    """20,000 entries below and 20,000 above: each once, also while they are removed; the server stays small."""
+    many_names(sk, "many", 20000)
+    for driver in drivers(sk):
+        with sk.case(driver):
+            up(sk, driver, driver, "many")
+            sk("exec %s sh -c" % driver, "ls /big | wc -l; ls /big | sort -u | wc -l; find /big -type f -size -2 | wc -l; stat -c %h /big/f000007").says("20000\n20000\n20000\n1")
+            union(sk, driver, "many", "/big", 20000).says("")
+            sk("exec %s sh -c" % driver, "ls /big | wc -l; rm /big/f*[05]; ls /big | wc -l; ls /big/f*[05] 2>/dev/null | wc -l; cat /big/n019999").says("40000\n36000\n0\nn019999")
+            union(sk, driver, "sweep", "/big").says("36000 names, 0 twice, 0 not removed, 0 left")
+            sk("exec %s sh -c" % driver, "ls -A /big | wc -l; rmdir /big && mkdir /big && ls -A /big | wc -l; mkdir /new").says("0\n0")
+            union(sk, driver, "many", "/new", 5000).says("")
+            union(sk, driver, "sweep", "/new").says("5000 names, 0 twice, 0 not removed, 0 left")
+            for pid in servers(sk):
+                true(memory(pid) < 30, "the server to hold less than 30 MB, it has %.1f" % memory(pid))
+            sk("restart -t 2", driver).ok
+            sk("exec %s sh -c" % driver, "ls -A /big /new | wc -l; rmdir /new && ls / | grep -c new").exits(1)
+            sk("rm -f", driver).ok
+
+
+@only("gf")
+@timeout(200)
+def test_memory(sk):
+    """A walk over 60,000 files, and files that come and go, leave nothing in the server."""
+    layer = [entry("m/")] + [e for d in range(300) for e in [entry("m/d%d/" % d)] + [entry("m/d%d/f%d" % (d, i), b"%d" % i) for i in range(200)]]
+    sk.load(docker_archive(lib.busybox_layer(), tar(*layer), tag="walk")).ok
+    for driver, most in ("overlay-fuse", 10), ("fuse", 30):
+        with sk.case(driver):
+            up(sk, driver, driver, "walk")
+            pid, = servers(sk)
+            walk = "find /m -type f -exec cat {} + | wc -c; find /m | wc -l"
+            for _ in range(2):
+                sk("exec %s sh -c" % driver, walk, wait=100).says("147000\n60301")
+            true(memory(pid) < most, "less than %d MB after the walk, not %.1f" % (most, memory(pid)))
+            union(sk, driver, "many", "/tmp", 2000).ok
+            union(sk, driver, "sweep", "/tmp").ok
+            before = memory(pid)
+            for _ in range(10):
+                union(sk, driver, "many", "/tmp", 2000).ok
+                union(sk, driver, "sweep", "/tmp").says("2000 names, 0 twice, 0 not removed, 0 left")
+            true(memory(pid) < before + 2, "20,000 files that came and went to leave nothing: %.1f MB were %.1f" % (memory(pid), before))
+            sk("rm -f", driver).ok
+
+
+def test_inodes(sk):
+    """Inode and link numbers, while files are changed and after a restart."""
+    A = dict(mtime=1234567890)
+    sk.load(docker_archive(
+        lib.busybox_layer(),
+        tar(entry("d/", **A), entry("d/f", "f", **A), entry("d/h1", "h", **A), entry("d/h2", type=lib.tarfile.LNKTYPE, link="d/h1", **A), entry("d/s", link="f", **A),
+            entry("d/p", type=lib.tarfile.FIFOTYPE, **A), entry("d/sub/", **A), entry("d/sub/x", "x", **A)),
+        tar(entry("e/", **A), entry("e/f", "e", **A)), tag="ino")).ok
+    show = "cd /d && stat -c '%n %i %h' . f h1 h2 s p sub sub/x ../e ../e/f"
+    for driver in drivers(sk):
+        exact = driver == "fuse"
+        with sk.case(driver):
+            up(sk, driver, driver, "ino")
+            look = lambda: {w[0]: (w[1], w[2]) for w in (x.split() for x in sk("exec %s sh -c" % driver, show).ok.lines)}
+            first = look()
+            eq([first[n][1] for n in ("f", "h1", "h2", "s")], ["1", "2", "2", "1"], "links")
+            eq(len({i for i, _ in first.values()}), 9, "inode numbers")
+            eq(first["h1"][0], first["h2"][0], "the inode of a hard link")
+            dirs = [".", "sub", "../e"]
+            change = "cd /d && echo more >>f; echo more >>h1; chmod 600 sub/x ../e/f; touch p; chown -h 0:0 s; chmod 700 . sub ../e; touch new"
+            sk("exec %s sh -c" % driver, change).ok
+            now = look()
+            for n in first if exact else dirs:  # the kernel breaks hard links
+                eq(now[n][0], first[n][0], "the inode of " + n)
+                true(now[n][1] == first[n][1] or n in dirs and now[n][1] == "1", "the links of %s to stay %s, or to be 1: %s" % (n, first[n][1], now[n][1]))
+            if exact:
+                sk("exec %s cat /d/h2" % driver).says("hmore")
+            for phase in range(2):
+                sk("restart -t 2", driver).ok
+                again = look()
+                for n in now if exact else dirs:
+                    if n not in "sp":  # no attribute can be kept with these
+                        eq(again[n], now[n], "%s after a restart" % n)
+                eq(sk("exec %s sh -c" % driver, "cd /d && for n in *; do stat -c %i $n; done").ok.lines, [l.split()[0] for l in sk("exec %s sh -c" % driver, "cd /d && ls -i1").ok.lines],
+                   "the numbers in the listing")
+            sk("rm -f", driver).ok
+
+
+def test_large_values(sk):
+    """A file of 1 TiB, attributes of 64 KiB, paths longer than PATH_MAX: below, above, and over a restart."""
+    value = "".join(chr(97 + i % 26) for i in range(65536))
+    deep = "/".join(["D" * 200] * 30)
+    sk.load(docker_archive(
+        lib.busybox_layer(),
+        tar(entry("x", "x", pax_headers={"SCHILY.xattr.user.big": value, "SCHILY.xattr.user.small": "s"}), entry("deep/"), entry("deep/" + deep + "/file", "deep")), tag="large")).ok
+    plain = sk.folder("plain")
+    for driver in drivers(sk):
+        with sk.case(driver):
+            up(sk, driver, driver, "large", "-v", plain + ":/plain")
+        with sk.case(driver + ", 1 TiB"):
+            union(sk, driver, "sparse", "/big").says("1 TiB, few blocks, truncated, punched")
+            sk("exec %s rm /big" % driver).ok
+        with sk.case(driver + ", 64 KiB of xattr in the image"):
+            if driver != "overlay":  # what the host's file system takes is what an unpacked layer has
+                h = 0
+                for c in value:
+                    h = (h * 31 + ord(c)) % (1 << 64)
+                union(sk, driver, "getxattr", "/x", "user.big").says("65536 65536 65536 ERANGE %x %d" % (h, len("user.big.user.small.")))
+        for size in 100, 3000, 20000, 65536, 65537:
+            with sk.case("%s, an xattr of %d" % (driver, size)):
+                for at in "/", "/plain/":
+                    sk("exec %s touch %sfile%d" % (driver, at, size)).ok
+                eq(union(sk, driver, "xattr", "/file%d" % size, size).ok.out, union(sk, driver, "xattr", "/plain/file%d" % size, size).ok.out, "as in a plain directory")
+        with sk.case(driver + ", long paths below"):
+            union(sk, driver, "deep", "/deep", 30, "c").says("5 names, the path is long")
+        with sk.case(driver + ", long paths above"):
+            sk("exec %s mkdir /up" % driver).ok
+            union(sk, driver, "deep", "/up", 40, "m").ok
+            sk("restart -t 2", driver).ok
+            union(sk, driver, "deep", "/up", 40, "c").says("5 names, the path is long")
+            match(sk("diff", driver).ok.out, "A /up/D+/D+")
+            sk("commit %s deep:%s" % (driver, driver)).ok
+            sk(["--storage-driver", driver, "run", "--rm", "-v", program(sk), "deep:" + driver, "/union/union", "deep", "/up", "40", "r"]).ok
+            union(sk, driver, "deep", "/up", 40, "r").ok
+            union(sk, driver, "deep", "/deep", 30, "r").ok
+            sk("exec %s ls /deep /up" % driver).says("/deep:\n\n/up:")
+            sk("rm -f", driver).ok
+
+
+@only("gf")
+@timeout(200)
+def test_killed_server(sk):
+    """kill -9 of the server while a container works: an error, no hang, the store is in order, others go on."""
+    noise = random.Random(3).randbytes(300000)
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("data/"), *[entry("data/f%d" % i, noise[i:]) for i in range(300)]), tag="load")).ok
+    for driver in "fuse", "overlay-fuse":
+        with sk.case(driver):
+            sk(["--storage-driver", driver, "run", "-d", "--name", "other", "load", "sleep", "1000"]).ok
+            mine = set(servers(sk))
+            sk(["--storage-driver", driver, "run", "-d", "--name", "idle", "load", "sleep", "1000"]).ok
+            p = sk.popen(["--storage-driver", driver, "run", "--name", "busy", "-v", program(sk), "load", "/union/union", "load", "/data", "/tmp"],
+                         stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE)
+            eq(p.stderr.readline(), b"working\n", "the program")
+            for pid in set(servers(sk)) - mine:
+                lib.kill(pid)
+            try:
+                out, err = p.communicate(timeout=30)
+            except lib.subprocess.TimeoutExpired:
+                p.kill()
+                raise Failed("expected the program to see an error within 30 s")
+            match(out.decode(), "^[a-z]+: (ENOTCONN|ECONNABORTED|EIO|ENODEV)$", "what the program says")
+            eq(p.returncode, 1, "its exit code")
+            r = sk("exec idle ls /data")
+            true(r.code != 0, "ls in a container without a server to fail")
+            sk("exec other sh -c", "ls /data | wc -l").says("300")
+            for n in "busy", "idle":
+                until(lambda: sk("rm -f", n).code == 0, "rm -f %s works" % n)
+            sk("system check").ok
+            sk(["--storage-driver", driver, "run", "--rm", "load", "sh", "-c", "cat /data/* | wc -c; echo x >/data/f1 && cat /data/f1"]).says("%d\nx" % sum(300000 - i for i in range(300)))
+            sk("rm -f other").ok
+            sk.check_store()
+
+
+@only("root")
+@image(None)
+@timeout(200)
+def test_full_disk(sk):
+    """A store on a small disk: write() says ENOSPC, what was taken is there, and with room all goes on."""
+    sk.groups = [grp.getgrnam("skiff-fuse").gr_gid]
+    disk = sk.folder("disk")
+    lib.tool("mount", "-t", "tmpfs", "-o", "size=50m,mode=700,uid=%d,gid=%d" % (sk.user[0], sk.user[1]), "tmpfs", disk)
+    try:
+        sk.root = sk.env["SKIFF_ROOT"] = disk + "/root"
+        sk.load(docker_archive(lib.busybox_layer(), tar(entry("lower", b"l" * 3000000)), tag="full")).ok
+        for driver in "fuse", "overlay-fuse", "overlay":
+            with sk.case(driver):
+                r = sk("--storage-driver %s run --rm full true" % driver)
+                if r.code == 125 and "does not work here" in r.err:
+                    raise Skipped("%s over tmpfs" % driver)
+                up(sk, driver, driver, "full")
+                for _ in range(2):
+                    union(sk, driver, "fill", "/fill").says("write: ENOSPC, after some, close: 0")
+                    match(sk("exec %s sh -c" % driver, "echo x >>/lower").err, "No space left on device", "a copy of 3 MB")
+                    sk("exec %s sh -c" % driver, "wc -c </lower; mkdir /tmp/a && rmdir /tmp/a; rm /fill; cat /etc/passwd >/tmp/p && cmp /etc/passwd /tmp/p").says("3000000")
+                sk("exec %s sh -c" % driver, "echo x >>/lower && wc -c </lower").says("3000002")
+                sk("restart -t 2", driver).ok
+                sk("exec %s sh -c" % driver, "wc -c </lower; ls /").prints("^3000002\n")
+                sk("rm -f", driver).ok
+                sk(["--storage-driver", driver, "run", "--rm", "-v", program(sk), "full", "/union/union", "fill", "/fill"]).prints("^write: ENOSPC, after some")
+                sk("system check").ok
+                sk.check_store()
+    finally:
+        for p, _ in sk.processes():
+            lib.kill(p)
+        lib.tool("umount", "-l", disk)
+
+
+CHANGES = """
+cd /t && echo more >>changed && rm gone && rm -r dirgone && rm -r remade && mkdir remade && echo new >remade/new && rm file && mkdir file && echo in >file/in
+rm -r dir && echo file >dir && mv moved elsewhere && mkdir made && mv made movedmade && echo a >hard1 && ln hard1 hard2 && ln -s changed link && ln link link2
+chmod 4750 mode && mkfifo fifo && mkdir -m 2775 setgid && touch -d @1000000000 old && mkdir sub/new && rm sub/a && echo b >sub/b && chmod 711 sub && truncate -s 1000000 hole
+mkdir -p back && rm back/x && echo again >back/x && mv opaque/keep . && rm -r opaque && mkdir opaque && mv keep opaque
+"""
+
+
+def test_moved(sk):
+    """What one rung wrote, another reads: as the container's own tree, and through commit."""
+    names = ["changed", "gone", "dirgone/a", "dirgone/b/c", "remade/old", "file", "dir/a", "moved", "mode", "sub/a", "sub/b", "sub/c", "back/x", "back/y", "opaque/keep", "opaque/drop"]
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("t/", mtime=1100000000), *[entry("t/" + n, n, mtime=1200000000) for n in names]), tag="moved")).ok
+    all = drivers(sk)
+    tree = lambda driver, image: sk(["--storage-driver", driver, "run", "--rm", "-v", program(sk), image, "/union/union", "tree", "/t"]).ok.out
+    want = None
+    for driver in all:
+        with sk.case(driver):
+            up(sk, driver, driver, "moved")
+            sk("exec %s sh -ec" % driver, CHANGES).ok
+            got = union(sk, driver, "tree", "/t").ok.out
+            want = want or got
+            eq(got.split("\n"), want.split("\n"), "the tree by " + driver)
+            sk("stop -t 2", driver).ok
+            sk("commit %s by:%s" % (driver, driver)).ok
+            for other in all:
+                eq(tree(other, "by:" + driver).split("\n"), want.split("\n"), "made by %s, run by %s" % (driver, other))
+    with sk.case("the container's own tree"):
+        for driver, other in ("fuse", "overlay-fuse"), ("overlay-fuse", "fuse"):
+            if driver in all:
+                path = "%s/containers/%s/config.json" % (sk.root, sk.get(driver, "{{.Id}}"))
+                with open(path) as f:
+                    text = f.read()
+                with open(path, "w") as f:
+                    f.write(text.replace('"driver":"%s"' % driver, '"driver":"%s"' % other).replace('"driver": "%s"' % driver, '"driver": "%s"' % other))
+                sk("start", driver).ok
+                eq(union(sk, driver, "tree", "/t").ok.out.split("\n"), want.split("\n"), "written by %s, read by %s" % (driver, other))
+                sk("exec %s sh -ec" % driver, "cd /t; echo more >>changed; rm -r sub; mkdir sub; rm hard1; mv link changed2").ok
+                sk("restart -t 2", driver).ok
+                sk("exec %s sh -ec" % driver, "cd /t; ls sub | wc -l; tail -n1 changed; cat hard2").says("0\nmore\na")
+    for driver in all:
+        sk("rm -f", driver).ok
