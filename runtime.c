@@ -2100,7 +2100,7 @@ static int auth_helper_store(const char *name, const char *key, const char *pair
     return rc;
 }
 
-/* Does a key of an auth file stand for a repository? Its length without scheme and old path, -1: no.
+/* Does a key of an auth file stand for a repository? Its length without scheme and path, or -1.
  * Keys are "host", "host/path…" (containers-auth.json(5)), "https://host[/v1/|/v2/]" (Docker). */
 static int auth_key_covers(const char *key, const char *domain, const char *path) {
     const char *scheme = strstr(key, "://");
@@ -5231,15 +5231,6 @@ static int rw_file(struct rw *w, struct rw_node *n) {
     return n->fd;
 }
 
-static void rw_free(struct rw *w, struct rw_node *n);
-
-static void rw_unpin(struct rw *w, struct rw_node *n) {
-    pthread_mutex_lock(&w->lock);
-    n->pins--;
-    rw_free(w, n);
-    pthread_mutex_unlock(&w->lock);
-}
-
 /* Forgets a node that neither the kernel nor another node refers to. Nodes of the index stay: their
  * number is bounded by what was written. */
 static void rw_free(struct rw *w, struct rw_node *n) {
@@ -5256,6 +5247,13 @@ static void rw_free(struct rw *w, struct rw_node *n) {
         free(n);
         n = parent;
     }
+}
+
+static void rw_unpin(struct rw *w, struct rw_node *n) {
+    pthread_mutex_lock(&w->lock);
+    n->pins--;
+    rw_free(w, n);
+    pthread_mutex_unlock(&w->lock);
 }
 
 /* Takes a node's place away before its name goes. It keeps a descriptor for what is still open. */
@@ -6259,7 +6257,9 @@ static void rw_copy_range(struct ufs_thread *t, const struct fuse_in_header *h,
     struct rw *w = t->u->rw;
     struct rw_node *from, *to = NULL;
     struct fuse_write_out o = { 0 };
-    int in = rw_contents(w, h->nodeid, true, &from), out = -1;
+    int in = rw_contents(w, h->nodeid, false, &from), out = -1;
+    /* what is only in the index need not be copied up to be read: the kernel copies by itself */
+    if (in == -2) return ufs_reply(t, h->unique, -EXDEV, NULL, 0);
     if (in >= 0) out = rw_contents(w, c->nodeid_out, true, &to);
     ssize_t k = -1;
     loff_t a = (loff_t)c->off_in, b = (loff_t)c->off_out;
@@ -7439,7 +7439,8 @@ static int filter_load(const struct filter *f, struct err *e) {
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
  * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), otherwise a scope
  * that the user's systemd makes for the asking; v2 only. Where there is none a limit that was asked
- * for is an error that names the remedy; without a limit no cgroup is needed and none is made. Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+ * for is an error that names the remedy; without a limit no cgroup is needed and none is made.
+ * Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
 struct cgroup {
     char *path; /* absolute; owned; NULL: none */
 };
@@ -9751,7 +9752,7 @@ static int launch_server_writes(struct launch *l, int ns, const int dirs[2], str
     return rw_open(&l->u, dirs[0], dirs[1], l->volatile_upper, e);
 }
 
-/* Forks the file server. fds: the device, its clones, and for a writable tree the user namespace. */
+/* Forks the file server. fds: the device, its clones; for a writable tree the user namespace. */
 static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) {
     bool writes = !strcmp(l->plan->driver, "fuse");
     int dirs[2] = { -1, -1 };
@@ -15831,9 +15832,24 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
     }
 }
 
+/* A directory on the way to a change: it gets an entry before the first one below it. */
+struct commit_dir {
+    const char *path; /* "": the top, which gets none */
+    const struct stat *st;
+    struct commit_dir *above;
+    bool written;
+};
+
+static int commit_above(struct tarring *t, struct commit_dir *d, struct err *e) {
+    if (d->written || !*d->path) return 0;
+    d->written = true;
+    return commit_above(t, d->above, e) || tar_dir(t, d->path, d->st, e) ? -1 : 0;
+}
+
 /* The same of a whole copy: what differs from the image below. */
 static int commit_copy(struct tarring *t, const struct idx *x, int dir, const struct idx_inode *was,
-                       const char *path, int depth, struct err *e) {
+                       struct commit_dir *here, int depth, struct err *e) {
+    const char *path = here->path;
     AUTO_STRV names = { 0 };
     AUTO_DIR *s = dir_stream(dir, ".");
     struct dirent *de;
@@ -15854,18 +15870,22 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
         if (!both && t->laid.tv_sec) /* attributes of users and set-back times show here alone */
             same &= st.st_ctim.tv_sec < t->laid.tv_sec ||
                     (st.st_ctim.tv_sec == t->laid.tv_sec && st.st_ctim.tv_nsec <= t->laid.tv_nsec);
-        if (!both && !same && tar_add(t, dir, names.v[i], full, depth, e)) return -1;
+        struct commit_dir below = { full, &st, here, false };
+        if (!both && !same &&
+            (commit_above(t, here, e) || tar_add(t, dir, names.v[i], full, depth, e)))
+            return -1;
         if (!both) continue;
-        if (!same && tar_dir(t, full, &st, e)) return -1;
+        if (!same && commit_above(t, &below, e)) return -1;
         AUTO_FD sub = openat(dir, names.v[i], O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (sub < 0 || depth > MAX_TREE_DEPTH) return err_set(e, errno, "open directory %s", full);
-        if (commit_copy(t, x, sub, oi, full, depth + 1, e)) return -1;
+        if (commit_copy(t, x, sub, oi, &below, depth + 1, e)) return -1;
     }
     for (u32 i = 0; i < n; i++) {
         const char *name = idx_name(x, old[i].name, old[i].name_len);
         AUTO_FREE char *gone = name ? str_dupn(name, old[i].name_len) : str_dup("");
         AUTO_FREE char *mark = str_fmt("%s%s.wh.%s", path, *path ? "/" : "", gone);
-        if (!strv_has(&names, gone) && tar_marker(t, mark, e)) return -1;
+        if (!strv_has(&names, gone) && (commit_above(t, here, e) || tar_marker(t, mark, e)))
+            return -1;
     }
     return 0;
 }
@@ -15896,7 +15916,8 @@ static int commit_run(void *arg) {
         return visit_fail(&e);
     for (size_t i = 0; i < skip.n && !copy && !ctr_alive(x->k); i++)
         commit_unstub(&t, upper, skip.v[i]);
-    int rc = copy ? commit_copy(&t, &merged, upper, &merged.inodes[0], "", 0, &e)
+    struct commit_dir top = { .path = "" };
+    int rc = copy ? commit_copy(&t, &merged, upper, &merged.inodes[0], &top, 0, &e)
                   : tar_add(&t, upper, ".", "", 0, &e);
     if (tar_end(&t, &e) || rc) return visit_fail(&e);
     return 0;
@@ -16509,7 +16530,7 @@ static int lay_at(struct laying *l, const char *as, bool dir, char **ret, bool *
     return 0;
 }
 
-/* An index's tree as `as`; with `top` its own entry is left out. rel: the path that --exclude sees. */
+/* An index's tree as `as`; with `top` its own entry is left out. rel: what --exclude sees. */
 static int lay_idx(struct laying *l, const struct copy_src *c, const struct idx_inode *i,
                    const char *as, const char *rel, bool top, bool fresh, int depth,
                    struct err *e) {
@@ -16891,7 +16912,7 @@ static const char *build_alias(const struct build *b, const char *name) {
     return name;
 }
 
-/* --build-context NAME=DIR: its descriptor, -1: there is none of that name (no error set), -2: error. */
+/* --build-context NAME=DIR: its descriptor, -1: none of that name (no error set), -2: error. */
 static int build_dir(const struct build *b, const char *name, struct err *e) {
     const json_t *v;
     size_t i, n = strlen(name);
@@ -18586,7 +18607,12 @@ static int build_parallel(struct build *b, size_t target, struct err *e) {
             for (size_t k = 0; can && k < n; k++) can = !deps[i * n + k] || b->stage[k].built;
             if (can) ready[count++] = i;
         }
-        if (count < 2) break; /* one is ready, or a circle, which is said where it is met */
+        if (!count) break; /* all are built, or a circle, which is said where it is met */
+        if (count == 1) {
+            if (build_stage(b, &b->stage[ready[0]], e)) return -1;
+            if (ready[0] != target) build_shut(&b->stage[ready[0]]); /* its layers are enough */
+            continue;
+        }
         pid_t pid[8];
         int fd[8], rc = 0;
         for (size_t i = 0; i < count; i++) pid[i] = stage_fork(b, &b->stage[ready[i]], &fd[i], e);
@@ -23374,7 +23400,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
                       json_t **ret_state, struct err *e) {
     char now[40];
     json_object_del(spec, "skiff"); /* our own words are not for strangers */
-    if (geteuid()) { /* without root there always is a user namespace, said or not, as crun has it */
+    if (geteuid()) { /* without root there always is a user namespace, as crun has it */
         json_t *ns = js_suba(js_sub(spec, "linux"), "namespaces"), *n;
         bool user = false;
         size_t k;
