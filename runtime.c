@@ -1057,7 +1057,9 @@ static int proc_begin(char *const argv[], const char *input, struct proc *ret, s
     }
     close(in[0]);
     close(op[1]);
+    void (*old)(int) = signal(SIGPIPE, SIG_IGN); /* it need not read what it is told */
     if (pid > 0 && input) (void)!fd_write_all(in[1], input, strlen(input));
+    signal(SIGPIPE, old);
     close(in[1]);
     if (pid < 0) {
         close(op[0]);
@@ -22720,6 +22722,7 @@ static void cache_import(struct build *b, const char *spec) {
     struct ref ref;
     char id[HEX_LEN + 1];
     int rc = -1;
+    bool keep = false; /* it was an image of the store before */
     id_random(id);
     if (!src) err_set(&e, 0, "nothing is named");
     else if (!strcmp(type, "local")) {
@@ -22728,7 +22731,9 @@ static void cache_import(struct build *b, const char *spec) {
         rc = image_from_transport(b->s, from, full, true, &e);
     } else if (!ref_parse(src, &ref, &e)) {
         struct pull_opts o = { NULL, true, tls_verify(b->cli) };
+        AUTO_IMAGE before = { 0 };
         full = ref_full(&ref);
+        keep = !image_find(b->s, full, &before, NULL, &e);
         rc = image_pull(b->s, &ref, &o, &e);
     }
     AUTO_IMAGE m = { 0 };
@@ -22750,7 +22755,7 @@ static void cache_import(struct build *b, const char *spec) {
                 json_object_set(r, "layer", json_array_get(js_get(m.manifest, "layers"), i));
         js_save(cache, name, r, 0, &e);
     }
-    if (!strcmp(type, "local")) store_untag(b->s, js_str(m.desc, "digest"), NULL, &e);
+    if (!keep) store_untag(b->s, js_str(m.desc, "digest"), full, &e);
 }
 
 /* ---- squash ---- */
@@ -22838,9 +22843,11 @@ static int build_squash(struct build *b, struct bstage *st, struct err *e) {
     if (!rc) rc = idx_open(b->s->dir, path, false, &old, e);
     st->own = 0;
     if (!rc) {
+        AUTO_JSON *record = NULL;
         packs_init(&q.packs, &new, layers);
         build_key(st, "squash", NULL);
-        rc = build_layer(b, st, squash_lay, &q, e);
+        if (!build_cached(b, st, &record)) build_take(st, record);
+        else rc = build_layer(b, st, squash_lay, &q, e);
         packs_done(&q.packs);
     }
     idx_close(&new);
