@@ -6226,7 +6226,8 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
     bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
                (st.st_mode & 06000),
-         cached = in->write_flags & FUSE_WRITE_CACHE; /* the time of it is the kernel's to tell */
+         cached = t->u->writeback &&
+                  in->write_flags & FUSE_WRITE_CACHE; /* the time of it is the kernel's to tell */
     if (cached) {
         struct stat before;
         pthread_mutex_lock(&w->lock);
@@ -6310,9 +6311,14 @@ static void rw_forget(struct rw *w, u64 id, u64 count) {
     struct rw_node *n = rw_find(w, id);
     if (n && index) { /* it stays, but what was unlinked need not be held open any longer */
         if (n->gone && !n->pins && !n->copying && n->orphan >= 0) {
+            struct stat st;
+            bool last = n->type == S_IFDIR || fstat(n->orphan, &st) || !st.st_nlink;
             rw_fd_drop(w, n);
             fd_closep(&n->orphan);
-            rw_ino_remove(w, n);
+            if (last) { /* else another name may bring it back */
+                rw_ino_remove(w, n);
+                n->upper = false;
+            }
         }
     } else if (n) {
         n->lookups = n->lookups > count ? n->lookups - count : 0;
