@@ -6549,8 +6549,9 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     w->touched = mem_new(u->x.head->inodes / 8 + 1);
     u->lookups = mem_new(u->x.head->inodes * sizeof *u->lookups);
     struct statvfs v;
-    u->writeback = is_volatile || (!fstatvfs(upper, &v) &&
-                                   v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB);
+    u->writeback =
+        !fstatvfs(upper, &v) && /* a full disk must be said to the write, not the close */
+        v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB;
     w->next_id = (1ull << 32) + u->x.head->inodes;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->copied, NULL);
@@ -7526,8 +7527,9 @@ static void cgroup_enable(const char *dir) {
     AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir),
                    *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
     AUTO_BUF b = { 0 };
-    struct err e;
-    if (!file_read(AT_FDCWD, procs, 1 << 20, &b, &e) && b.n) {
+    AUTO_FREE char *events = str_fmt("%s/cgroup.events", dir); /* the top of all has none, and */
+    struct err e;                                              /* may have processes as well */
+    if (!access(events, F_OK) && !file_read(AT_FDCWD, procs, 1 << 20, &b, &e) && b.n) {
         mkdir(leaf, 0755);
         char *save = NULL;
         for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p; p = strtok_r(NULL, "\n", &save))
@@ -7958,13 +7960,14 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
  * us, where this process's own cgroup is not ours. No limits: c->path may stay NULL. */
 static int cgroup_make(const char *id, const json_t *resources, const char *parent,
                        struct cgroup *c, struct err *e) {
-    struct err ignored;
+    struct err ignored, first;
     i64 limit;
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
-    if (cgroup_place(id, parent, c, e) &&
-        (!str_empty(parent) || !cgroup_scope(id) || cgroup_place(id, parent, c, e)))
-        return -1;
+    if (cgroup_place(id, parent, c, &first)) {
+        if (!str_empty(parent) || !cgroup_scope(id)) return *e = first, -1;
+        if (cgroup_place(id, parent, c, e)) return -1;
+    }
     if (!cgroup_apply(c, resources, e)) {
         /* Docker's default: as much swap as memory, where the kernel counts it */
         if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
