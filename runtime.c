@@ -7884,7 +7884,9 @@ static bool cgroup_scope(const char *id) {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
     char hello[64], answer[256], uid[16];
     AUTO_FREE char *before = NULL;
-    AUTO_FREE char *unit = str_fmt("skiff-%.12s.scope", id);
+    char own[HEX_LEN + 1]; /* an earlier scope of this container may not be gone yet */
+    id_random(own);
+    AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
     AUTO_BUF msg = { 0 };
     if (host_disabled("systemd") || !cgroup_own(&before)) return false;
     size_t len = str_empty(dir)
@@ -7908,16 +7910,23 @@ static bool cgroup_scope(const char *id) {
         return false;
     dbus_scope(&msg, unit);
     if (fd_write_all(s, msg.p, msg.n)) return false;
-    for (int i = 0; i < 250; i++) { /* done when we are elsewhere; an error does not move us */
-        const struct timespec pause = { .tv_nsec = 10000000 };
+    AUTO_BUF in = { 0 };
+    for (i64 end = time_mono_ms() + 10000; time_mono_ms() < end;) { /* done when we are elsewhere */
         AUTO_FREE char *now = NULL;
         if (cgroup_own(&now) && strcmp(now, before)) return true;
         struct pollfd fd = { s, POLLIN, 0 };
-        if (poll(&fd, 1, 0) > 0) {
-            ssize_t k = read(s, answer, sizeof answer);
-            if (k <= 1 || answer[1] == 3 /* an error */) return false;
+        if (poll(&fd, 1, 10) <= 0) continue;
+        ssize_t k = read(s, answer, sizeof answer);
+        if (k <= 0) return false;
+        buf_add(&in, answer, (size_t)k);
+        while (in.n >= 16) { /* signals, and the answer to our call */
+            u32 body, fields;
+            memcpy(&body, in.p + 4, 4), memcpy(&fields, in.p + 12, 4);
+            size_t all = 16 + (((size_t)fields + 7) & ~(size_t)7) + body;
+            if (all > 1 << 20 || in.p[1] == 3 /* an error */) return false;
+            if (in.n < all) break;
+            buf_drop(&in, all);
         }
-        nanosleep(&pause, NULL);
     }
     return false;
 }
@@ -7960,7 +7969,7 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
  * us, where this process's own cgroup is not ours. No limits: c->path may stay NULL. */
 static int cgroup_make(const char *id, const json_t *resources, const char *parent,
                        struct cgroup *c, struct err *e) {
-    struct err ignored, first;
+    struct err ignored, first = { 0 };
     i64 limit;
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
@@ -7983,7 +7992,12 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
 static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
     char text[16];
     snprintf(text, sizeof text, "%d", (int)pid);
-    return c->path ? cgroup_set(c, "cgroup.procs", text, e) : 0;
+    if (!c->path || !cgroup_set(c, "cgroup.procs", text, e)) return 0;
+    /* from another part of the hierarchy, such as a login session, only by way of the manager's */
+    const char *leaf = strrchr(c->path, '/');
+    return pid == getpid() && e->no == EACCES && cgroup_scope(leaf + 7)
+               ? cgroup_set(c, "cgroup.procs", text, e)
+               : -1;
 }
 
 /* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
