@@ -1703,8 +1703,10 @@ static void http_set_tls(struct http *h, const struct http_req *r) {
 
 static void http_set_client(struct http *h, const struct http_req *r) {
     if (!r->cert || !r->key) return;
-    struct curl_blob cert = { (void *)(uintptr_t)r->cert, strlen(r->cert), CURL_BLOB_COPY },
-                     key = { (void *)(uintptr_t)r->key, strlen(r->key), CURL_BLOB_COPY };
+    struct curl_blob
+        cert = { (void *)(uintptr_t)r->cert, strlen(r->cert), CURL_BLOB_COPY },
+        /* PEM with its NUL: Mbed TLS tells it from DER by that, and curl adds none to a key */
+        key = { (void *)(uintptr_t)r->key, strlen(r->key) + 1, CURL_BLOB_COPY };
     curl_easy_setopt(h->easy, CURLOPT_SSLCERT_BLOB, &cert);
     curl_easy_setopt(h->easy, CURLOPT_SSLKEY_BLOB, &key);
 }
@@ -2601,12 +2603,13 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             free(r->base), free(r->repo), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             free(r->creds);
-            r->creds = auth_find(i + 1 == conf.n ? ref->domain : name, /* a mirror gets its own */
-                                 ref->path);
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
             const char *left = ref->path + host->strip;
             left += *left == '/';
             r->repo = slash ? str_fmt("%s/%s", slash + 1, left) : str_dup(left);
+            /* those of where it goes: a mirror's, or a location's, not the name's */
+            r->creds =
+                auth_find(strcmp(name, "registry-1.docker.io") ? name : "docker.io", r->repo);
             mem_freep(&r->cert), mem_freep(&r->key);
             r->ca_extra = reg_certs(name, &r->cert, &r->key);
             /* a loopback registry with a CA of its own is verified like any other */
@@ -2625,7 +2628,7 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
                 log_debug("%s", e->msg);
                 /* plain http is for a server that speaks no TLS, not for one whose certificate is
                  * wrong */
-                if (rc == CURLE_PEER_FAILED_VERIFICATION) break;
+                if (rc == CURLE_PEER_FAILED_VERIFICATION || r->ca_extra || r->cert) break;
                 continue;
             }
             if (reg_transient(h->status) && i + 1 < conf.n) continue;
