@@ -15887,6 +15887,11 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
     }
 }
 
+/* The permissions of a link are an archive's invention. */
+static bool commit_mode(mode_t was, mode_t is) {
+    return was == is || (S_ISLNK(was) && S_ISLNK(is));
+}
+
 /* A directory on the way to a change: it gets an entry before the first one below it. */
 struct commit_dir {
     const char *path; /* "": the top, which gets none */
@@ -15919,7 +15924,7 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
         const struct idx_inode *oi = o ? idx_inode(x, o->inode) : NULL;
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || strv_has(t->skip, full)) continue;
         bool both = oi && S_ISDIR(oi->mode) && S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode &&
+        bool same = oi && commit_mode(oi->mode, st.st_mode) &&
                     (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime)) &&
                     (t->one_id || (oi->uid == st.st_uid && oi->gid == st.st_gid));
         if (!both && t->laid.tv_sec) /* attributes of users and set-back times show here alone */
@@ -20816,7 +20821,7 @@ static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *
             was ? idx_lookup(d->x, was, names.v[i], strlen(names.v[i])) : NULL;
         const struct idx_inode *oi = o ? idx_inode(d->x, o->inode) : NULL;
         bool held = strv_has(&d->skip, full + 1), is_dir = S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode &&
+        bool same = oi && commit_mode(oi->mode, st.st_mode) &&
                     (is_dir || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
         AUTO_BUF below = { 0 };
         AUTO_FD sub = is_dir && depth < MAX_TREE_DEPTH
