@@ -2,20 +2,21 @@
  *
  * This file is the whole program. It pulls OCI and Docker images into a store that is an OCI image
  * layout, keeps each layer as one pack and one index, presents an image as one merged tree (its own
- * read-only FUSE file system below the kernel's overlay, or unpacked directories where there is no
- * FUSE), and starts processes in it from one description: an OCI runtime spec in memory, the plan.
+ * FUSE file system, read-only below the kernel's overlay or read-write by itself; unpacked
+ * directories where there is no FUSE), and starts processes in it from one description: an OCI
+ * runtime spec in memory, the plan.
  *
  * PROCESSES
  *
  *   skiff (CLI) ──fork──► supervisor ──clone3──► container's pid 1 ──exec──► the user's program
- *                             └──fork──► file server (only with the FUSE rung)
+ *                             └──fork──► file server (only with the FUSE rungs)
  *
  *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
  *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
  *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
  *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
  *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
- *               the packs; holds nothing else, and dies with the mount.
+ *               the packs, and where it writes from the upper; dies with the mount.
  *   pid 1       created in its own user, mount, pid, ipc and uts namespaces; has every capability
  *               there until it has built the mounts, then drops to the plan's set and executes.
  *   exec        the CLI forks a child that joins the container's namespaces and executes there.
@@ -68,7 +69,7 @@
  *    9 reg     references, credentials, the registry protocol
  *   10 store   the image store
  *   11 layer   trees, packs, indexes; archives in and out
- *   12 ufs     the file server: read-only FUSE over a merged index
+ *   12 ufs     the file server: FUSE over a merged index, read-only or with an upper
  *   13 idmap   which ids a container has
  *   14 sec     seccomp, capabilities
  *   15 cgroup  limits
@@ -15416,8 +15417,8 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
 
 /* {==== 25 build: Dockerfiles ====
  * A Dockerfile becomes a list of instructions; each either changes the image's configuration or
- * makes a layer. RUN is a container of part 24 whose upper directory is committed; COPY and ADD
- * place files in the same kind of container without a process. The cache is a chain of keys: parent
+ * makes a layer. RUN is a container of part 24 whose upper directory is committed; COPY, ADD and
+ * WORKDIR write their layer straight from the source. The cache is a chain of keys: parent
  * key, instruction with its expanded arguments, digest of what it reads. Uses: 1-24. Source:
  * Docker's Dockerfile reference, BuildKit's shell lexer. */
 
