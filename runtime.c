@@ -14574,8 +14574,16 @@ static int make_copy_run(void *arg) {
     if (root >= 0 &&
         !idx_unpack(&m->x, m->layers, root, m->ids.uids && idmap_single(&m->ids) ? 0 : UNPACK_CHOWN,
                     &e) &&
-        !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) /* later changes are newer than it */
+        !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) {
+        struct timespec then, now; /* later changes must be newer than it: by a tick of the clock */
+        clock_gettime(CLOCK_REALTIME_COARSE, &then);
+        for (int i = 0; i < 30; i++) {
+            nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+            clock_gettime(CLOCK_REALTIME_COARSE, &now);
+            if (now.tv_sec != then.tv_sec || now.tv_nsec != then.tv_nsec) break;
+        }
         return 0;
+    }
     fprintf(stderr, "skiff: %s\n", e.msg);
     return 1;
 }
