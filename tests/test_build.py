@@ -1952,6 +1952,10 @@ def test_cache_keys(sk):
     with sk.case("owners do not come back with a name"):
         t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN rm -r /d\nRUN mkdir -p /d/sub && echo new > /d/e && echo new > /d/sub/g\nRUN echo more >> /d/e\n",
                   {"d": "d755 0:0", "d/sub": "d755 0:0", "d/e": "644 0:0 new\nmore\n", "d/sub/g": "644 0:0 new\n", "d/f.txt": None}, files=F)
+    with sk.case("bytes that are not UTF-8, in a script and in names of the Dockerfile"):
+        for n in b"\xe4", b"\xf6":
+            build(sk, b"FROM busybox\nCOPY a.txt /x/" + n + b"\nRUN <<E\n#!/bin/sh\n# gr" + n + b"n\necho ok > /o\nE\n", files=F).ok
+            eq([v for k, v in result(sk).tree.items() if k == os.fsdecode(b"x/" + n) or k == "o"], ["644 0:0 A", "644 0:0 ok\n"])
     with sk.case("owners stay with names of any bytes"):
         names = {"a\nb": "1", "\udcff\udcfe": "2", "we\tird ": "3", "-n": "4", "x\\y": "5"}
         t = check(sk, "FROM busybox\nCOPY --chown=5:6 d /d\nRUN cd /d && for f in ./*; do echo z >> \"$f\"; chmod 600 \"$f\"; done\nRUN touch /d/new\n", {"d/new": "644 0:0 "}, files={"d/" + n: v for n, v in names.items()})
