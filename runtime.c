@@ -2,20 +2,21 @@
  *
  * This file is the whole program. It pulls OCI and Docker images into a store that is an OCI image
  * layout, keeps each layer as one pack and one index, presents an image as one merged tree (its own
- * read-only FUSE file system below the kernel's overlay, or unpacked directories where there is no
- * FUSE), and starts processes in it from one description: an OCI runtime spec in memory, the plan.
+ * FUSE file system, read-only below the kernel's overlay or read-write by itself; unpacked
+ * directories where there is no FUSE), and starts processes in it from one description: an OCI
+ * runtime spec in memory, the plan.
  *
  * PROCESSES
  *
  *   skiff (CLI) ──fork──► supervisor ──clone3──► container's pid 1 ──exec──► the user's program
- *                             └──fork──► file server (only with the FUSE rung)
+ *                             └──fork──► file server (only with the FUSE rungs)
  *
  *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
  *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
  *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
  *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
  *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
- *               the packs; holds nothing else, and dies with the mount.
+ *               the packs, and where it writes from the upper; dies with the mount.
  *   pid 1       created in its own user, mount, pid, ipc and uts namespaces; has every capability
  *               there until it has built the mounts, then drops to the plan's set and executes.
  *   exec        the CLI forks a child that joins the container's namespaces and executes there.
@@ -68,7 +69,7 @@
  *    9 reg     references, credentials, the registry protocol
  *   10 store   the image store
  *   11 layer   trees, packs, indexes; archives in and out
- *   12 ufs     the file server: read-only FUSE over a merged index
+ *   12 ufs     the file server: FUSE over a merged index, read-only or with an upper
  *   13 idmap   which ids a container has
  *   14 sec     seccomp, capabilities
  *   15 cgroup  limits
@@ -1703,8 +1704,10 @@ static void http_set_tls(struct http *h, const struct http_req *r) {
 
 static void http_set_client(struct http *h, const struct http_req *r) {
     if (!r->cert || !r->key) return;
-    struct curl_blob cert = { (void *)(uintptr_t)r->cert, strlen(r->cert), CURL_BLOB_COPY },
-                     key = { (void *)(uintptr_t)r->key, strlen(r->key), CURL_BLOB_COPY };
+    struct curl_blob
+        cert = { (void *)(uintptr_t)r->cert, strlen(r->cert), CURL_BLOB_COPY },
+        /* PEM with its NUL: Mbed TLS tells it from DER by that, and curl adds none to a key */
+        key = { (void *)(uintptr_t)r->key, strlen(r->key) + 1, CURL_BLOB_COPY };
     curl_easy_setopt(h->easy, CURLOPT_SSLCERT_BLOB, &cert);
     curl_easy_setopt(h->easy, CURLOPT_SSLKEY_BLOB, &key);
 }
@@ -2601,12 +2604,13 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
             free(r->base), free(r->repo), free(r->ca_extra), free(r->auth);
             r->auth = NULL;
             free(r->creds);
-            r->creds = auth_find(i + 1 == conf.n ? ref->domain : name, /* a mirror gets its own */
-                                 ref->path);
             r->base = str_fmt("%s://%s", plain ? "http" : "https", name);
             const char *left = ref->path + host->strip;
             left += *left == '/';
             r->repo = slash ? str_fmt("%s/%s", slash + 1, left) : str_dup(left);
+            /* those of where it goes: a mirror's, or a location's, not the name's */
+            r->creds =
+                auth_find(strcmp(name, "registry-1.docker.io") ? name : "docker.io", r->repo);
             mem_freep(&r->cert), mem_freep(&r->key);
             r->ca_extra = reg_certs(name, &r->cert, &r->key);
             /* a loopback registry with a CA of its own is verified like any other */
@@ -2625,7 +2629,7 @@ static int reg_connect(struct reg *r, const struct ref *ref, bool push, int tls_
                 log_debug("%s", e->msg);
                 /* plain http is for a server that speaks no TLS, not for one whose certificate is
                  * wrong */
-                if (rc == CURLE_PEER_FAILED_VERIFICATION) break;
+                if (rc == CURLE_PEER_FAILED_VERIFICATION || r->ca_extra || r->cert) break;
                 continue;
             }
             if (reg_transient(h->status) && i + 1 < conf.n) continue;
@@ -6226,7 +6230,8 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
     bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
                (st.st_mode & 06000),
-         cached = in->write_flags & FUSE_WRITE_CACHE; /* the time of it is the kernel's to tell */
+         cached = t->u->writeback &&
+                  in->write_flags & FUSE_WRITE_CACHE; /* the time of it is the kernel's to tell */
     if (cached) {
         struct stat before;
         pthread_mutex_lock(&w->lock);
@@ -6310,9 +6315,14 @@ static void rw_forget(struct rw *w, u64 id, u64 count) {
     struct rw_node *n = rw_find(w, id);
     if (n && index) { /* it stays, but what was unlinked need not be held open any longer */
         if (n->gone && !n->pins && !n->copying && n->orphan >= 0) {
+            struct stat st;
+            bool last = n->type == S_IFDIR || fstat(n->orphan, &st) || !st.st_nlink;
             rw_fd_drop(w, n);
             fd_closep(&n->orphan);
-            rw_ino_remove(w, n);
+            if (last) { /* else another name may bring it back */
+                rw_ino_remove(w, n);
+                n->upper = false;
+            }
         }
     } else if (n) {
         n->lookups = n->lookups > count ? n->lookups - count : 0;
@@ -6543,8 +6553,9 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     w->touched = mem_new(u->x.head->inodes / 8 + 1);
     u->lookups = mem_new(u->x.head->inodes * sizeof *u->lookups);
     struct statvfs v;
-    u->writeback = is_volatile || (!fstatvfs(upper, &v) &&
-                                   v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB);
+    u->writeback =
+        !fstatvfs(upper, &v) && /* a full disk must be said to the write, not the close */
+        v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB;
     w->next_id = (1ull << 32) + u->x.head->inodes;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->copied, NULL);
@@ -7520,8 +7531,9 @@ static void cgroup_enable(const char *dir) {
     AUTO_FREE char *leaf = str_fmt("%s/skiff.self", dir),
                    *into = str_fmt("%s/skiff.self/cgroup.procs", dir);
     AUTO_BUF b = { 0 };
-    struct err e;
-    if (!file_read(AT_FDCWD, procs, 1 << 20, &b, &e) && b.n) {
+    AUTO_FREE char *events = str_fmt("%s/cgroup.events", dir); /* the top of all has none, and */
+    struct err e;                                              /* may have processes as well */
+    if (!access(events, F_OK) && !file_read(AT_FDCWD, procs, 1 << 20, &b, &e) && b.n) {
         mkdir(leaf, 0755);
         char *save = NULL;
         for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p; p = strtok_r(NULL, "\n", &save))
@@ -7876,7 +7888,9 @@ static bool cgroup_scope(const char *id) {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
     char hello[64], answer[256], uid[16];
     AUTO_FREE char *before = NULL;
-    AUTO_FREE char *unit = str_fmt("skiff-%.12s.scope", id);
+    char own[HEX_LEN + 1]; /* an earlier scope of this container may not be gone yet */
+    id_random(own);
+    AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
     AUTO_BUF msg = { 0 };
     if (host_disabled("systemd") || !cgroup_own(&before)) return false;
     size_t len = str_empty(dir)
@@ -7900,16 +7914,23 @@ static bool cgroup_scope(const char *id) {
         return false;
     dbus_scope(&msg, unit);
     if (fd_write_all(s, msg.p, msg.n)) return false;
-    for (int i = 0; i < 250; i++) { /* done when we are elsewhere; an error does not move us */
-        const struct timespec pause = { .tv_nsec = 10000000 };
+    AUTO_BUF in = { 0 };
+    for (i64 end = time_mono_ms() + 10000; time_mono_ms() < end;) { /* done when we are elsewhere */
         AUTO_FREE char *now = NULL;
         if (cgroup_own(&now) && strcmp(now, before)) return true;
         struct pollfd fd = { s, POLLIN, 0 };
-        if (poll(&fd, 1, 0) > 0) {
-            ssize_t k = read(s, answer, sizeof answer);
-            if (k <= 1 || answer[1] == 3 /* an error */) return false;
+        if (poll(&fd, 1, 10) <= 0) continue;
+        ssize_t k = read(s, answer, sizeof answer);
+        if (k <= 0) return false;
+        buf_add(&in, answer, (size_t)k);
+        while (in.n >= 16) { /* signals, and the answer to our call */
+            u32 body, fields;
+            memcpy(&body, in.p + 4, 4), memcpy(&fields, in.p + 12, 4);
+            size_t all = 16 + (((size_t)fields + 7) & ~(size_t)7) + body;
+            if (all > 1 << 20 || in.p[1] == 3 /* an error */) return false;
+            if (in.n < all) break;
+            buf_drop(&in, all);
         }
-        nanosleep(&pause, NULL);
     }
     return false;
 }
@@ -7952,13 +7973,14 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
  * us, where this process's own cgroup is not ours. No limits: c->path may stay NULL. */
 static int cgroup_make(const char *id, const json_t *resources, const char *parent,
                        struct cgroup *c, struct err *e) {
-    struct err ignored;
+    struct err ignored, first = { 0 };
     i64 limit;
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
-    if (cgroup_place(id, parent, c, e) &&
-        (!str_empty(parent) || !cgroup_scope(id) || cgroup_place(id, parent, c, e)))
-        return -1;
+    if (cgroup_place(id, parent, c, &first)) {
+        if (!str_empty(parent) || !cgroup_scope(id)) return *e = first, -1;
+        if (cgroup_place(id, parent, c, e)) return -1;
+    }
     if (!cgroup_apply(c, resources, e)) {
         /* Docker's default: as much swap as memory, where the kernel counts it */
         if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
@@ -7974,7 +7996,12 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
 static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
     char text[16];
     snprintf(text, sizeof text, "%d", (int)pid);
-    return c->path ? cgroup_set(c, "cgroup.procs", text, e) : 0;
+    if (!c->path || !cgroup_set(c, "cgroup.procs", text, e)) return 0;
+    /* from another part of the hierarchy, such as a login session, only by way of the manager's */
+    const char *leaf = strrchr(c->path, '/');
+    return pid == getpid() && e->no == EACCES && cgroup_scope(leaf + 7)
+               ? cgroup_set(c, "cgroup.procs", text, e)
+               : -1;
 }
 
 /* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
@@ -14547,8 +14574,16 @@ static int make_copy_run(void *arg) {
     if (root >= 0 &&
         !idx_unpack(&m->x, m->layers, root, m->ids.uids && idmap_single(&m->ids) ? 0 : UNPACK_CHOWN,
                     &e) &&
-        !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) /* later changes are newer than it */
+        !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) {
+        struct timespec then, now; /* later changes must be newer than it: by a tick of the clock */
+        clock_gettime(CLOCK_REALTIME_COARSE, &then);
+        for (int i = 0; i < 30; i++) {
+            nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+            clock_gettime(CLOCK_REALTIME_COARSE, &now);
+            if (now.tv_sec != then.tv_sec || now.tv_nsec != then.tv_nsec) break;
+        }
         return 0;
+    }
     fprintf(stderr, "skiff: %s\n", e.msg);
     return 1;
 }
@@ -15390,8 +15425,8 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
 
 /* {==== 25 build: Dockerfiles ====
  * A Dockerfile becomes a list of instructions; each either changes the image's configuration or
- * makes a layer. RUN is a container of part 24 whose upper directory is committed; COPY and ADD
- * place files in the same kind of container without a process. The cache is a chain of keys: parent
+ * makes a layer. RUN is a container of part 24 whose upper directory is committed; COPY, ADD and
+ * WORKDIR write their layer straight from the source. The cache is a chain of keys: parent
  * key, instruction with its expanded arguments, digest of what it reads. Uses: 1-24. Source:
  * Docker's Dockerfile reference, BuildKit's shell lexer. */
 
@@ -15861,6 +15896,11 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
     }
 }
 
+/* The permissions of a link are an archive's invention. */
+static bool commit_mode(mode_t was, mode_t is) {
+    return was == is || (S_ISLNK(was) && S_ISLNK(is));
+}
+
 /* A directory on the way to a change: it gets an entry before the first one below it. */
 struct commit_dir {
     const char *path; /* "": the top, which gets none */
@@ -15893,7 +15933,7 @@ static int commit_copy(struct tarring *t, const struct idx *x, int dir, const st
         const struct idx_inode *oi = o ? idx_inode(x, o->inode) : NULL;
         if (fstatat(dir, names.v[i], &st, AT_SYMLINK_NOFOLLOW) || strv_has(t->skip, full)) continue;
         bool both = oi && S_ISDIR(oi->mode) && S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode &&
+        bool same = oi && commit_mode(oi->mode, st.st_mode) &&
                     (both || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime)) &&
                     (t->one_id || (oi->uid == st.st_uid && oi->gid == st.st_gid));
         if (!both && t->laid.tv_sec) /* attributes of users and set-back times show here alone */
@@ -20790,7 +20830,7 @@ static void diff_copy(const struct diffing *d, int dir, const struct idx_inode *
             was ? idx_lookup(d->x, was, names.v[i], strlen(names.v[i])) : NULL;
         const struct idx_inode *oi = o ? idx_inode(d->x, o->inode) : NULL;
         bool held = strv_has(&d->skip, full + 1), is_dir = S_ISDIR(st.st_mode);
-        bool same = oi && oi->mode == st.st_mode &&
+        bool same = oi && commit_mode(oi->mode, st.st_mode) &&
                     (is_dir || (oi->size == (u64)st.st_size && oi->mtime == st.st_mtime));
         AUTO_BUF below = { 0 };
         AUTO_FD sub = is_dir && depth < MAX_TREE_DEPTH

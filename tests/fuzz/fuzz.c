@@ -451,7 +451,7 @@ static void fuzz_place(const u8 *data, size_t n) {
     g.file = data + 1, g.file_n = n - 1;
     AUTO_FD fd = file_fd();
     struct placing pl = { .root = root, .into = *data & 1 ? "in" : "", .uid = -1, .gid = -1,
-                          .chmod = -1, .placed = -1, .strict = *data & 2,
+                          .chmod = -1, .strict = *data & 2,
                           .rename = *data & 4 ? "new" : NULL };
     place_archive(&pl, fd, &e);
     AUTO_DIR *d = dir_stream(g.dir, "outside");

@@ -320,17 +320,22 @@ def driver_of(*words):
 def forced(driver):
     """A rung that this machine has works; one that it lacks is refused with the reason."""
     words = ['--storage-driver', driver]
-    have = driver == 'copy' or overlay_for_users() and (driver == 'overlay' or os.access('/dev/fuse', os.W_OK))
+    overlay, fuse = overlay_for_users(), os.access('/dev/fuse', os.W_OK)
+    have = {'overlay-fuse': overlay and fuse, 'fuse': fuse, 'overlay': overlay, 'copy': True}[driver]
     if have:
         equal(driver_of(*words), driver)
         root_works(*words)
     else:
         failed = skiff(*words, 'run', '--rm', '--network', 'none', 'tiny:1', 'true', status=125)
-        contains(failed.stderr.lower(), '/dev/fuse' if overlay_for_users() else 'overlay')
+        contains(failed.stderr.lower(), '/dev/fuse' if overlay or driver == 'fuse' else 'overlay')
 
 
 def rung_overlay_fuse():
     forced('overlay-fuse')
+
+
+def rung_fuse():
+    forced('fuse')
 
 
 def rung_overlay():
@@ -343,11 +348,30 @@ def rung_copy():
 
 def rung_chosen():
     """Left alone, skiff takes the best rung and names it."""
-    fuse = os.access('/dev/fuse', os.W_OK)
-    best = 'copy' if not overlay_for_users() else 'overlay-fuse' if fuse else 'overlay'
+    overlay, fuse = overlay_for_users(), os.access('/dev/fuse', os.W_OK)
+    best = 'overlay-fuse' if overlay and fuse else 'fuse' if fuse else 'overlay' if overlay else 'copy'
     root_works()
     equal(driver_of(), best)
     equal(out('info', '--format', '{{.Driver}}'), best)
+
+
+def build_and_commit():
+    """What is written on the rung that is chosen becomes a layer, and is there again."""
+    context = tempfile.mkdtemp(dir=WORK)
+    with open(context + '/Dockerfile', 'w') as file:
+        file.write('FROM tiny:1\nRUN echo one >/one && rm /kept && mkdir /made && ln /one /made/link\nCOPY file /made/file\n'
+                   'RUN cat /made/file >>/made/link && mv /made /moved && rm -r /dir && mkdir /dir\n')
+    with open(context + '/file', 'w') as file:
+        file.write('from the context\n')
+    out('build', '-q', '-t', 'built:1', context, timeout=180)
+    script = 'ls /kept /made 2>/dev/null; cat /moved/link; ls -A /dir'
+    equal(run('built:1', 'sh', '-c', script).stdout, 'one\nfrom the context\n')
+    skiff('run', '--name', 'changed', '--network', 'none', 'built:1', 'sh', '-c', 'echo more >>/moved/file; rm /one')
+    equal(out('diff', 'changed').splitlines(), ['C /moved', 'C /moved/file', 'D /one'])
+    out('commit', 'changed', 'built:2')
+    out('rm', 'changed')
+    equal(run('built:2', 'sh', '-c', 'cat /moved/file; [ ! -e /one ] && echo gone').stdout, 'from the context\nmore\ngone\n')
+    out('rmi', 'built:2', 'built:1')
 
 
 # ---- limits: a cgroup v2 that is the user's own ----
@@ -430,6 +454,122 @@ def exec_is_limited():
     out('rm', '-f', 'shared')
 
 
+def cgroup_file(name, file):
+    """A file of a running container's cgroup, as the host sees it."""
+    own = open('/proc/%s/cgroup' % inspect(name, '{{.State.Pid}}')).read().strip().split('::')[1]
+    return open('/sys/fs/cgroup%s/%s' % (own, file)).read().strip()
+
+
+def update():
+    """The limits of a running container change at once, what is not named stays, and a restart keeps them."""
+    out('run', '-d', '--name', 'grow', '--network', 'none', '--memory', '64m', '--memory-swap', '96m', '--cpus', '0.5', '--pids-limit', '50',
+        '--restart', 'no', 'tiny:1', *FOREVER)
+    equal([cgroup_file('grow', file) for file in ('memory.max', 'memory.swap.max', 'cpu.max', 'pids.max')],
+          [str(64 << 20), str(32 << 20), '50000 100000', '50'])
+    out('update', '--memory', '48m', 'grow')
+    equal([cgroup_file('grow', file) for file in ('memory.max', 'memory.swap.max', 'cpu.max', 'pids.max')],
+          [str(48 << 20), str(48 << 20), '50000 100000', '50'])
+    out('update', '--memory-swap', '64m', 'grow')
+    equal([cgroup_file('grow', file) for file in ('memory.max', 'memory.swap.max')], [str(48 << 20), str(16 << 20)])
+    out('update', '--cpu-period', '50000', '--cpu-quota', '10000', '--cpu-shares', '2', '--pids-limit', '60', 'grow')
+    equal([cgroup_file('grow', file) for file in ('cpu.max', 'cpu.weight', 'pids.max')], ['10000 50000', '1', '60'])
+    out('update', '--cpu-quota', '20000', 'grow')
+    equal(cgroup_file('grow', 'cpu.max'), '20000 50000')
+    contains(skiff('update', '--memory', '80m', 'grow', status=1).stderr, 'emory')     # above memory and swap
+    equal(cgroup_file('grow', 'memory.max'), str(48 << 20))
+    out('update', '--memory-reservation', '16m', 'grow')
+    equal(cgroup_file('grow', 'memory.low'), str(16 << 20))
+    out('restart', '-t', '1', 'grow')
+    equal([cgroup_file('grow', file) for file in ('memory.max', 'cpu.max', 'pids.max')], [str(48 << 20), '20000 50000', '60'])
+    out('update', '--pids-limit', '-1', '--cpus', '0', '--memory', '-1', '--memory-swap', '-1', 'grow')
+    equal([cgroup_file('grow', file).split()[0] for file in ('memory.max', 'memory.swap.max', 'cpu.max', 'pids.max')], ['max'] * 4)
+    out('rm', '-f', 'grow')
+    out('run', '-d', '--name', 'free', '--network', 'none', 'tiny:1', *FOREVER)
+    contains(skiff('update', '--memory', '64m', 'free', status=1).stderr, 'cgroup')
+    out('update', '--restart', 'on-failure:2', 'free')
+    out('rm', '-f', 'free')
+
+
+def cgroup_conf():
+    """Any file of the cgroup; io and cpu.idle where they are given to the user."""
+    done = run('--cgroup-conf', 'memory.high=50000000', '--cgroup-conf', 'pids.max=33', 'tiny:1', 'cat', '/sys/fs/cgroup/memory.high', '/sys/fs/cgroup/pids.max')
+    equal(done.stdout.split(), [str(50000000 // 4096 * 4096), '33'])
+    equal(run('--cgroup-conf', 'cpu.weight=7', 'tiny:1', 'cat', '/sys/fs/cgroup/cpu.weight').stdout, '7\n')
+    idle = run('--cgroup-conf', 'cpu.idle=1', 'tiny:1', 'cat', '/sys/fs/cgroup/cpu.idle', status=None)   # Linux 5.15
+    if idle.returncode:
+        contains(idle.stderr, 'cpu.idle')
+    else:
+        equal(idle.stdout, '1\n')
+    weight = run('--blkio-weight', '100', 'tiny:1', 'sh', '-c', 'cat /sys/fs/cgroup/io.bfq.weight /sys/fs/cgroup/io.weight 2>/dev/null', status=None)
+    if weight.returncode == 125:
+        contains(weight.stderr, 'io.')      # the io controller is not the user's, or the kernel has neither scheduler
+    else:
+        assert re.search('100|default', weight.stdout), weight.stdout
+    for bad, said in ('nosuch.file=1', 'nosuch'), ('../x=1', '../x'), ('memory.max=lots', 'memory.max'):
+        contains(run('--cgroup-conf', bad, 'tiny:1', 'true', status=125).stderr, said)
+
+
+def oci_limits():
+    """linux.resources of a bundle, and the runtime's own update."""
+    bundle = tempfile.mkdtemp(dir=WORK)
+    os.mkdir(bundle + '/rootfs')
+    with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as archive:
+        archive.extractall(bundle + '/rootfs')
+    out('oci', 'spec', '--rootless', '-b', bundle)
+    with open(bundle + '/config.json') as file:
+        spec = json.load(file)
+    spec['process'].update(terminal=False, args=['sleep', '1000'])
+    spec['linux']['resources'] = {'memory': {'limit': 64 << 20, 'swap': 128 << 20}, 'pids': {'limit': 40}, 'cpu': {'shares': 1024, 'quota': 50000, 'period': 100000},
+                                  'unified': {'memory.high': '60000000'}}
+    with open(bundle + '/config.json', 'w') as file:
+        json.dump(spec, file)
+    words = ['oci', '--root', bundle + '/state']
+    os.mkdir(bundle + '/state', 0o700)
+    child = subprocess.Popen(['skiff', *words, 'run', '-d', '-b', bundle, 'box'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    equal((child.wait(60), child.stderr.read() if child.returncode else ''), (0, ''))
+    own = '/sys/fs/cgroup' + open('/proc/%d/cgroup' % json.loads(out(*words, 'state', 'box'))['pid']).read().strip().split('::')[1]
+    read = lambda *files: [open(own + '/' + file).read().strip() for file in files]
+    equal(read('memory.max', 'memory.swap.max', 'pids.max', 'cpu.max', 'cpu.weight', 'memory.high'),
+          [str(64 << 20), str(64 << 20), '40', '50000 100000', '39', str(60000000 // 4096 * 4096)])
+    out(*words, 'update', '--memory', '48m', '--pids-limit', '30', 'box')
+    equal(read('memory.max', 'pids.max'), [str(48 << 20), '30'])
+    with open(bundle + '/limits.json', 'w') as file:
+        json.dump({'pids': {'limit': 20}, 'cpu': {'quota': 25000, 'period': 50000}}, file)
+    out(*words, 'update', '--resources', bundle + '/limits.json', 'box')
+    equal(read('pids.max', 'cpu.max'), ['20', '25000 50000'])
+    out(*words, 'pause', 'box')
+    equal(json.loads(out(*words, 'state', 'box'))['status'], 'paused')
+    out(*words, 'resume', 'box')
+    out(*words, 'delete', '-f', 'box')
+    eventually(lambda: not os.path.exists(own), 'its cgroup is gone')
+
+
+def scope():
+    """In a session the limits are in a scope that the user's systemd makes for the asking; nothing of it stays."""
+    units = lambda: subprocess.check_output(['systemctl', '--user', '--no-legend', '--plain', '--all', 'list-units', 'skiff-*.scope'], text=True).split()
+    before = open('/proc/self/cgroup').read()
+    out('run', '-d', '--name', 'scoped', '--network', 'none', '--memory', '64m', 'tiny:1', *FOREVER)
+    where = open('/proc/%s/cgroup' % inspect('scoped', '{{.State.Pid}}')).read()
+    assert re.search(r'/user@%d\.service/.*skiff-[0-9a-f-]+\.scope/' % os.getuid(), where), where
+    contains(' '.join(units()), '.scope', 'skiff-')
+    equal(open('/proc/self/cgroup').read(), before)
+    equal(out('exec', 'scoped', 'cat', '/sys/fs/cgroup/memory.max'), str(64 << 20))
+    out('stop', '-t', '2', 'scoped')
+    out('rm', 'scoped')
+    eventually(lambda: not units(), 'the scope is gone: %s' % units())
+    child = subprocess.Popen(['env', '-u', 'DBUS_SESSION_BUS_ADDRESS', 'skiff', 'run', '--rm', '--network', 'none', '--pids-limit', '20', 'tiny:1', 'cat',
+                              '/sys/fs/cgroup/pids.max'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    equal(child.communicate(timeout=60)[0], '20\n')
+
+
+def no_systemd_to_ask():
+    """Without the manager's socket a limit is refused as ever."""
+    child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', 'run', '--rm', '--network', 'none', '--memory', '64m', 'tiny:1', 'true'],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    equal(child.returncode, 125)
+    contains(child.stderr, 'cgroup', 'systemd-run --user')
+
+
 def limit_without_cgroup():
     """Where no cgroup is to be had, a limit is refused, and the remedy is named."""
     contains(run('--memory', '64m', 'tiny:1', 'true', status=125).stderr, 'cgroup', 'systemd-run --user')
@@ -453,12 +593,12 @@ def nothing_left():
 
 BASICS = [version, doctor, info, hello, load, import_, network_none, lifecycle, stop_kills, restart_keeps_files,
           exec_, exit_codes, interrupt, bind_mount]
-RUNGS = [rung_chosen, rung_overlay_fuse, rung_overlay, rung_copy]
+RUNGS = [rung_chosen, rung_overlay_fuse, rung_fuse, rung_overlay, rung_copy, build_and_commit]
 CGROUPS = [own_cgroup, pause]
-LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats]
+LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats, update, cgroup_conf]
 GROUPS = {
-    'session': BASICS + [many_ids] + RUNGS + [limit_without_cgroup, nothing_left],
-    'delegated': [doctor] + CGROUPS + LIMITS + [nothing_left],
+    'session': BASICS + [many_ids] + RUNGS + [scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
+    'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [limit_without_cgroup, nothing_left],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
