@@ -491,7 +491,7 @@ class Registry:
     faults: list of (regex on "METHOD path", times, function(handler) -> handled?); times -1: always.
     """
 
-    def __init__(self, manifest=None, blobs=None, name="img", tag="latest", realm=None):
+    def __init__(self, manifest=None, blobs=None, name="img", tag="latest", realm=None, tls=None):
         self.manifests, self.blobs = {}, dict(blobs or {})
         self.requests, self.faults, self.realm = [], [], realm
         self.lock = threading.Lock()
@@ -571,6 +571,8 @@ class Registry:
                 pass
 
         self.server = Server(("127.0.0.1", 0), Handler)
+        if tls:  # an ssl.SSLContext
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         self.host = "127.0.0.1:%d" % self.server.server_port
         self.ref = "%s/%s:%s" % (self.host, name, tag)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()

@@ -2130,6 +2130,51 @@ def test_kill(sk):
     sk.check_store()
 
 
+RUNGS = """FROM busybox AS one
+RUN echo one > /one && mkdir -p /dir/sub && echo f > /dir/file && ln /dir/file /dir/link && echo more >> /dir/link && ln -s link /dir/sym && mkfifo /dir/p
+COPY --chown=1000:1000 a /dir/a
+RUN cat /dir/a && rm /one && stat -c '%h %n' /dir/file > /dir/count
+WORKDIR /w/x
+ADD t.tar /t/
+RUN mv /t/in /t/out && rm -rf /dir/sub && mkdir /dir/sub && echo new > /dir/sub/n && chmod 750 /dir
+COPY --chmod=600 a /dir/sub/
+RUN ls /dir/sub && touch /dir/sub/m && mv /dir/sub /dir/sub2
+FROM busybox
+COPY --from=one /dir /copied
+RUN --mount=type=bind,from=one,source=/dir,target=/m cp /m/file /of-one && rm -r /home && mkdir /home && echo x > /home/y
+"""
+
+
+@only("abfg")
+@timeout(240)
+def test_rungs(sk):
+    """The same image on each rung, also where steps are cached by another one."""
+    files = {"a": "A", "t.tar": tar(entry("in", "in"))}
+    trees = {}
+    for driver in ["overlay", "copy"] + (["overlay-fuse", "fuse"] if sk.who in "fg" else []):
+        with sk.case(driver):
+            c = context(sk, files, RUNGS)
+            sk("--storage-driver %s build --no-cache -t" % driver, driver, c).ok
+            i = result(sk, driver)
+            trees[driver] = i.tree
+            for path, want in [("copied/file", "644 0:0 f\nmore\n"), ("copied/link", "644 0:0 f\nmore\n"), ("copied/sym", "-> link 0:0"),
+                               ("copied/count", "644 0:0 2 /dir/file\n"), ("copied/sub2/n", "644 0:0 new\n"), ("copied/sub2/a", "600 0:0 A"), ("copied/sub", None),
+                               ("of-one", "644 0:0 f\nmore\n"), ("home/y", "644 0:0 x\n"), ("one", None)]:
+                eq(i.tree.get(path), want, path)
+            eq(i.tree["copied/a"].split()[1:], ["1000:1000", "A"], "copied/a, given to 1000")
+            sk("--storage-driver %s run --rm" % driver, driver, "cat", "/copied/link").says("f\nmore")
+            differ = {p: (i.tree.get(p), trees["overlay"].get(p)) for p in set(i.tree) | set(trees["overlay"]) if i.tree.get(p) != trees["overlay"].get(p)}
+            eq(differ, {}, "what is not as on overlay")
+    for driver in list(trees)[1:]:
+        with sk.case(driver + " goes on from the cache of the others"):
+            c = context(sk, files, RUNGS + "RUN cat /home/y /copied/count > /%s\n" % driver)
+            r = sk("--storage-driver %s build -t more" % driver, c).ok
+            true(steps(r)[0] >= 8, "all older steps cached, got %s" % (steps(r),))
+            eq(result(sk, "more").tree[driver], "644 0:0 x\n2 /dir/file\n")
+    sk("system check").ok
+    sk.check_store()
+
+
 @only("root")
 @image(None)
 @timeout(180)

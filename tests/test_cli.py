@@ -294,7 +294,7 @@ def test_not_supported_is_said(sk):
         with sk.case(flag):
             r = sk("run --rm %s busybox true" % flag)
             no_match(r.err, "unknown (shorthand )?flag", flag)
-            true(r.code == 0 or re.search(r"(?i)support|needs?\b|no such|not found|unknown|invalid|cannot", r.err),
+            true(r.code == 0 or re.search(r"(?i)support|needs?\b|delegated|no such|not found|unknown|invalid|cannot", r.err),
                  "%s to work or to say why not, got %d %r" % (flag, r.code, r.err))
 
 

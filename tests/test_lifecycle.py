@@ -14,7 +14,8 @@ WHO = "ab"
 
 def test_stop(sk):
     with sk.case("stop: TERM, and the name is printed"):
-        sk.up("aa")
+        sk.up("aa", "echo trapped; while :; do sleep 1; done")
+        until(lambda: sk("logs aa").out == "trapped", "it is ready for signals")
         sk("stop aa").says("aa")
         eq(sk.get("aa", "{{.State.Status}} {{.State.ExitCode}}"), "exited 0")
     with sk.case("one that ignores TERM is killed"):

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 
@@ -218,6 +219,337 @@ def test_where_trust_and_credentials_come_from(sk):
         r.exits(1, "proxy|CONNECT|502")
     with sk.case("NO_PROXY"):
         pull(dict(ca, HTTPS_PROXY="http://127.0.0.1:1", NO_PROXY="localhost,127.0.0.1")).ok
+
+
+def conf(sk, text, name="registries.conf"):
+    """A registries.conf of the user's: the text of a case."""
+    return sk.file("home/.config/containers/" + name, text)
+
+
+def entry_of(prefix, location=None, mirrors=(), blocked=False):
+    """One [[registry]] table; all hosts are asked by plain http."""
+    out = '[[registry]]\nprefix = "%s"\ninsecure = true\n' % prefix
+    if location:
+        out += 'location = "%s"\n' % location
+    if blocked:
+        out += "blocked = true\n"
+    return out + "".join('[[registry.mirror]]\nlocation = "%s"\ninsecure = true\n' % m for m in mirrors)
+
+
+def gone(h):
+    return h.send(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}', "application/json")
+
+
+@image(None)
+def test_mirrors(sk):
+    """The mirrors in their order, then the registry itself: whoever has the image serves it."""
+    m, blobs = oci_blobs(lib.busybox_layer())
+    d = digest(m)
+    g = Registry(m, blobs)
+
+    def pulled(name, mirrors, ref, by, *options):
+        """Pulls by way of the mirrors; the blobs must come from `by`."""
+        with sk.case(name):
+            conf(sk, entry_of(g.host, g.host, [x if isinstance(x, str) else x.host for x in mirrors]))
+            for x in [g] + [x for x in mirrors if not isinstance(x, str)]:
+                x.requests.clear()
+            sk("pull -q", *options, ref).says(ref)
+            for x in [g] + [x for x in mirrors if not isinstance(x, str)]:
+                eq(x.count("GET .*/blobs/") > 0, x is by, "blobs from %s" % x.host)
+            sk("run --rm", ref, "echo", "x").says("x")
+            sk("rmi", "-f", ref).ok
+    full, empty = Registry(m, blobs), Registry()
+    pulled("a mirror that has it", [full], g.ref, full)
+    pulled("a mirror that lacks it", [empty], g.ref, g)
+    pulled("the second one has it", [empty, full], g.ref, full)
+    pulled("by digest, a mirror that lacks it", [empty], "%s/img@%s" % (g.host, d), g)
+    pulled("by digest, a mirror that has it", [full], "%s/img@%s" % (g.host, d), full)
+    pulled("nobody there", ["127.0.0.1:1"], g.ref, g)
+    pulled("a mirror that lets nobody in", [Registry(m, blobs).fault(".", lambda h: h.send(401, b"", "text/plain", {"WWW-Authenticate": 'Basic realm="x"'}))],
+           g.ref, g)
+    pulled("a mirror that forbids", [Registry(m, blobs).fault("manifests", lambda h: h.send(403, b"{}", "application/json"))], g.ref, g)
+    pulled("a mirror below a path", ["127.0.0.1:1/cache", full.host], g.ref, full)
+    with sk.case("nobody has it"):
+        conf(sk, entry_of(g.host, g.host, [empty.host]))
+        empty.requests.clear(), g.requests.clear()
+        sk("pull -q %s/img:nosuch" % g.host).exits(1, "not found|unknown")
+        true(empty.count("manifests/nosuch") > 0 and g.count("manifests/nosuch") > 0, "both to be asked")
+    with sk.case("run pulls by way of a mirror"):
+        conf(sk, entry_of(g.host, g.host, [empty.host, full.host]))
+        sk("run --rm", g.ref, "echo", "x").says("x")
+    with sk.case("push goes to the registry itself"):
+        full.requests.clear()
+        sk("tag", g.ref, g.host + "/pushed:1").ok
+        sk("push -q", g.host + "/pushed:1")
+        eq((full.count("POST|PUT|PATCH"), empty.count("POST|PUT|PATCH")), (0, 0), "uploads to a mirror")
+        true(g.count("PUT .*/manifests/1") > 0, "an upload to the registry")
+        sk("rmi -f", g.ref, g.host + "/pushed:1").ok
+    with sk.case("a mirror's own credentials, and not the registry's"):
+        closed = Registry(m, blobs)
+        closed.fault("/v2/", lambda h: None if h.headers.get("Authorization") == "Basic " + base64.b64encode(b"mirror:word").decode() else
+                     h.send(401, b"", "text/plain", {"WWW-Authenticate": 'Basic realm="x"'}))
+        auths = {closed.host: {"auth": base64.b64encode(b"mirror:word").decode()}, g.host: {"auth": base64.b64encode(b"home:word").decode()}}
+        sk.file("home/.docker/config.json", json.dumps({"auths": auths}))
+        pulled("closed mirror", [closed], g.ref, closed)
+        sent = {h["Authorization"] for _, _, h in closed.requests if "Authorization" in h}
+        eq(sent, {"Basic " + base64.b64encode(b"mirror:word").decode()}, "what the mirror was sent")
+    sk.check_store()
+
+
+@image(None)
+def test_registries_conf(sk):
+    """containers-registries.conf(5): the longest prefix decides alone; blocked; wildcards; drop-ins."""
+    m, blobs = oci_blobs(lib.busybox_layer())
+    one_, two = Registry(m, blobs), Registry(m, blobs)
+    host = "some.host.invalid"
+
+    def served(name, ref, by, *tables, files=()):
+        with sk.case(name):
+            paths = [conf(sk, "".join(tables))] + [conf(sk, text, "registries.conf.d/" + f) for f, text in files]
+            one_.requests.clear(), two.requests.clear()
+            r = sk("pull -q", ref)
+            for p in paths:
+                os.unlink(p)
+            if by is None:
+                r.exits(1, "blocked")
+                eq(one_.requests + two.requests, [], "requests of a blocked image")
+            else:
+                r.says(ref)
+                eq((one_.count("blobs") > 0, two.count("blobs") > 0), (by is one_, by is two), "who served the blobs")
+                sk("rmi -f", ref).ok
+    a, b = entry_of(host + "/a", one_.host), entry_of(host + "/a/img", two.host + "/img")
+    served("a location", host + "/a/img:latest", one_, a)
+    served("the longest prefix", host + "/a/img:latest", two, a, b)
+    served("the longest prefix, said first", host + "/a/img:latest", two, b, a)
+    served("a prefix ends at a component", host + "/a/img:latest", one_, a, entry_of(host + "/a/im", two.host))
+    served("a prefix with a tag is another", host + "/a/img:latest", one_, a, entry_of(host + "/a/img/x", two.host))
+    served("blocked by the longest", host + "/a/img", None, a, entry_of(host + "/a/img", blocked=True))
+    served("blocked, but not what is below", host + "/a/img:latest", one_, entry_of(host, blocked=True), a)
+    served("a host", host + "/img:latest", one_, entry_of(host, one_.host))
+    served("a wildcard", "sub.some.invalid/img:latest", one_, entry_of("*.some.invalid", one_.host))
+    served("a wildcard, two levels", "x.sub.some.invalid/img:latest", one_, entry_of("*.some.invalid", one_.host))
+    served("a wildcard and the host itself", "sub.some.invalid/img:latest", two, entry_of("*.some.invalid", one_.host), entry_of("sub.some.invalid", two.host))
+    served("a wildcard blocks", "sub.some.invalid/img", None, entry_of("*.some.invalid", blocked=True))
+    with sk.case("a wildcard is of whole labels"):
+        p = conf(sk, entry_of("*.some.invalid", one_.host))
+        sk("pull -q awesome.invalid/img").exits(1, "resolve|host")
+        sk("pull -q some.invalid/img").exits(1, "resolve|host")
+        os.unlink(p)
+    served("a drop-in", host + "/a/img:latest", one_, "", files=[("10-a.conf", a)])
+    served("the last drop-in of a prefix wins", host + "/a/img:latest", two, "", files=[("10-a.conf", a), ("20-b.conf", entry_of(host + "/a", two.host))])
+    served("a drop-in over the file", host + "/a/img:latest", two, a, files=[("10-b.conf", entry_of(host + "/a", two.host))])
+    served("a longer prefix in a drop-in", host + "/a/img:latest", two, a, files=[("10-b.conf", b)])
+    served("a longer prefix in the file", host + "/a/img:latest", two, b, files=[("10-a.conf", a)])
+    served("a file of another name is none", host + "/a/img:latest", one_, a, files=[("10-b.conf.bak", entry_of(host + "/a", two.host)), (".20.txt", "[[")])
+    with sk.case("a drop-in of the user's where there is no file of the user's"):
+        p = conf(sk, a, "registries.conf.d/10-a.conf")
+        sk("pull -q %s/a/img" % host).ok
+        sk("rmi -f %s/a/img" % host).ok
+        os.unlink(p)
+    with sk.case("a damaged drop-in"):
+        p = conf(sk, "[[registry\n", "registries.conf.d/10-a.conf")
+        q = conf(sk, a)
+        sk("pull -q %s/a/img" % host).exits(1, r"10-a\.conf")
+        os.unlink(p), os.unlink(q)
+    with sk.case("$CONTAINERS_REGISTRIES_CONF"):
+        sk("pull -q %s/a/img" % host, env={"CONTAINERS_REGISTRIES_CONF": sk.file("elsewhere.conf", a)}).ok
+
+
+def demands(want):
+    """A fault for Registry: Basic credentials or nothing."""
+    header = "Basic " + base64.b64encode(want.encode()).decode()
+    return lambda h: None if h.headers.get("Authorization") == header else h.send(
+        401, b"", "text/plain", {"WWW-Authenticate": 'Basic realm="x"'})
+
+
+@image(None)
+def test_auth_keys(sk):
+    """The forms of keys that Docker and Podman write; the most specific one decides."""
+    m, blobs = oci_blobs(lib.busybox_layer())
+    g = Registry(m, blobs, name="team/img").fault("/v2/", demands("me:word"))
+    good = {"auth": base64.b64encode(b"me:word").decode()}
+    bad = {"auth": base64.b64encode(b"me:wrong").decode()}
+
+    def pull(auths):
+        sk.file("home/.docker/config.json", json.dumps({"auths": auths}))
+        r = sk("pull -q", g.ref)
+        sk("rmi -f", g.ref)
+        return r
+    for name, auths in [
+            ("host", {g.host: good}), ("host/path", {g.host + "/team": good}), ("host/path/image", {g.host + "/team/img": good}),
+            ("https://host", {"https://" + g.host: good}), ("http://host", {"http://" + g.host: good}), ("https://host/", {"https://%s/" % g.host: good}),
+            ("https://host/v1/", {"https://%s/v1/" % g.host: good}), ("https://host/v2/", {"https://%s/v2/" % g.host: good}),
+            ("user name and password", {g.host: {"username": "me", "password": "word"}}),
+            ("the most specific", {g.host: bad, g.host + "/team": bad, g.host + "/team/img": good}),
+            ("the most specific, said first", {g.host + "/team/img": good, g.host: bad}),
+            ("another path", {g.host: good, g.host + "/tea": bad, g.host + "/team/im": bad, g.host + "/team/img/below": bad}),
+            ("another host", {g.host: good, g.host + "1": bad, "1" + g.host: bad, g.host.split(":")[0]: bad})]:
+        with sk.case(name):
+            pull(auths).ok
+    for name, auths in [
+            ("nothing", {}), ("another path only", {g.host + "/tea": good}), ("the wrong one is more specific", {g.host: good, g.host + "/team/img": bad}),
+            ("the host without its port", {g.host.split(":")[0]: good}), ("empty", {g.host: {}}), ("not base64", {g.host: {"auth": "***"}}),
+            ("no colon", {g.host: {"auth": base64.b64encode(b"justname").decode()}})]:
+        with sk.case("refused: " + name):
+            r = pull(auths).exits(1, "unauthorized|authentication|denied|no basic auth|login")
+            no_match(r.err + r.out, "me:|:word|:wrong|bWU6|justname", "what is said")
+    with sk.case("credentials of the name are not sent to where a location leads"):
+        g.requests.clear()
+        sk.file("home/.docker/config.json", json.dumps({"auths": {"named.invalid": good}}))
+        conf(sk, entry_of("named.invalid", g.host))
+        sk("pull -q named.invalid/team/img").exits(1, "unauthorized|authentication|denied|no basic auth|login")
+        eq([h for _, _, h in g.requests if "Authorization" in h], [], "requests with credentials")
+    with sk.case("credentials of where it leads are"):
+        sk.file("home/.docker/config.json", json.dumps({"auths": {g.host: good}}))
+        sk("pull -q named.invalid/team/img").ok
+
+
+HELPER = """#!/bin/sh
+# docker-credential-fake: keeps what it is told in files
+in=$(cat)
+echo "$1" >>%(dir)s/asked
+case $1 in
+    store) echo "$in" >%(dir)s/stored ;;
+    get) [ -e %(dir)s/stored ] && cat %(dir)s/stored || { echo "credentials not found in native keychain"; exit 1; } ;;
+    erase) echo "$in" >%(dir)s/erased; rm -f %(dir)s/stored ;;
+    *) exit 2 ;;
+esac
+"""
+
+
+@image(None)
+def test_credential_helpers(sk):
+    """login and logout leave the secret to the helper that the file names."""
+    basic = ENV["REGISTRY_BASIC"]
+    env = dict(trust(sk), PATH=sk.dir + "/bin:" + sk.env["PATH"])
+    sk.file("bin/docker-credential-fake", HELPER % {"dir": sk.dir}, 0o755)
+    path = sk.dir + "/home/.docker/config.json"
+    for kind, config in ("credHelpers", {"credHelpers": {basic: "fake"}}), ("credsStore", {"credsStore": "fake"}):
+        with sk.case(kind + ": login"):
+            sk.file("home/.docker/config.json", json.dumps(dict(config, other={"kept": 1})))
+            sk("login -u test --password-stdin", basic, env=env, input="secret\n").prints("Login Succeeded")
+            eq(json.load(open(sk.dir + "/stored")), {"ServerURL": basic, "Username": "test", "Secret": "secret"})
+            text = open(path).read()
+            true("secret" not in text and base64.b64encode(b"test:secret").decode() not in text, "no secret in config.json: " + text)
+            eq(json.loads(text)["other"], {"kept": 1}, "the rest of config.json")
+        with sk.case(kind + ": pull"):
+            sk("pull -q %s/busybox" % basic, env=env).ok
+        with sk.case(kind + ": logout"):
+            sk("logout", basic, env=env).prints("Removing login credentials for " + basic)
+            eq(open(sk.dir + "/erased").read().strip(), basic)
+            true(not os.path.exists(sk.dir + "/stored"), "nothing kept")
+            sk("pull %s/busybox" % basic, env=env).exits(1, "unauthorized|authentication|denied|no basic auth|login")
+    with sk.case("a wrong password is not kept"):
+        sk("login -u test -p wrong-one", basic, env=env).exits(1, "unauthorized|incorrect|denied|401")
+        true(not os.path.exists(sk.dir + "/stored"), "nothing kept")
+    with sk.case("a helper of another registry is not asked"):
+        sk.file("home/.docker/config.json", json.dumps({"credHelpers": {"other.example": "fake"}}))
+        os.unlink(sk.dir + "/asked")
+        sk("login -u test --password-stdin", basic, env=env, input="secret\n").ok
+        true(not os.path.exists(sk.dir + "/asked"), "the helper not to be asked")
+        sk("logout", basic, env=env).ok
+    with sk.case("a helper that fails"):
+        sk.file("bin/docker-credential-bad", "#!/bin/sh\necho 'the keyring is locked'; exit 1\n", 0o755)
+        sk.file("home/.docker/config.json", json.dumps({"credHelpers": {basic: "bad"}}))
+        r = sk("login -u test --password-stdin", basic, env=env, input="secret\n").exits(1, "keyring is locked")
+        true("secret" not in r.err and "test:secret" not in open(path).read(), "no secret said or kept")
+    with sk.case("a helper that is not there"):
+        sk.file("home/.docker/config.json", json.dumps({"credHelpers": {basic: "nosuch"}}))
+        sk("login -u test --password-stdin", basic, env=env, input="secret\n").exits(1, "nosuch")
+
+
+@image(None)
+def test_identity_token(sk):
+    """An identity token is exchanged for a token by POST, as OAuth2 has it, at the realm alone."""
+    m, blobs = oci_blobs(lib.busybox_layer())
+    g = Registry(m, blobs)
+    posts = []
+
+    def token(h):
+        if h.command != "POST":
+            return h.send(401, b"{}", "application/json")
+        form = h.rfile.read(int(h.headers["Content-Length"])).decode()
+        posts.append((form, h.headers.get("Content-Type"), h.headers.get("Authorization")))
+        if "refresh_token=it%3Dis%2Bme%26x" not in form:
+            return h.send(401, b"{}", "application/json")
+        return h.send(200, b'{"access_token":"short-lived"}', "application/json")
+    g.fault("/token", token)
+    g.fault("/v2/", lambda h: None if h.headers.get("Authorization") == "Bearer short-lived" else h.send(
+        401, b"", "text/plain", {"WWW-Authenticate": 'Bearer realm="http://%s/token",service="the service",scope="repository:img:pull"' % g.host}))
+    for name, entry_ in [("alone", {"identitytoken": "it=is+me&x"}), ("beside an empty password", {
+            "auth": base64.b64encode(b"00000000-0000:").decode(), "identitytoken": "it=is+me&x"})]:
+        with sk.case(name):
+            posts.clear()
+            sk.file("home/.docker/config.json", json.dumps({"auths": {g.host: entry_}}))
+            sk("pull -q", g.ref).ok
+            sk("rmi -f", g.ref).ok
+            form, kind, auth = posts[0]
+            eq((kind, auth), ("application/x-www-form-urlencoded", None))
+            for want in "grant_type=refresh_token", "service=the%20service", "scope=repository%3Aimg%3Apull", "client_id=":
+                true(want in form.replace("+", "%20"), "%s in %s" % (want, form))
+    with sk.case("from a helper, as user <token>"):
+        sk.file("bin/docker-credential-fake", "#!/bin/sh\necho '{\"Username\":\"<token>\",\"Secret\":\"it=is+me&x\"}'\n", 0o755)
+        sk.file("home/.docker/config.json", json.dumps({"credHelpers": {g.host: "fake"}}))
+        sk("pull -q", g.ref, env={"PATH": sk.dir + "/bin:" + sk.env["PATH"]}).ok
+        sk("rmi -f", g.ref).ok
+    with sk.case("one that is refused"):
+        sk.file("home/.docker/config.json", json.dumps({"auths": {g.host: {"identitytoken": "old-secret"}}}))
+        r = sk("pull -q", g.ref).exits(1, "denied|unauthorized|authentication|login")
+        no_match(r.err, "old-secret", "what is said")
+    with sk.case("it never goes to the registry"):
+        eq([h["Authorization"] for _, _, h in g.requests if "it=is" in h.get("Authorization", "")], [])
+
+
+@image(None)
+def test_client_certificate(sk):
+    """certs.d/HOST/NAME.cert with NAME.key, as containers-certs.d(5) says."""
+    ca = sk.folder("ca")
+    ext = sk.file("ca/ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    tool("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=ca", "-keyout", ca + "/ca.key", "-out", ca + "/ca.crt")
+    for name in "server", "client":
+        tool("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=" + name, "-keyout", "%s/%s.key" % (ca, name), "-out", "%s/%s.csr" % (ca, name))
+        tool("openssl", "x509", "-req", "-in", "%s/%s.csr" % (ca, name), "-CA", ca + "/ca.crt", "-CAkey", ca + "/ca.key", "-CAcreateserial", "-days", "30",
+             "-extfile", ext, "-out", "%s/%s.crt" % (ca, name))
+
+    def context(verify):
+        c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        c.load_cert_chain(ca + "/server.crt", ca + "/server.key")
+        c.load_verify_locations(ca + "/ca.crt")
+        c.verify_mode = verify
+        return c
+    m, blobs, big = one()
+    seen = []  # who offered a certificate at the second registry
+    g = Registry(m, blobs, tls=context(ssl.CERT_REQUIRED))
+    other = Registry(m, blobs, tls=context(ssl.CERT_OPTIONAL))
+    other.fault(".", lambda h: seen.append(h.connection.getpeercert()))
+    d = "home/.config/containers/certs.d/%s/" % g.host
+    read = lambda name: open(ca + "/" + name).read()
+    sk.file(d + "ca.crt", read("ca.crt"))
+    with sk.case("without one"):
+        sk("pull -q", g.ref).exits(1, "certificate|TLS|SSL|handshake|alert")
+    cert, key = sk.file(d + "client.cert", read("client.crt")), sk.file(d + "client.key", read("client.key"), 0o600)
+    with sk.case("with one"):
+        sk("pull -q", g.ref).ok
+        sk("run --rm", g.ref, "echo", "x").says("x")
+        sk("rmi -f", g.ref).ok
+    with sk.case("it is not shown to another host"):
+        sk.file("home/.config/containers/certs.d/%s/ca.crt" % other.host, read("ca.crt"))
+        g.fault("GET .*" + big, lambda h: h.send(307, b"", "text/plain", {"Location": "https://%s/v2/img/blobs/%s" % (other.host, big)}))
+        sk("pull -q", g.ref).ok
+        true(seen and not any(seen), "the redirect to be followed without a certificate, got %s" % seen)
+        sk("rmi -f", g.ref).ok
+        sk("pull -q", other.ref).ok
+        true(not any(seen), "no certificate for a registry that has none in certs.d")
+    g.faults.clear()
+    with sk.case("a certificate without its key is told"):
+        os.unlink(key)
+        sk("pull -q", g.ref).exits(1, r"client\.key")
+    with sk.case("a damaged key"):
+        sk.file(d + "client.key", "nonsense")
+        sk("pull -q", g.ref).exits(1, ".")
+    with sk.case("a key of another"):
+        sk.file(d + "client.key", read("server.key"))
+        sk("pull -q", g.ref).exits(1, ".")
 
 
 @only("ab")

@@ -1,9 +1,11 @@
 """run and create: every option's effect, exit codes, the terminal."""
+import io
 import json
 import os
 import re
 import signal
 import subprocess
+import tarfile
 
 import lib
 from lib import Failed, Terminal, eq, image, match, no_match, only, timeout, true, until
@@ -357,7 +359,7 @@ def test_storage(sk):
     want = {"a": "overlay", "b": "overlay", "f": "overlay-fuse", "g": "overlay-fuse"}[sk.who]
     with sk.case("chosen"):
         eq(sk("info --format", "{{.Driver}}").ok.out, want)
-    for driver in ["overlay", "copy"] + (["overlay-fuse"] if sk.who in "fg" else []):
+    for driver in ["overlay", "copy"] + (["overlay-fuse", "fuse"] if sk.who in "fg" else []):
         base = "--storage-driver %s " % driver
         with sk.case(driver):
             sk(base + "run --name %s busybox sh -c" % driver, "echo x >/f; echo y >>/etc/passwd; rm /bin/vi; mkdir /d; mv /home /d/; chmod 700 /bin; "
@@ -368,15 +370,124 @@ def test_storage(sk):
             sk("commit %s %s:c" % (driver, driver)).ok
             sk(base + "run --rm %s:c sh -c" % driver, "cat /f; tail -1 /etc/passwd; ls /bin/vi /d 2>&1; stat -c %a /bin").says(
                 "x\ny\nls: /bin/vi: No such file or directory\n/d:\nhome\n700")
+            eq(sk.get(driver, "{{.Driver}}"), driver)
             sk("cp %s:/f -" % driver).ok
+            sk("cp %s:/etc/passwd" % driver, sk.dir + "/passwd").ok
+            eq(open(sk.dir + "/passwd").read().splitlines()[-1], "y")
+            with tarfile.open(fileobj=io.BytesIO(sk("export", driver).ok.raw)) as t:
+                names = {n.strip("./") for n in t.getnames()}
+                true({"f", "d/home", "bin/hard"} <= names and not {"bin/vi", "home"} & names, "the merged tree in an export")
             sk("rm", driver).ok
+        with sk.case(driver + ": start again, exec, cp into what runs"):
+            sk(base + "run -d --name again busybox sh -c", "echo x >>/count; sleep 1000").ok
+            until(lambda: sk("exec again cat /count").out == "x", "the first start has written")
+            sk("restart -t 0 again").ok
+            until(lambda: sk("exec again cat /count").out == "x\nx", "the second start sees what the first wrote")
+            sk("cp", sk.file("given", "given\n"), "again:/etc/given").ok
+            sk("exec again sh -c", "cat /etc/given; echo more >>/etc/given").says("given")
+            sk("cp again:/etc/given", sk.dir + "/back").ok
+            eq(open(sk.dir + "/back").read(), "given\nmore\n")
+            sk("commit again again:c").ok
+            sk(base + "run --rm again:c sh -c", "cat /count /etc/given").says("x\nx\ngiven\nmore")
+            sk("rm -f again").ok
     if sk.who in "ab":
-        with sk.case("a rung that cannot be had says why"):
-            sk("--storage-driver overlay-fuse run --rm busybox true").exits(125, "fuse")
+        for driver in "overlay-fuse", "fuse":
+            with sk.case("a rung that cannot be had says why: " + driver):
+                sk("--storage-driver %s run --rm busybox true" % driver).exits(125, "/dev/fuse")
+    with sk.case("by the environment"):
+        sk("run --rm busybox true", env={"SKIFF_STORAGE_DRIVER": "copy"}).ok
+        sk("info --format", "{{.Driver}}", env={"SKIFF_STORAGE_DRIVER": "copy"}).says("copy")
+        sk("run --rm busybox true", env={"SKIFF_STORAGE_DRIVER": "nosuch"}).exits(125, "nosuch.*overlay-fuse, fuse, overlay, copy")
     with sk.case("nothing is mounted or running afterwards"):
         until(lambda: not sk.processes(), "no process is left: %s" % sk.processes())
     with sk.case("rm leaves no files"):
         eq(os.listdir(sk.root + "/containers") if os.path.isdir(sk.root + "/containers") else [], [])
+
+
+WRITES = r"""
+say() { [ "$2" = "$3" ] || echo "$1: '$3' instead of '$2'"; }
+links() { stat -c %h "$@" | tr '\n' ' '; }
+ino=$(stat -c %i /etc/group); echo x >>/etc/group
+say 'inode number after a copy' $ino $(stat -c %i /etc/group)
+say 'a lower file that was read stays' "$(wc -c </etc/passwd)" "$(cat /etc/passwd | wc -c)"
+exec 3</etc/passwd; echo new >/etc/passwd.new; mv /etc/passwd.new /etc/passwd
+say 'a replaced file, still open' root "$(head -n1 <&3 | cut -d: -f1)"; say 'replaced' new "$(cat /etc/passwd)"
+exec 4>/tmp/gone; rm /tmp/gone; echo kept >&4; say 'unlinked while open' kept "$(cat /proc/self/fd/4)"
+n=$(stat -c %h /bin/busybox); ln /bin/busybox /bin/another; say 'links' "$((n+1)) $((n+1)) " "$(links /bin/busybox /bin/another)"
+rm /bin/another; say 'one link less' "$n " "$(links /bin/busybox)"; /bin/busybox true || echo 'busybox does not run'
+mkdir -p /a/b/c; echo 1 >/a/b/c/f; mv /a/b /a/moved; say 'a moved directory' 1 "$(cat /a/moved/c/f)"; [ ! -e /a/b ] || echo 'still there'
+mv /low/d /low/e && say 'a moved lower directory' '1 2' "$(echo $(cat /low/e/one /low/e/sub/two))"; [ ! -e /low/d ] || echo 'the lower directory is still there'
+rm -r /low; mkdir /low; say 'a directory made anew is empty' '' "$(ls -A /low)"; rmdir /low || echo 'low is not empty'
+say 'all links of a lower file' '3 3 3 ' "$(links /h1 /h2 /hd/h3)"; echo x >>/h2; say 'written by another name' 'h x' "$(echo $(cat /hd/h3))"; rm /h1; say 'two left' '2 2 ' "$(links /h2 /hd/h3)"
+rmdir /etc 2>/dev/null && echo 'a full directory was removed'
+dd if=/dev/zero of=/big bs=64k count=100 2>/dev/null; say 'size' 6553600 $(stat -c %s /big); truncate -s 10 /big; say 'cut' 10 $(wc -c </big)
+truncate -s 1G /sparse; say 'sparse' '1073741824 ok' "$(stat -c %s /sparse) $([ $(stat -c %b /sparse) -lt 1000 ] && echo ok)"
+printf abc | dd of=/sparse bs=1 seek=1000000000 conv=notrunc 2>/dev/null; say 'far away' abc "$(dd if=/sparse bs=1 skip=1000000000 count=3 2>/dev/null)"
+echo x >/m; chmod 4750 /m; say 'mode' 4750 $(stat -c %a /m); touch -d '2001-02-03 04:05:06' /m; say 'time' 981173106 $(stat -c %Y /m)
+ln -s nowhere /l; say 'link' nowhere "$(readlink /l)"; ln /l /l2; say 'links of a link' "2 2 " "$(stat -c %h /l /l2 | tr '\n' ' ')"
+mkfifo /p; (echo through >/p &); say 'fifo' through "$(cat /p)"
+i=0; mkdir /many; while [ $i -lt 500 ]; do echo $i >/many/$i; i=$((i+1)); done; say 'many' 500 $(ls /many | wc -l); rm /many/1*; say 'fewer' 389 $(ls /many | wc -l)
+for f in /many/*; do mv $f $f.x; done; say 'renamed' 389 $(ls /many | grep -c x$); rm -r /many; [ ! -e /many ] || echo 'many is there'
+df / >/dev/null || echo 'no df'; sync
+"""
+
+
+@only("fg")
+def test_fuse_rung(sk):
+    """A root file system that skiff itself writes, where the kernel mounts no overlay."""
+    fuse = "--storage-driver fuse "
+    sk("load -q", input=lib.docker_archive(lib.busybox_layer(), lib.tar(
+        lib.entry("low/"), lib.entry("low/d/"), lib.entry("low/d/one", "1\n"), lib.entry("low/d/sub/"), lib.entry("low/d/sub/two", "2\n"), lib.entry("hd/"),
+        lib.entry("h1", "h\n"), lib.entry("h2", None, tarfile.LNKTYPE, "h1"), lib.entry("hd/h3", None, tarfile.LNKTYPE, "h1")), tag="low")).ok
+    with sk.case("what programs do with files"):
+        r = sk(fuse + "run --name cc low sh -c", WRITES).ok
+        eq((r.out, r.err), ("", ""))
+    with sk.case("the mount"):
+        sk(fuse + "run --rm busybox grep ' / ' /proc/mounts").prints("^skiff / fuse.skiff rw,.*nodev")
+    with sk.case("the image stays as it was"):
+        sk(fuse + "run --rm low sh -c", "ls -d /a /big /low /low/d/one 2>/dev/null; stat -c %h /h1; head -n1 /etc/passwd").prints("^/low\n/low/d/one\n3\nroot:")
+    with sk.case("--read-only"):
+        sk(fuse + "run --rm --read-only busybox touch /x").exits(1, "read-only")
+    with sk.case("owners"):
+        out = sk(fuse + "run --rm busybox sh -c", "touch /f; chown 33:44 /f; stat -c %u:%g /f; su app -c 'id -u; touch /x' 2>&1; stat -c %u /tmp").ok.lines
+        eq(out[0], "33:44" if sk.subuid else "0:0")
+        if sk.subuid:
+            match("\n".join(out), "1000\n.*permission denied".replace("p", "[pP]", 1))
+    with sk.case("several users of one image at once"):
+        ps = [sk.popen(fuse + "run --rm busybox sh -c", "for i in 1 2 3 4 5 6 7 8; do cp /bin/busybox /b$i; cmp /bin/busybox /b$i || exit 9; done",
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+        for p in ps:
+            out, err = p.communicate(timeout=90)
+            eq((p.returncode, out, err), (0, b"", b""))
+    with sk.case("the same changes as on overlay"):
+        script = "rm -r /home; mkdir /home; echo x >/home/f; mv /low/d /tmp/; ln -s a /low/d; touch /root/.t; rm /bin/vi; chmod 700 /tmp; rm -r /tmp/d/sub; echo x >/tmp/d/sub; mv /root/.t /low/d2"
+        trees = []
+        for words in fuse, "--storage-driver overlay ":
+            sk(words + "run --name same low sh -c", script).ok
+            sk("commit same same:" + str(len(trees))).ok
+            trees.append((sk("diff same").ok.out, sk("run --rm same:%d sh -c" % len(trees), "find / -xdev ! -path '/proc*' ! -path '/dev*' ! -path '/sys*' | sort | "
+                                                     "xargs stat -c '%n %F %a %u %g %h %s' | grep -v ^/.directory").ok.out))
+            sk("rm same").ok
+        eq(trees[0][0], trees[1][0], "diff")
+        eq(trees[0][1], trees[1][1], "the committed tree")
+    with sk.case("start again"):
+        sk("start -a cc")
+        sk("export cc").ok
+        sk("rm cc").ok
+    with sk.case("a file server that is killed: errors, but an end, and a next start"):
+        sk(fuse + "run -d --name kk busybox sh -c", "echo x >>/count; sleep 1000").ok
+        for pid, name in sk.processes():
+            if name == "skiff-fs":
+                lib.kill(pid)
+        sk("exec kk ls /").exits(None)
+        sk("kill kk")  # unless it has come to an end by itself
+        sk("wait kk").ok
+        sk("start kk").ok
+        until(lambda: sk("exec kk cat /count").out == "x\nx", "it runs again, with its files")
+        sk("rm -f kk").ok
+    with sk.case("nothing is left"):
+        until(lambda: not sk.processes(), "no process is left: %s" % sk.processes())
+        eq(os.listdir(sk.root + "/containers"), [])
 
 
 def test_keep_id(sk):
