@@ -2247,6 +2247,20 @@ static char *reg_conf_value(char *line, const char *key) {
     return line;
 }
 
+static bool reg_is_loopback(const char *domain) {
+    size_t host = strcspn(domain, ":");
+    bool v4 = str_prefix(domain, "127.") && strspn(domain, "0123456789.") == host;
+    return str_prefix(domain, "localhost:") || !strcmp(domain, "localhost") || v4 ||
+           !strcmp(domain, "[::1]") || str_prefix(domain, "[::1]:");
+}
+
+/* The registry itself, as its name says. */
+static struct reg_host reg_host_of(const char *domain) {
+    return (
+        struct reg_host){ str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"), 0,
+                          reg_is_loopback(domain) };
+}
+
 /* The [[registry]] and [[registry.mirror]] tables of registries.conf(5) version 2 that concern one
  * domain: the keys prefix, location, insecure, blocked. The format's other parts do not apply. */
 static int reg_conf_read(const char *path, const struct ref *ref, struct reg_conf *c,
@@ -2272,15 +2286,18 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
         if (!s || str_prefix(s, "[[registry]]")) {
             const char *by = prefix ? prefix : location;
             int took = reg_conf_covers(by, ref->domain, ref->path);
-            if (took >= 0 && (int)strlen(by) > c->longest) { /* the longest one decides alone */
+            /* the longest one decides alone, of two the one read later */
+            if (took >= 0 && (int)strlen(by) >= c->longest) {
                 c->longest = (int)strlen(by);
                 while (c->n) mem_freep(&c->hosts[--c->n].location);
-                c->blocked = false;
                 for (size_t i = 0; i < mirrors.n && i < 15; i++)
                     reg_conf_add(c, mirrors.v[i], (size_t)took, lax[i]);
-                c->blocked |= blocked;
+                c->blocked = blocked;
+                free(self->location);
+                bool moved = location && prefix;
+                *self = reg_host_of(ref->domain);
                 self->insecure |= insecure;
-                if (location && prefix)
+                if (moved)
                     free(self->location), self->location = str_dup(location),
                                           self->strip = (size_t)took;
             }
@@ -2309,18 +2326,10 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
     return 0;
 }
 
-static bool reg_is_loopback(const char *domain) {
-    size_t host = strcspn(domain, ":");
-    bool v4 = str_prefix(domain, "127.") && strspn(domain, "0123456789.") == host;
-    return str_prefix(domain, "localhost:") || !strcmp(domain, "localhost") || v4 ||
-           !strcmp(domain, "[::1]") || str_prefix(domain, "[::1]:");
-}
-
 /* Mirrors and laxness for a registry from registries.conf and Docker's daemon.json. */
 static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err *e) {
     const char *domain = ref->domain;
-    struct reg_host self = { str_dup(strcmp(domain, "docker.io") ? domain : "registry-1.docker.io"),
-                             0, reg_is_loopback(domain) };
+    struct reg_host self = reg_host_of(domain);
     int rc;
     const char *own = getenv("CONTAINERS_REGISTRIES_CONF");
     AUTO_FREE char *user = str_fmt("%s/.config/containers/registries.conf", host_home());
@@ -2328,16 +2337,19 @@ static int reg_conf_load(const struct ref *ref, struct reg_conf *ret, struct err
                        : !access(user, R_OK) ? user
                                              : "/etc/containers/registries.conf";
     rc = reg_conf_read(main, ref, ret, &self, e);
-    AUTO_FREE char *drop = str_fmt("%s.d", main);
-    AUTO_STRV names = { 0 };
-    AUTO_DIR *d = str_empty(own) ? opendir(drop) : NULL;
-    struct dirent *de;
-    while (d && (de = dir_next(d)))
-        if (str_suffix(de->d_name, ".conf")) strv_add(&names, de->d_name);
-    if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
-    for (size_t i = 0; !rc && i < names.n; i++) {
-        AUTO_FREE char *path = str_fmt("%s/%s", drop, names.v[i]);
-        rc = reg_conf_read(path, ref, ret, &self, e);
+    AUTO_FREE char *mine = str_fmt("%s.d", user);
+    const char *drops[] = { "/etc/containers/registries.conf.d", mine };
+    for (size_t k = 0; k < ARRAY_LEN(drops) && str_empty(own); k++) {
+        AUTO_STRV names = { 0 };
+        AUTO_DIR *d = opendir(drops[k]);
+        struct dirent *de;
+        while (d && (de = dir_next(d)))
+            if (str_suffix(de->d_name, ".conf")) strv_add(&names, de->d_name);
+        if (names.n) qsort(names.v, names.n, sizeof *names.v, name_order);
+        for (size_t i = 0; !rc && i < names.n; i++) {
+            AUTO_FREE char *path = str_fmt("%s/%s", drops[k], names.v[i]);
+            rc = reg_conf_read(path, ref, ret, &self, e);
+        }
     }
     AUTO_FREE char *daemon = str_fmt("%s/.config/docker/daemon.json", host_home());
     const char *files[] = { daemon, "/etc/docker/daemon.json" };
@@ -16726,6 +16738,11 @@ static const char *build_time(const struct build *b, char *out) {
 }
 
 /* The chain's next key. */
+/* A field of a key as a netstring, whatever its bytes are. */
+static void key_add(struct buf *key, const char *text) {
+    buf_addf(key, "%zu:%s,", strlen(text), text);
+}
+
 static void build_key(struct bstage *st, const char *what, const char *input) {
     AUTO_FREE char *text = str_fmt("%s\n%s\n%s", st->key, what, input ? input : "");
     digest_of(text, strlen(text), st->key);
@@ -17228,9 +17245,12 @@ static int run_mount_cache(struct build *b, struct bstage *st, const struct run_
         if (m->from && (run_source_open(b, m, &r, &path, e) || run_lay_out(b, st, &r, d, e)))
             return -1;
         fchmod(d, m->mode >= 0 ? (mode_t)m->mode : 0755);
-        if (!renameat(b->s->dir, tmp, b->s->dir, dir)) run_mount_own(st, m, b->s->dir, dir);
-        else if (errno != ENOTEMPTY && errno != EEXIST)
-            return err_set(e, errno, "make the cache %s", key);
+        /* never over another step's, which may have it mounted */
+        int made = (int)syscall(SYS_renameat2, b->s->dir, tmp, b->s->dir, dir, 1u /* NOREPLACE */);
+        if (made && errno == EINVAL) made = renameat(b->s->dir, tmp, b->s->dir, dir); /* NFS */
+        if (!made) run_mount_own(st, m, b->s->dir, dir);
+        else if (errno == ENOTEMPTY || errno == EEXIST) tree_remove(b->s->dir, tmp);
+        else return err_set(e, errno, "make the cache %s", key);
     }
     if (st->nheld == ARRAY_LEN(st->held)) return err_set(e, 0, "RUN: too many cache mounts");
     snprintf(st->held[st->nheld].name, sizeof st->held->name, "%s", name);
@@ -17560,10 +17580,12 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     CLEANUP(run_mounts_done) struct run_mounts mounts = { 0 };
     if (run_mounts_parse(b, st, in, &mounts, e)) return -1;
     build_env(b, st, &nobody, &env);
-    AUTO_JSON *reads = json_pack("[O,o,o,s]", args, js_strv(&in->flags), js_strv(&st->args),
-                                 script ? in->doc[0].text : "");
-    AUTO_FREE char *text = js_dump(reads, JSON_COMPACT);
-    buf_addf(&key, "RUN %s", text);
+    AUTO_FREE char *reads = js_dump(args, JSON_COMPACT);
+    buf_addf(&key, "RUN %s", reads);
+    for (size_t i = 0; i < in->flags.n; i++) key_add(&key, in->flags.v[i]);
+    buf_adds(&key, "|");
+    for (size_t i = 0; i < st->args.n; i++) key_add(&key, st->args.v[i]);
+    if (script) buf_adds(&key, "|"), key_add(&key, in->doc[0].text);
     static const char *const WORLD[] = { "network", "add-host", "shm-size", "ulimit" };
     for (size_t i = 0; i < ARRAY_LEN(WORLD); i++) { /* what else a step can see of the options */
         if (!cli_has(b->cli, WORLD[i])) continue;
@@ -17644,13 +17666,14 @@ struct copying {
 
 /* Expands the patterns of a COPY against the source; every pattern must match something. */
 static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, const char *pat,
-                         struct strv *ret, int depth) {
+                         bool wild, struct strv *ret, int depth) {
     const char *slash = strchr(pat, '/');
     AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
-    if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, ret, depth) : 0;
+    if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, wild, ret, depth) : 0;
     AUTO_STRV names = { 0 };
     if (!strpbrk(head, "*?[\\")) strv_add(&names, head);
     else {
+        wild = true;
         AUTO_DIR *d = dir_stream(dir, ".");
         struct dirent *de;
         while (d && (de = dir_next(d)))
@@ -17669,26 +17692,31 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
             if (!copy_skips(c, sub) || (some && S_ISDIR(st.st_mode))) strv_add(ret, sub);
             continue;
         }
+        if (wild && S_ISLNK(st.st_mode))
+            continue; /* only what stands before a pattern is followed */
         AUTO_FD next = sys_openat2(c->dir, sub, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
-        if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, ret, depth + 1);
+        if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, wild, ret, depth + 1);
     }
     return 0;
 }
 
 /* The same against an index. */
-static void copy_glob_idx(const struct copy_src *c, const char *path, const char *pat,
+static void copy_glob_idx(const struct copy_src *c, const char *path, const char *pat, bool wild,
                           struct strv *ret, int depth) {
     const char *slash = strchr(pat, '/');
     AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
     const struct idx_inode *dir = depth < 64 ? idx_resolve(c->x, path) : NULL;
     u32 n = 0;
     const struct idx_dirent *d = dir ? idx_dir(c->x, dir, &n) : NULL;
+    wild |= strpbrk(head, "*?[\\") != NULL;
     for (u32 i = 0; i < n; i++) {
         const char *s = idx_name(c->x, d[i].name, d[i].name_len);
         AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
         if (!*name || fnmatch(head, name, 0)) continue;
         AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", name);
-        if (slash) copy_glob_idx(c, sub, slash + 1, ret, depth + 1);
+        const struct idx_inode *to = idx_inode(c->x, d[i].inode);
+        if (slash && wild && to && S_ISLNK(to->mode)) continue;
+        if (slash) copy_glob_idx(c, sub, slash + 1, wild, ret, depth + 1);
         else if (!ignored(&c->exclude, name)) strv_add(ret, sub);
     }
 }
@@ -17713,10 +17741,10 @@ static int copy_sources(struct copy_part *q, const char *pattern, struct err *e)
     AUTO_FREE char *clean = path_clean(pattern);
     if (q->src.dir >= 0) {
         if (!*clean) strv_add(&q->from, "");
-        else copy_glob_dir(&q->src, q->src.dir, "", clean, &q->from, 0);
+        else copy_glob_dir(&q->src, q->src.dir, "", clean, false, &q->from, 0);
     } else if (!strpbrk(clean, "*?[\\")) {
         if (idx_resolve(q->src.x, clean)) strv_add(&q->from, clean);
-    } else copy_glob_idx(&q->src, "", clean, &q->from, 0);
+    } else copy_glob_idx(&q->src, "", clean, false, &q->from, 0);
     return q->from.n ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
 }
 
@@ -18026,12 +18054,22 @@ static int git_context(const struct store *s, const char *where, bool keep_git, 
     if (mkdirat(s->dir, *ret_tmp, 0700)) return err_set(e, errno, "make %s", *ret_tmp);
     AUTO_FREE char *dir = str_fmt("%s/%s", s->path, *ret_tmp);
     char *init[] = { "init", "-q", NULL };
-    char *fetch[] = { "fetch", "-q", "--depth", "1", "--", url, *ref ? ref : "HEAD", NULL };
+    char *origin[] = { "remote", "add", "--", "origin", url, NULL };
+    char *fetch[] = { "fetch", "-q", "--depth", "1", "origin", *ref ? ref : "HEAD", NULL };
     char *checkout[] = { "checkout", "-q", "--detach", "FETCH_HEAD", "--", NULL };
-    if (git_run(dir, init, e) || git_run(dir, fetch, e) || git_run(dir, checkout, e))
+    char *modules[] = {
+        "submodule", "update", "-q", "--init", "--recursive", "--depth", "1", NULL
+    };
+    if (git_run(dir, init, e) || git_run(dir, origin, e) || git_run(dir, fetch, e) ||
+        git_run(dir, checkout, e))
         return err_wrap(e, "%.200s", where);
     AUTO_FD top = dir_open(s->dir, *ret_tmp, e);
     if (top < 0) return -1;
+    if (!faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW)) {
+        /* a repository may name files of this host only where it comes from there itself */
+        if (str_prefix(url, "file://")) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
+        if (git_run(dir, modules, e)) return err_wrap(e, "%.200s: submodules", where);
+    }
     if (!keep_git) tree_remove(top, ".git");
     /* a subdirectory that is a link could lead anywhere */
     int fd = sys_openat2(top, sub && sub[1] ? sub + 1 + strspn(sub + 1, "/") : ".",
@@ -18096,14 +18134,15 @@ static int copy_word(struct copying *k, const char *word, struct err *e) {
     *q = (struct copy_part){ .src = k->src, .fetched = git || url };
     if (q->fetched) q->src.dir = -1, q->src.ignore = NULL;
     int rc = 0;
-    if (git) {
+    if (k->checksum && !url)
+        rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
+    else if (git) {
         q->src.dir = git_context(k->b->s, word, k->keep_git, &q->tmp, e);
         if (q->src.dir < 0) rc = -1;
         strv_add(&q->from, "");
     } else if (url) rc = add_url(k, q, word, e);
     else if (!q->src.x && q->src.dir < 0)
         rc = err_set(e, 0, "there is no build context to copy %s from", word);
-    else if (k->checksum) rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
     else rc = copy_sources(q, word, e);
     k->nfrom += q->from.n;
     return rc;
@@ -18184,13 +18223,16 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
                           : str_fmt("%s/%s", js_str_or(st->config, "config.WorkingDir", "/"), to);
         k.dest = dest;
         k.dir_contents = copy_is_dir(&k);
-        AUTO_JSON *reads =
-            json_pack("[s,o,o,s]", in->name, js_strv(&k.shown), js_strv(&words), dest);
-        AUTO_FREE char *flags = str_join(&k.shown, " "), *names = str_join(&words, " "),
-                       *what = js_dump(reads, JSON_COMPACT);
+        AUTO_BUF reads = { 0 };
+        buf_adds(&reads, in->name);
+        for (size_t i = 0; i < k.shown.n; i++) key_add(&reads, k.shown.v[i]);
+        buf_adds(&reads, "|");
+        for (size_t i = 0; i < words.n; i++) key_add(&reads, words.v[i]);
+        key_add(&reads, dest);
+        AUTO_FREE char *flags = str_join(&k.shown, " "), *names = str_join(&words, " ");
         AUTO_FREE char *by =
             str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
-        build_key(st, what, digest);
+        build_key(st, reads.p, digest);
         i64 began = time_mono_ms();
         if (!build_cached(b, st, &record)) {
             build_say(b, "CACHED");
@@ -18669,41 +18711,43 @@ static int build_parallel(struct build *b, size_t target, struct err *e) {
         for (size_t i = 0; i < n; i++)
             for (size_t k = 0; needed[i] && k < n; k++) needed[k] |= deps[i * n + k];
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    for (;;) {
-        size_t ready[8], count = 0, max = cpus > 8 ? 8 : cpus < 2 ? 2 : (size_t)cpus;
-        for (size_t i = 0; i < n && count < max; i++) {
-            bool can = needed[i] && !b->stage[i].built;
+    struct {
+        size_t stage;
+        pid_t pid;
+        int fd;
+    } job[8];
+    size_t jobs = 0, max = cpus > 8 ? 8 : cpus < 2 ? 2 : (size_t)cpus;
+    AUTO_FREE bool *busy = mem_new(n + 1);
+    for (int rc = 0;;) {
+        size_t ready = 0, next = 0;
+        for (size_t i = n; i-- > 0 && !rc;) {
+            bool can = needed[i] && !busy[i] && !b->stage[i].built;
             for (size_t k = 0; can && k < n; k++) can = !deps[i * n + k] || b->stage[k].built;
-            if (can) ready[count++] = i;
+            if (can) ready++, next = i;
         }
-        if (!count) break; /* all are built, or a circle, which is said where it is met */
-        if (count == 1) {
-            if (build_stage(b, &b->stage[ready[0]], e)) return -1;
-            if (ready[0] != target) build_shut(&b->stage[ready[0]]); /* its layers are enough */
-            continue;
-        }
-        pid_t pid[8];
-        int fd[8], rc = 0;
-        for (size_t i = 0; i < count; i++) pid[i] = stage_fork(b, &b->stage[ready[i]], &fd[i], e);
-        for (size_t left = count; left;) {
+        if (ready == 1 && !jobs) {
+            if (build_stage(b, &b->stage[next], e)) return -1;
+            if (next != target) build_shut(&b->stage[next]); /* its layers are enough */
+        } else if (ready && jobs < max) {
+            job[jobs].stage = next;
+            job[jobs].pid = stage_fork(b, &b->stage[next], &job[jobs].fd, e);
+            if (job[jobs].pid < 0) rc = -1;
+            else jobs++, busy[next] = true;
+        } else if (jobs) {
             struct pollfd polls[8];
             struct err mine = { 0 };
             size_t i = 0;
-            for (size_t k = 0; k < count; k++)
-                polls[k] = (struct pollfd){ .fd = pid[k] > 0 ? fd[k] : -1, .events = POLLIN };
-            while (i < count && pid[i] >= 0) i++; /* one that could not be forked */
-            if (i == count) {
-                while (poll(polls, count, -1) < 0 && errno == EINTR) continue;
-                for (i = 0; !polls[i].revents;) i++; /* its answer is whole: it writes it last */
-            }
-            if (pid[i] < 0) rc = -1;
-            else if (stage_join(b, &b->stage[ready[i]], pid[i], fd[i], &mine) && !rc)
+            for (size_t k = 0; k < jobs; k++)
+                polls[k] = (struct pollfd){ .fd = job[k].fd, .events = POLLIN };
+            while (poll(polls, jobs, -1) < 0 && errno == EINTR) continue;
+            while (!polls[i].revents) i++; /* its answer is whole: it writes it last */
+            if (stage_join(b, &b->stage[job[i].stage], job[i].pid, job[i].fd, &mine) && !rc)
                 rc = -1, *e = mine;
-            pid[i] = 0, left--;
-            for (size_t k = 0; rc && k < count; k++) /* the others are of no use now */
-                if (pid[k] > 0) kill(pid[k], SIGKILL);
-        }
-        if (rc) return b->killed = true, -1;
+            job[i] = job[--jobs];
+        } else if (rc) return b->killed = true, -1;
+        else break; /* all are built, or a circle, which is said where it is met */
+        for (size_t k = 0; rc && k < jobs; k++) /* the others are of no use now */
+            kill(job[k].pid, SIGKILL);
     }
     return build_stage(b, &b->stage[target], e);
 }
