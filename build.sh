@@ -21,7 +21,7 @@ cache=${SKIFF_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/skiff}
 export CC=${CC:-gcc}
 cflags=(-std=gnu17 -Wall -Wextra -Werror -Wno-unused-parameter -ffunction-sections -fdata-sections
         "-ffile-prefix-map=$PWD=.")
-libraries=(-lcurl -lmbedtls -larchive -lzstd -lz -lseccomp -ljansson)
+libraries=(-lcurl -lmbedtls -larchive -lzstd -llzma -lbz2 -lz -lseccomp -ljansson)
 
 die() { echo "build.sh: $*" >&2; exit 1; }
 

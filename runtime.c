@@ -155,8 +155,10 @@
 
 #include <archive.h>
 #include <archive_entry.h>
+#include <bzlib.h>
 #include <curl/curl.h>
 #include <jansson.h>
+#include <lzma.h>
 #include <mbedtls/sha256.h>
 #include <seccomp.h>
 #include <zlib.h>
@@ -3787,22 +3789,41 @@ static ssize_t src_hash_read(struct src *s, void *out, size_t n, struct err *e) 
     return k;
 }
 
-/* Decompression by what the data says it is: gzip (any number of members), zstd, or nothing. */
+/* Decompression by what the data says it is: gzip, zstd, xz, bzip2 (any number of members), or
+ * nothing. */
 struct src_inflate {
     struct src src;
     struct src *from;
-    enum { INFLATE_UNKNOWN, INFLATE_PLAIN, INFLATE_GZIP, INFLATE_ZSTD } kind;
+    enum {
+        INFLATE_UNKNOWN,
+        INFLATE_PLAIN,
+        INFLATE_GZIP,
+        INFLATE_ZSTD,
+        INFLATE_XZ,
+        INFLATE_BZIP2
+    } kind;
     u8 *in; /* owned, SRC_BUFFER bytes */
     size_t n, at;
     bool eof, between; /* source ended; at a member's boundary */
     z_stream z;
     ZSTD_DStream *zd;
+    lzma_stream xz;
+    bz_stream bz;
 };
-enum { SRC_BUFFER = 128 << 10 };
+enum { SRC_BUFFER = 128 << 10, XZ_MAX_MEMORY = 256 << 20 /* xz -9 needs 65 MiB */ };
+
+/* libbz2 calls it where its own checks fail. */
+__attribute__((noreturn)) void bz_internal_error(int code);
+void bz_internal_error(int code) {
+    fprintf(stderr, "skiff: bzip2: internal error %d\n", code);
+    abort();
+}
 
 static void src_inflate_done(struct src_inflate *i) {
     if (i->kind == INFLATE_GZIP) inflateEnd(&i->z);
     if (i->zd) ZSTD_freeDStream(i->zd);
+    if (i->kind == INFLATE_XZ) lzma_end(&i->xz);
+    if (i->kind == INFLATE_BZIP2) BZ2_bzDecompressEnd(&i->bz);
     free(i->in);
 }
 
@@ -3818,7 +3839,7 @@ static int src_inflate_fill(struct src_inflate *i, struct err *e) {
 
 static int src_inflate_detect(struct src_inflate *i, struct err *e) {
     i->in = mem_new(SRC_BUFFER);
-    while (i->n < 4 && !i->eof) { /* short first reads happen */
+    while (i->n < 6 && !i->eof) { /* short first reads happen */
         ssize_t k = i->from->read(i->from, i->in + i->n, SRC_BUFFER - i->n, e);
         if (k < 0) return -1;
         i->eof = !k;
@@ -3832,6 +3853,13 @@ static int src_inflate_detect(struct src_inflate *i, struct err *e) {
                i->in[3] == 0xfd) {
         i->zd = mem_check(ZSTD_createDStream());
         i->kind = INFLATE_ZSTD;
+    } else if (i->n >= 6 && !memcmp(i->in, "\xfd\x37zXZ", 6)) {
+        if (lzma_stream_decoder(&i->xz, XZ_MAX_MEMORY, LZMA_CONCATENATED) != LZMA_OK)
+            mem_check(NULL);
+        i->kind = INFLATE_XZ;
+    } else if (i->n >= 4 && !memcmp(i->in, "BZh", 3) && i->in[3] >= '1' && i->in[3] <= '9') {
+        if (BZ2_bzDecompressInit(&i->bz, 0, 0) != BZ_OK) mem_check(NULL);
+        i->kind = INFLATE_BZIP2;
     } else i->kind = INFLATE_PLAIN;
     i->eof = false;
     return 0;
@@ -3885,12 +3913,58 @@ static ssize_t src_inflate_zstd(struct src_inflate *i, void *out, size_t n, stru
     return (ssize_t)o.pos;
 }
 
+static ssize_t src_inflate_xz(struct src_inflate *i, void *out, size_t n, struct err *e) {
+    i->xz.next_out = out;
+    i->xz.avail_out = n;
+    while (i->xz.avail_out == n) {
+        if (src_inflate_fill(i, e)) return -1;
+        i->xz.next_in = i->in + i->at;
+        i->xz.avail_in = i->n - i->at;
+        lzma_ret rc = lzma_code(&i->xz, i->eof && i->at == i->n ? LZMA_FINISH : LZMA_RUN);
+        i->at = i->n - i->xz.avail_in;
+        if (rc == LZMA_STREAM_END) break;
+        if (rc == LZMA_BUF_ERROR) return err_set(e, 0, "xz data ends in the middle (truncated)");
+        if (rc == LZMA_MEMLIMIT_ERROR)
+            return err_set(e, 0, "xz data needs more than %d MiB of memory", XZ_MAX_MEMORY >> 20);
+        if (rc != LZMA_OK) return err_set(e, 0, "xz data is damaged");
+    }
+    return (ssize_t)(n - i->xz.avail_out);
+}
+
+static ssize_t src_inflate_bzip2(struct src_inflate *i, void *out, size_t n, struct err *e) {
+    i->bz.next_out = out;
+    i->bz.avail_out = (unsigned)n;
+    while (i->bz.avail_out == n) {
+        if (src_inflate_fill(i, e)) return -1;
+        if (i->eof && i->at == i->n) {
+            if (i->between) return 0;
+            return err_set(e, 0, "bzip2 data ends in the middle (truncated)");
+        }
+        i->between = false;
+        i->bz.next_in = (char *)i->in + i->at;
+        i->bz.avail_in = (unsigned)(i->n - i->at);
+        int rc = BZ2_bzDecompress(&i->bz);
+        i->at = i->n - i->bz.avail_in;
+        if (rc == BZ_STREAM_END) { /* another member may follow */
+            char *next = i->bz.next_out;
+            unsigned left = i->bz.avail_out;
+            BZ2_bzDecompressEnd(&i->bz);
+            i->bz = (bz_stream){ .next_out = next, .avail_out = left };
+            if (BZ2_bzDecompressInit(&i->bz, 0, 0) != BZ_OK) mem_check(NULL);
+            i->between = true;
+        } else if (rc != BZ_OK) return err_set(e, 0, "bzip2 data is damaged");
+    }
+    return (ssize_t)(n - i->bz.avail_out);
+}
+
 static ssize_t src_inflate_read(struct src *s, void *out, size_t n, struct err *e) {
     struct src_inflate *i = (void *)s;
     if (n > 1u << 30) n = 1u << 30;
     if (i->kind == INFLATE_UNKNOWN && src_inflate_detect(i, e)) return -1;
     if (i->kind == INFLATE_GZIP) return src_inflate_gzip(i, out, n, e);
     if (i->kind == INFLATE_ZSTD) return src_inflate_zstd(i, out, n, e);
+    if (i->kind == INFLATE_XZ) return src_inflate_xz(i, out, n, e);
+    if (i->kind == INFLATE_BZIP2) return src_inflate_bzip2(i, out, n, e);
     if (src_inflate_fill(i, e)) return -1;
     size_t k = i->n - i->at < n ? i->n - i->at : n;
     memcpy(out, i->in + i->at, k);
@@ -16700,6 +16774,13 @@ struct bstage {
     struct idx x;         /* merged, for COPY --from; map NULL: not yet */
 };
 
+/* An ssh-agent(1) of our own, and who ends it when this process has ended in whatever way: the
+ * agent may be set-gid, which undoes PR_SET_PDEATHSIG. */
+struct ssh_agent {
+    pid_t keeper;
+    int life; /* owned: the agent ends when no process holds it any more */
+};
+
 struct build {
     const struct cli *cli;
     struct store *s;
@@ -16714,6 +16795,9 @@ struct build {
     bool killed;     /* builders of stages were ended: they left something to collect */
     struct buf tail; /* the last output of a quiet step */
     json_t *records; /* owned: cache records of this build's steps, by key; NULL: not asked for */
+    struct strv ssh; /* ID=SOCKET of --ssh */
+    struct ssh_agent agent[8]; /* those that were started for --ssh */
+    size_t nagents;
     unsigned step;
     FILE *out; /* borrowed: progress */
 };
@@ -16737,12 +16821,12 @@ static const char *build_time(const struct build *b, char *out) {
     return time_rfc3339(b->epoch >= 0 ? b->epoch * 1000000000 : time_now_ns(), out);
 }
 
-/* The chain's next key. */
 /* A field of a key as a netstring, whatever its bytes are. */
 static void key_add(struct buf *key, const char *text) {
     buf_addf(key, "%zu:%s,", strlen(text), text);
 }
 
+/* The chain's next key. */
 static void build_key(struct bstage *st, const char *what, const char *input) {
     AUTO_FREE char *text = str_fmt("%s\n%s\n%s", st->key, what, input ? input : "");
     digest_of(text, strlen(text), st->key);
@@ -17330,26 +17414,102 @@ static int run_mount_bind(struct build *b, struct bstage *st, const struct run_m
     return mount_add(mounts, at, "bind", full, opts, false), 0;
 }
 
-/* The agent's socket that --ssh gives for an id: "default" is $SSH_AUTH_SOCK. NULL: none. Caller
- * owns it. */
-static char *run_ssh_socket(struct build *b, const char *id, struct err *e) {
+/* Starts the next one; what it says first goes to `said`. */
+static int ssh_agent_fork(struct build *b, char *said, size_t size, struct err *e) {
+    int life[2], out[2];
+    if (pipe2(life, O_CLOEXEC) || pipe2(out, O_CLOEXEC)) return err_set(e, errno, "pipe");
+    pid_t pid = fork();
+    if (!pid) {
+        char c;
+        close(life[1]);
+        for (size_t i = 0; i < b->nagents; i++) close(b->agent[i].life);
+        pid_t agent = fork();
+        if (!agent) {
+            dup2(out[1], 1);
+            execlp("ssh-agent", "ssh-agent", "-D", (char *)NULL);
+            _exit(127);
+        }
+        close(out[1]);
+        while (read(life[0], &c, 1) < 0 && errno == EINTR) continue;
+        if (agent > 0 && !kill(agent, SIGTERM)) waitpid(agent, NULL, 0);
+        _exit(0);
+    }
+    close(life[0]), close(out[1]);
+    size_t n = 0;
+    for (ssize_t k; n < size - 1 && !memchr(said, '\n', n); n += (size_t)k)
+        if ((k = read(out[0], said + n, size - 1 - n)) <= 0) break;
+    said[n] = 0;
+    close(out[0]);
+    if (pid < 0) return close(life[1]), err_set(e, errno, "fork");
+    b->agent[b->nagents++] = (struct ssh_agent){ pid, life[1] };
+    return 0;
+}
+
+static void ssh_agent_end(struct ssh_agent *a) {
+    fd_closep(&a->life);
+    while (waitpid(a->keeper, NULL, 0) < 0 && errno == EINTR) continue;
+}
+
+/* An agent that has the keys of the files; its socket. NULL: an error. */
+static char *ssh_agent_begin(struct build *b, const char *id, const struct strv *files,
+                             struct err *e) {
+    char said[512];
+    if (b->nagents == ARRAY_LEN(b->agent)) return err_set(e, 0, "too many --ssh with keys"), NULL;
+    if (ssh_agent_fork(b, said, sizeof said, e)) return NULL;
+    char *at = strstr(said, "SSH_AUTH_SOCK=");
+    if (!at)
+        return err_set(e, 0, "--ssh %s: keys need the program ssh-agent on this host", id), NULL;
+    at[strcspn(at, ";\n")] = 0;
+    for (size_t i = 0; i < files->n; i++) {
+        AUTO_BUF out = { 0 };
+        char *add[] = { "env",
+                        at,
+                        "SSH_ASKPASS_REQUIRE=force",
+                        "SSH_ASKPASS=false",
+                        "ssh-add",
+                        "-q",
+                        "--",
+                        files->v[i],
+                        NULL };
+        if (!proc_run(add, NULL, &out, e)) continue;
+        AUTO_FREE char *why = str_printable(out.p ? out.p : "");
+        return err_set(e, 0, "--ssh %s: key %.200s: %.200s", id, files->v[i], why), NULL;
+    }
+    return str_dup(at + strlen("SSH_AUTH_SOCK="));
+}
+
+/* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh as "ID=SOCKET". */
+static int build_ssh(struct build *b, struct err *e) {
     AUTO_STRV given = { 0 };
     cli_list(b->cli, "ssh", &given);
     for (size_t i = 0; i < given.n; i++) {
-        char *eq = strchr(given.v[i], '=');
+        AUTO_STRV paths = { 0 };
+        char *id = given.v[i], *eq = strchr(id, '=');
         if (eq) *eq++ = 0;
-        if (strcmp(given.v[i], id)) continue;
         const char *path = eq ? eq : getenv("SSH_AUTH_SOCK");
-        struct stat st;
-        if (str_empty(path)) return err_set(e, 0, "--ssh %s: SSH_AUTH_SOCK is not set", id), NULL;
-        if (stat(path, &st) || !S_ISSOCK(st.st_mode))
-            return err_set(e, 0,
-                           "--ssh %s=%.200s is not an agent's socket: a key file is not supported "
-                           "yet by skiff, add it to an agent",
-                           id, path),
-                   NULL;
-        return str_dup(path);
+        struct stat st = { 0 };
+        if (str_empty(path)) return err_set(e, 0, "--ssh %s: SSH_AUTH_SOCK is not set", id);
+        strv_split(&paths, path, ',');
+        for (size_t k = 0; k < paths.n; k++) {
+            if (stat(paths.v[k], &st)) return err_set(e, errno, "--ssh %s: %s", id, paths.v[k]);
+            if (!S_ISREG(st.st_mode) && (!S_ISSOCK(st.st_mode) || paths.n > 1))
+                return err_set(e, 0, "--ssh %s: %.200s is neither an agent's socket nor a key", id,
+                               paths.v[k]);
+        }
+        AUTO_FREE char *sock =
+            S_ISSOCK(st.st_mode) ? str_dup(path) : ssh_agent_begin(b, id, &paths, e);
+        if (!sock) return -1;
+        strv_take(&b->ssh, str_fmt("%s=%s", id, sock));
+        if (!strcmp(id, "default")) setenv("SSH_AUTH_SOCK", sock, 1); /* for Git */
     }
+    return 0;
+}
+
+/* The agent's socket for an id, borrowed; NULL: none was given. */
+static const char *run_ssh_socket(const struct build *b, const char *id) {
+    size_t n = strlen(id);
+    for (size_t i = 0; i < b->ssh.n; i++)
+        if (!strncmp(b->ssh.v[i], id, n) && b->ssh.v[i][n] == '=') return b->ssh.v[i] + n + 1;
     return NULL;
 }
 
@@ -17363,9 +17523,7 @@ static int run_mount_add(struct build *b, struct bstage *st, json_t *spec,
     if (!strcmp(m->type, "secret")) return run_mount_secret(b, st, m, mounts, at, env, e);
     if (!strcmp(m->type, "ssh")) {
         const char *id = m->id ? m->id : "default";
-        e->msg[0] = 0;
-        AUTO_FREE char *sock = run_ssh_socket(b, id, e);
-        if (!sock && e->msg[0]) return -1;
+        const char *sock = run_ssh_socket(b, id);
         if (!sock)
             return m->required ? err_set(e, 0, "RUN --mount=type=ssh: no --ssh %s was given", id)
                                : 0;
@@ -17788,24 +17946,12 @@ static bool tar_head(const u8 *head) {
     return *head && strtoul((const char *)head + 148, NULL, 8) == sum;
 }
 
-/* Is a source a tar archive that ADD takes apart? 1 yes, 0 no. */
-static int add_is_archive(const struct copying *k, const struct copy_part *q, const char *p,
-                          struct err *why) {
-    if (!k->add || q->src.dir < 0 || !k->unpack || (q->download && k->unpack < 0)) return 0;
+/* Is a source a tar archive that ADD takes apart? */
+static bool add_is_archive(const struct copying *k, const struct copy_part *q, const char *p) {
+    if (!k->add || q->src.dir < 0 || !k->unpack || (q->download && k->unpack < 0)) return false;
     AUTO_FD fd = sys_openat2(q->src.dir, p, O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
     struct stat st;
-    char magic[6] = "";
-    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return 0;
-    (void)!pread(fd, magic, sizeof magic, 0);
-    if (!memcmp(magic,
-                "\xfd"
-                "7zXZ",
-                6) ||
-        !memcmp(magic, "BZh", 3))
-        return err_set(why, 0,
-                       "%s: archives of xz and bzip2 cannot be taken apart: repack it with gzip or "
-                       "zstd, or copy it as it is with --unpack=false",
-                       p);
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode)) return false;
     struct src_fd f = { { src_fd_read }, fd };
     struct src_inflate inf = { .src = { src_inflate_read }, .from = &f.src };
     u8 head[512];
@@ -17946,9 +18092,8 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         const struct copy_part *q = &k->part[n];
         for (size_t i = 0; i < q->from.n; i++) {
             const char *p = q->from.v[i];
-            int archive = add_is_archive(k, q, p, e);
-            if (archive < 0 || (archive ? copy_unpack(k, q, l, p, as ? as : into, e)
-                                        : copy_one(k, q, l, p, as, into, e)))
+            if (add_is_archive(k, q, p) ? copy_unpack(k, q, l, p, as ? as : into, e)
+                                        : copy_one(k, q, l, p, as, into, e))
                 return -1;
         }
     }
@@ -18039,6 +18184,16 @@ static int git_run(const char *dir, char *const more[], struct err *e) {
     return rc ? rc < 0 ? -1 : err_set(e, 0, "git: %.400s", said) : 0;
 }
 
+/* Takes Git's own files away, those of submodules too. */
+static void git_strip(int top, const char *path, int depth) {
+    AUTO_FD dir = sys_openat2(top, path, O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH);
+    AUTO_DIR *d = depth < MAX_TREE_DEPTH && dir >= 0 ? dir_stream(dir, ".") : NULL;
+    struct dirent *de;
+    tree_remove(dir, ".git");
+    while (d && (de = dir_next(d)))
+        if (de->d_type == DT_DIR) git_strip(dir, de->d_name, depth + 1);
+}
+
 /* Checks URL[#REF[:SUBDIR]] out below tmp/; a descriptor of what it asks for. */
 static int git_context(const struct store *s, const char *where, bool keep_git, char **ret_tmp,
                        struct err *e) {
@@ -18065,12 +18220,14 @@ static int git_context(const struct store *s, const char *where, bool keep_git, 
         return err_wrap(e, "%.200s", where);
     AUTO_FD top = dir_open(s->dir, *ret_tmp, e);
     if (top < 0) return -1;
-    if (!faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW)) {
+    bool inner = !faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW);
+    if (inner) {
         /* a repository may name files of this host only where it comes from there itself */
         if (str_prefix(url, "file://")) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
         if (git_run(dir, modules, e)) return err_wrap(e, "%.200s: submodules", where);
     }
-    if (!keep_git) tree_remove(top, ".git");
+    if (!keep_git && inner) git_strip(top, ".", 0);
+    else if (!keep_git) tree_remove(top, ".git");
     /* a subdirectory that is a link could lead anywhere */
     int fd = sys_openat2(top, sub && sub[1] ? sub + 1 + strspn(sub + 1, "/") : ".",
                          O_RDONLY | O_DIRECTORY, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
@@ -18794,7 +18951,8 @@ static void build_done(struct build *b) {
     for (size_t i = 0; b->stage && i < b->nstages; i++) build_close(&b->stage[i]);
     free(b->stage);
     dockerfile_done(&b->df);
-    strv_done(&b->ignore), strv_done(&b->global);
+    strv_done(&b->ignore), strv_done(&b->global), strv_done(&b->ssh);
+    for (size_t i = 0; i < b->nagents; i++) ssh_agent_end(&b->agent[i]);
     buf_done(&b->tail);
     json_decref(b->records);
     fd_closep(&b->ctx);
@@ -22500,7 +22658,7 @@ static const struct opt OPT_BUILD[] = {
     { "squash", 0, OPT_BOOL, "Squash newly built layers into a single new layer" },
     { "secret", 0, OPT_LIST, "Secret to expose to the build (id=mysecret,src=/local/secret)" },
     { "shm-size", 0, OPT_BYTES, "Shared memory size for RUN" },
-    { "ssh", 0, OPT_LIST, "SSH agent socket to expose to the build (default)" },
+    { "ssh", 0, OPT_LIST, "SSH agent socket or keys to expose (default|ID[=SOCKET|KEY[,KEY]])" },
     { "tag", 't', OPT_LIST, "Name and optionally a tag (name:tag)" },
     { "target", 0, OPT_TEXT, "Set the target build stage to build" },
     { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates when pulling (true)" },
@@ -22996,9 +23154,8 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
 
 /* What can be told of the options before anything is read or run. */
 static int build_options(struct build *b, struct err *e) {
-    AUTO_STRV secrets = { 0 }, ssh = { 0 }, outputs = { 0 }, caches = { 0 };
+    AUTO_STRV secrets = { 0 }, outputs = { 0 }, caches = { 0 };
     cli_list(b->cli, "secret", &secrets);
-    cli_list(b->cli, "ssh", &ssh);
     cli_list(b->cli, "output", &outputs);
     for (size_t i = 0; i < secrets.n; i++) {
         AUTO_BUF text = { 0 };
@@ -23008,11 +23165,7 @@ static int build_options(struct build *b, struct err *e) {
         AUTO_FREE char *id = str_dupn(at + 3, strcspn(at + 3, ","));
         if (run_secret_text(secrets.v[i], id, &text, e) < 0) return -1;
     }
-    for (size_t i = 0; i < ssh.n; i++) {
-        AUTO_FREE char *id = str_dupn(ssh.v[i], strcspn(ssh.v[i], "=")),
-                       *path = run_ssh_socket(b, id, e);
-        if (!path) return -1;
-    }
+    if (build_ssh(b, e)) return -1;
     for (size_t i = 0; i < outputs.n; i++) {
         struct output o;
         int rc = output_parse(outputs.v[i], &o, e);

@@ -544,6 +544,15 @@ def test_copy_over_an_image(sk):
               "COPY --from=a /x[12]/?/z*/f.[cd] /o/\nCOPY --from=a /x3/* /p/\nCOPY --from=a x?/y/*1/*.txt /q/\nCOPY --from=a /xl/y/*/f.? /r/\n",
               {"o/f.c": "644 0:0 1\n", "o/f.d": "644 0:0 2\n", "o/f.txt": None, "p/g": "644 0:0 4\n", "q/f.txt": "644 0:0 3\n", "r/f.d": "644 0:0 2\n"})
         build(sk, "FROM busybox AS a\nFROM scratch\nCOPY --from=a /*/nosuch*/x /o/").exits(1, "not found")
+    with sk.case("a link that a pattern meets is not followed, one before it is"):
+        d = "FROM busybox AS a\nRUN mkdir -p /x2/y && echo 1 > /x2/y/f && ln -s x2 /xl\nFROM scratch\nCOPY --from=a %s /o/\n"
+        build(sk, d % "/*l/y/f").exits(1, "not found")
+        check(sk, d % "/xl/y/*", {"o/f": "644 0:0 1\n"})
+        c = context(sk, {"x2/y/f": "1"}, "FROM scratch\nCOPY *l/y/f /o/\n")
+        os.symlink("x2", c + "/xl")
+        sk("build -q", c).exits(1, "not found")
+        sk("build -q -t t -f -", c, input="FROM scratch\nCOPY xl/y/* /o/\n").ok
+        eq(result(sk).tree["o/f"], "644 0:0 1")
     with sk.case("hard links and sparse files of a stage"):
         i = check(sk, "FROM busybox AS a\nRUN mkdir /d && echo x >/d/1 && ln /d/1 /d/2 && truncate -s 5000000 /d/big\nFROM scratch\nCOPY --from=a /d /d", {"d/1": "644 0:0 x\n", "d/2": "644 0:0 x\n"})
         eq(i.links, {"d/2": "d/1"})
@@ -593,13 +602,15 @@ def test_add(sk):
             check(sk, "FROM scratch\nADD a.tar /o/", {"o/f": "644 3:4 F", "o/s/g": "644 3:4 G", "o/a.tar": None}, files={"a.tar": made})
     with sk.case("--unpack=false leaves an archive whole, --unpack=true takes it apart"):
         check(sk, "FROM scratch\nADD --unpack=false p.tar /o/\nADD --unpack=true p.tar.gz /q/", {"o/p.tar": "644 0:0 " + brief(plain), "o/in": None, "q/in/f": "640 3:4 F"}, files=archives)
-    with sk.case("what cannot be taken apart yet says so"):
-        for kind, data in ("xz", lzma.compress(plain)), ("bz2", bz2.compress(plain)):
-            r = build(sk, "FROM scratch\nADD p.tar.%s /o/" % kind, files={"p.tar." + kind: data})
-            if r.code == 0:
-                eq(result(sk).tree.get("o/in/f"), "640 3:4 F")
-            else:
-                r.exits(1, kind[:2] + "|bzip2")
+    for kind, pack in ("xz", lzma.compress), ("bz2", bz2.compress):
+        with sk.case(kind):
+            check(sk, "FROM scratch\nADD p.tar.%s /o/" % kind, {"o/in/f": "640 3:4 F", "o/p.tar." + kind: None}, files={"p.tar." + kind: pack(plain)})
+            big = packed("", [entry("big", os.urandom(300000)), entry("zero", bytes(3000000))])
+            halves = pack(big[:100000]) + pack(big[100000:])  # two members are one archive
+            check(sk, "FROM scratch\nADD b /o/", {"o/zero": "644 0:0 " + brief(bytes(3000000))}, files={"b": halves})
+            check(sk, "FROM scratch\nADD a.%s /o/" % kind, {"o/a." + kind: "644 0:0 " + brief(pack(b"no archive" * 100))}, files={"a." + kind: pack(b"no archive" * 100)})
+            build(sk, "FROM scratch\nADD b /o/", files={"b": halves[:-60000]}).exits(1, "truncated")
+            build(sk, "FROM scratch\nADD b /o/", files={"b": halves[:150000] + b"?" * 9 + halves[150009:]}).exits(1, "damaged")
     with sk.case("a damaged archive"):
         build(sk, "FROM scratch\nADD p.tar.gz /o/", files={"p.tar.gz": gzip.compress(packed("", [entry("big", os.urandom(100000))]))[:-5000]}).exits(1, ".")
     for name, bad in [("a path out", entry("../../escaped", "x")), ("an absolute path", entry("/abs", "x"))]:
@@ -1051,6 +1062,32 @@ def test_ssh(sk):
         build(sk, here % "", "--ssh", "default=/no/such").exits(1, "/no/such")
 
 
+@image("debian")
+def test_ssh_keys(sk):
+    """--ssh ID=KEY: an agent that has the key and lives as long as the build."""
+    ask = ("FROM debian\nRUN --mount=type=ssh%s perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new($ENV{SSH_AUTH_SOCK}) or die; syswrite $s, pack q(NC), 1, 11; sysread $s, my $n, 4; my $r = q(); "
+           "while (length $r < unpack q(N), $n) { sysread $s, $r, 4096, length $r or die } print unpack(q(N), substr $r, 1), qq( $_\\n) for sort $r =~ /key-\\w+/g' > /o\n")
+    for name in "one", "two", "locked":
+        tool("ssh-keygen", "-q", "-t", "ed25519", "-C", "key-" + name, "-N", "secret" if name == "locked" else "", "-f", sk.dir + "/" + name)
+        os.chown(sk.dir + "/" + name, os.stat(sk.dir).st_uid, -1)
+    key = lambda name: sk.dir + "/" + name
+    for name, flags, options, want in [("one", "", ["--ssh", "default=" + key("one")], "1 key-one\n"), ("two", "", ["--ssh", "default=%s,%s" % (key("one"), key("two"))], "2 key-one\n2 key-two\n"),
+                                       ("an id each", ",id=b", ["--ssh", "a=" + key("one"), "--ssh", "b=" + key("two")], "1 key-two\n")]:
+        with sk.case(name):
+            eq(out(sk, ask % flags, "--no-cache", *options, env={"SSH_AUTH_SOCK": None}), want)
+            eq([n for _, n in sk.processes() if n == "ssh-agent"], [], "agents that are left")
+    for name, bad in ("locked", key("locked")), ("no key", sk.file("bad", "no key")), ("a directory", sk.folder("dir")), ("two, one is missing", key("one") + "," + sk.dir + "/missing"):
+        with sk.case("refused: " + name):
+            build(sk, ask % "", "--ssh", "default=" + bad).exits(1, os.path.basename(bad))
+            lib.until(lambda: not [n for _, n in sk.processes() if n == "ssh-agent"], "no agent is left")
+    with sk.case("killed"):
+        p = sk.popen(["build", "--ssh", "default=" + key("one"), context(sk, {}, "FROM debian\nRUN --mount=type=ssh echo rea''dy; sleep 1000\n")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ready(p, b"ready")
+        p.kill()
+        p.communicate(timeout=20)
+        lib.until(lambda: not sk.processes(), "all of a killed build ends, its agent too")
+
+
 def grep_store(sk, text, packed=True):
     """Files below the store, and where the engine may put others, that hold the text, plain or in a layer."""
     found = []
@@ -1412,6 +1449,18 @@ def test_git_context(sk):
         git("push", "-q", sk.dir + "/r.git", "topic/x")
         seen.append(steps(sk("build -t t", c).ok))
         eq((seen[1:], result(sk).tree["o/sub/f"]), ([(1, 0), (0, 1)], "644 0:0 three"))
+    with sk.case("--checksum is for files of the web"):
+        build(sk, "FROM scratch\nADD --checksum=sha256:%s %s#v1 /o\n" % ("0" * 64, url)).exits(1, "checksum")
+    with sk.case("submodules, of submodules too"):
+        for name, inner in ("m1", "repo"), ("m2", "m1"):
+            sub = lambda *argv: tool("git", "-C", sk.folder(name), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always", *argv)
+            sub("init", "-q")
+            sub("submodule", "-q", "add", "file://%s/%s" % (sk.dir, inner), "in")
+            sk.file(name + "/own", name)
+            sub("add", ".")
+            sub("commit", "-qm", "first")
+        t = check(sk, "FROM scratch\nADD file://%s/m2/.git /o\n" % sk.dir, {"o/own": "644 0:0 m2", "o/in/own": "644 0:0 m1", "o/in/in/sub/f": "644 0:0 three"}).tree
+        eq([n for n in t if n.endswith("/.git")], [])
     with sk.case("nothing of it stays"):
         eq(os.listdir(sk.root + "/tmp"), [])
 
@@ -1683,6 +1732,10 @@ def test_parallel(sk):
         d = ("FROM busybox AS a\nRUN " + one % "tri" + MEET % ("a", "b") + "echo a > /f\nFROM busybox AS b\nRUN " + one % "tri" + MEET % ("b", "a") + "echo b > /f\nFROM busybox AS c\nRUN --mount=from=a,source=/f,target=/a --mount=from=b,source=/f,target=/b cat /a /b > /f\n"
              "FROM scratch\nCOPY --from=c /f /o\nCOPY --from=a /f /p\n")
         check(sk, d, {"o": "644 0:0 a\nb\n", "p": "644 0:0 a\n"})
+    with sk.case("a stage starts when what it needs is there, not when all that began before it are"):
+        d = ("FROM busybox AS a\nRUN " + one % "soon" + MEET % ("a", "c") + "echo a > /f\nFROM busybox AS b\nRUN echo b > /f\nFROM b AS c\nRUN " + one % "soon" + MEET % ("c", "a") + "echo c >> /f\n"
+             "FROM scratch\nCOPY --from=a /f /a\nCOPY --from=c /f /c\n")
+        check(sk, d, {"a": "644 0:0 a\n", "c": "644 0:0 b\nc\n"})
     for first in "a", "b":
         with sk.case("a stage that fails ends the other one; it stands %s" % ("first" if first == "a" else "second")):
             bad = "RUN " + one % ("end" + first) + WAIT % "[ -e /c/on ]" + "exit 7\n"
