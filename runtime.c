@@ -7563,12 +7563,15 @@ static int filter_load(const struct filter *f, struct err *e) {
 /* {==== 15 cgroup: limits ====
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
  * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), otherwise a scope
- * that the user's systemd makes for the asking; v2 only. Where there is none a limit that was asked
- * for is an error that names the remedy; without a limit no cgroup is needed and none is made.
- * Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+ * that the user's systemd makes for the asking; with v1, and the hybrid where v1 has the
+ * controllers, a directory in the hierarchy of each controller. Where there is none a limit that
+ * was asked for is an error that names the remedy; without a limit no cgroup is needed and none is
+ * made. Uses: 1-5. Source: cgroup-v2.rst, cgroup-v1/, config-linux.md. */
 struct cgroup {
-    char *path; /* absolute; owned; NULL: none */
+    char *path; /* owned; NULL: none. v2: absolute. v1: lines of CONTROLLER=DIRECTORY */
 };
+
+static bool cgroup_is_v1(const struct cgroup *c) { return c->path && *c->path != '/'; }
 
 static void cgroup_done(struct cgroup *c) { mem_freep(&c->path); }
 
@@ -7593,8 +7596,31 @@ static bool cgroup_own(char **ret) {
     return false;
 }
 
+/* Where a file of the cgroup is; v1: in the directory of the controller that it is named after.
+ * NULL: it has no such controller. Caller frees. */
+static char *cgroup_file(const struct cgroup *c, const char *file) {
+    if (!cgroup_is_v1(c)) return str_fmt("%s/%s", c->path, file);
+    size_t n = strcspn(file, ".");
+    for (const char *p = c->path; *p; p += strcspn(p, "\n"), p += *p == '\n')
+        if (!strncmp(p, file, n) && p[n] == '=')
+            return str_fmt("%.*s/%s", (int)strcspn(p + n + 1, "\n"), p + n + 1, file);
+    return NULL;
+}
+
+/* All its directories, as a list of strings. */
+static void cgroup_dirs(const struct cgroup *c, struct strv *ret) {
+    if (!cgroup_is_v1(c)) return strv_add(ret, c->path);
+    AUTO_STRV lines = { 0 };
+    strv_split(&lines, c->path, '\n');
+    for (size_t i = 0; i < lines.n; i++) {
+        const char *dir = strchr(lines.v[i], '=');
+        if (dir && !strv_has(ret, dir + 1)) strv_add(ret, dir + 1);
+    }
+}
+
 static int cgroup_set(const struct cgroup *c, const char *file, const char *value, struct err *e) {
-    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
+    AUTO_FREE char *path = cgroup_file(c, file);
+    if (!path) return err_set(e, 0, "set %s: this host's cgroups have no such controller", file);
     if (file_poke(AT_FDCWD, path, value)) /* podman takes ENOENT's words for a missing command */
         return err_set(e, errno == ENOENT ? 0 : errno, "set %s to %s%s", path, value,
                        errno == ENOENT ? ": the controller is not available there"
@@ -7640,6 +7666,8 @@ static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct 
     json_t *v;
     AUTO_BUF have = { 0 };
     struct err ignored;
+    if (cgroup_is_v1(c) && json_object_size(unified))
+        return err_set(e, 0, "/linux/resources/unified: this host has cgroup v1");
     AUTO_FREE char *controllers = str_fmt("%s/cgroup.controllers", c->path);
     file_read(AT_FDCWD, controllers, 4096, &have, &ignored);
     for (char *s = have.p; s && *s; s++)
@@ -7760,12 +7788,75 @@ static int cgroup_io(const struct cgroup *c, const json_t *res, struct err *e) {
     return 0;
 }
 
+/* An integer of `res` to a file of v1, where it is there. */
+static int cgroup_v1_int(const struct cgroup *c, const json_t *res, const char *path,
+                         const char *file, bool zero, struct err *e) {
+    i64 n;
+    return cgroup_int(res, path, &n) && (n || zero) ? cgroup_setf(c, file, e, "%" PRId64, n) : 0;
+}
+
+/* linux.resources on v1, whose files are what it was made after. */
+static int cgroup_apply_v1(const struct cgroup *c, const json_t *res, struct err *e) {
+    static const struct {
+        const char *oci, *file;
+    } THROTTLE[] = { { "throttleReadBpsDevice", "blkio.throttle.read_bps_device" },
+                     { "throttleWriteBpsDevice", "blkio.throttle.write_bps_device" },
+                     { "throttleReadIOPSDevice", "blkio.throttle.read_iops_device" },
+                     { "throttleWriteIOPSDevice", "blkio.throttle.write_iops_device" } },
+      INTS[] = { { "memory.reservation", "memory.soft_limit_in_bytes" },
+                 { "memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes" },
+                 { "cpu.shares", "cpu.shares" },
+                 { "cpu.realtimePeriod", "cpu.rt_period_us" },
+                 { "cpu.realtimeRuntime", "cpu.rt_runtime_us" },
+                 { "network.classID", "net_cls.classid" } };
+    struct err ignored;
+    const json_t *v, *io = js_get(res, "blockIO");
+    size_t i;
+    i64 n;
+    /* memory may not exceed memory and swap: upwards the second comes first, downwards last */
+    static const char SWAP[] = "memory.memsw.limit_in_bytes";
+    cgroup_v1_int(c, res, "memory.swap", SWAP, false, &ignored);
+    if (cgroup_v1_int(c, res, "memory.limit", "memory.limit_in_bytes", false, e) ||
+        cgroup_v1_int(c, res, "memory.swap", SWAP, false, e) ||
+        cgroup_v1_int(c, res, "memory.swappiness", "memory.swappiness", true, e) ||
+        (js_bool(js_get(res, "memory"), "disableOOMKiller") &&
+         cgroup_set(c, "memory.oom_control", "1", e)))
+        return -1;
+    for (i = 0; i < ARRAY_LEN(INTS); i++)
+        if (cgroup_v1_int(c, res, INTS[i].oci, INTS[i].file, false, e)) return -1;
+    cgroup_v1_int(c, res, "cpu.quota", "cpu.cfs_quota_us", false, &ignored); /* as with memory */
+    if (cgroup_v1_int(c, res, "cpu.period", "cpu.cfs_period_us", false, e) ||
+        cgroup_v1_int(c, res, "cpu.quota", "cpu.cfs_quota_us", false, e))
+        return -1;
+    const char *cpus = js_str(res, "cpu.cpus"), *mems = js_str(res, "cpu.mems");
+    if ((!str_empty(cpus) && cgroup_set(c, "cpuset.cpus", cpus, e)) ||
+        (!str_empty(mems) && cgroup_set(c, "cpuset.mems", mems, e)) ||
+        (cgroup_int(res, "pids.limit", &n) && n && cgroup_limit(c, "pids.max", n, e)))
+        return -1;
+    if (cgroup_int(io, "weight", &n) && n &&
+        cgroup_setf(c, "blkio.weight", &ignored, "%" PRId64, n) &&
+        cgroup_setf(c, "blkio.bfq.weight", e, "%" PRId64, n))
+        return -1;
+    for (size_t k = 0; k < ARRAY_LEN(THROTTLE); k++)
+        json_array_foreach (js_get(io, THROTTLE[k].oci), i, v)
+            if (cgroup_setf(c, THROTTLE[k].file, e, "%" PRId64 ":%" PRId64 " %" PRId64,
+                            js_int(v, "major", 0), js_int(v, "minor", 0), js_int(v, "rate", 0)))
+                return -1;
+    json_array_foreach (js_get(res, "hugepageLimits"), i, v) {
+        AUTO_FREE char *file = str_fmt("hugetlb.%s.limit_in_bytes", js_str_or(v, "pageSize", ""));
+        if (strchr(file, '/')) return err_set(e, 0, "/linux/resources/hugepageLimits/%zu", i);
+        if (cgroup_setf(c, file, e, "%" PRId64, js_int(v, "limit", 0))) return -1;
+    }
+    return cgroup_unified(c, js_get(res, "unified"), e);
+}
+
 /* linux.resources, all of it but the devices. */
 static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
     const json_t *v;
     const char *key;
     size_t i;
     i64 n;
+    if (cgroup_is_v1(c)) return cgroup_apply_v1(c, res, e);
     if (cgroup_memory(c, res, e) || cgroup_cpu(c, res, e) || cgroup_io(c, res, e)) return -1;
     if (cgroup_int(res, "pids.limit", &n) && n && cgroup_limit(c, "pids.max", n, e)) return -1;
     json_array_foreach (js_get(res, "hugepageLimits"), i, v) {
@@ -7834,12 +7925,40 @@ static bool bpf_rule(struct buf *b, const struct device_rule *r) {
     return all;
 }
 
+/* The rules in the files of v1, one after the other, and what is always allowed. */
+static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct err *e) {
+    size_t i;
+    const json_t *j;
+    char number[2][24];
+    json_array_foreach (rules, i, j) {
+        i64 n[2] = { js_int(j, "major", -1), js_int(j, "minor", -1) };
+        for (int k = 0; k < 2; k++)
+            snprintf(number[k], sizeof number[k], n[k] < 0 ? "*" : "%" PRId64, n[k]);
+        const char *type = js_str_or(j, "type", "a");
+        if (cgroup_setf(c, js_bool(j, "allow") ? "devices.allow" : "devices.deny", e,
+                        "%.1s %s:%s %.3s", type, number[0], number[1],
+                        js_str_or(j, "access", "rwm")))
+            return -1;
+    }
+    for (i = 0; i < ARRAY_LEN(DEVICE_ALWAYS); i++) {
+        const struct device_rule *r = &DEVICE_ALWAYS[i];
+        for (int k = 0; k < 2; k++)
+            snprintf(number[k], sizeof number[k], (k ? r->minor : r->major) < 0 ? "*" : "%" PRId64,
+                     k ? r->minor : r->major);
+        if (cgroup_setf(c, "devices.allow", e, "%c %s:%s %s", r->type, number[0], number[1],
+                        r->access))
+            return -1;
+    }
+    return 0;
+}
+
 /* linux.resources.devices: the last rule that matches decides, and none is a refusal. */
 static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
     AUTO_BUF b = { 0 };
     size_t n = json_array_size(rules);
     bool all = false;
     if (!n) return 0;
+    if (cgroup_is_v1(c)) return cgroup_devices_v1(c, rules, e);
     bpf_put(&b, 0x61, 0x12, 0, 0); /* w2 = type, w3 = access, w4 = major, w5 = minor */
     bpf_put(&b, 0x54, 0x02, 0, 0xffff);
     bpf_put(&b, 0x61, 0x13, 0, 0);
@@ -8021,14 +8140,121 @@ static bool cgroup_scope(const char *id) {
     return false;
 }
 
+/* Of v1: the mount point of a controller and this process's directory below it. False: none. */
+static bool cgroup_own_v1(const char *controller, char **ret_top, char **ret_own) {
+    AUTO_BUF b = { 0 }, m = { 0 };
+    struct err e;
+    size_t n = strlen(controller);
+    char *save = NULL, *own = NULL;
+    if (host_disabled("cgroup") || file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &e) ||
+        file_read(AT_FDCWD, "/proc/self/mountinfo", 4 << 20, &m, &e) || !b.p || !m.p)
+        return false;
+    for (char *l = strtok_r(b.p, "\n", &save); l && !own; l = strtok_r(NULL, "\n", &save)) {
+        char *list = strchr(l, ':'), *path = list ? strchr(list + 1, ':') : NULL;
+        if (!path) continue;
+        *path++ = 0;
+        AUTO_STRV names = { 0 };
+        strv_split(&names, list + 1, ',');
+        if (strv_has(&names, controller)) own = path;
+    }
+    for (char *l = own ? strtok_r(m.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        char root[PATH_MAX], at[PATH_MAX], *type = strstr(l, " - cgroup ");
+        char *options = type ? strrchr(type, ' ') + 1 : NULL;
+        bool has = false;
+        for (char *o = options; o && *o; o += strcspn(o, ","), o += *o == ',')
+            has |= !strncmp(o, controller, n) && (!o[n] || o[n] == ',');
+        if (!has || sscanf(l, "%*d %*d %*s %4095s %4095s", root, at) != 2) continue;
+        size_t skip = strcmp(root, "/") ? strlen(root) : 0; /* a part of the hierarchy is mounted */
+        if (strncmp(own, root, skip)) continue;
+        *ret_top = str_dup(at);
+        *ret_own = str_fmt("%s%s", at, strcmp(own + skip, "/") ? own + skip : "");
+        return true;
+    }
+    return false;
+}
+
+/* Are the controllers those of v1? On a hybrid host the v2 hierarchy has none of these. */
+static bool cgroup_v1(void) {
+    AUTO_FREE char *own = NULL, *top = NULL, *own2 = NULL, *top2 = NULL;
+    return cgroup_own_v1("memory", &top, &own) || cgroup_own_v1("pids", &top2, &own2);
+}
+
+/* The version of the cgroups here, 0: none; and whether this process may make some. */
+static int cgroup_version(bool *ret_ours) {
+    AUTO_FREE char *own = NULL, *top = NULL;
+    int version = cgroup_v1() ? 1 : cgroup_own(&own) ? 2 : 0;
+    if (version == 1) cgroup_own_v1("memory", &top, &own);
+    *ret_ours = own && !access(own, W_OK);
+    return version;
+}
+
+/* A new directory of cpuset has no processors and no memory: it gets its parent's. */
+static void cgroup_cpuset(const char *dir) {
+    static const char *const FILES[] = { "cpuset.cpus", "cpuset.mems" };
+    for (size_t i = 0; i < ARRAY_LEN(FILES); i++) {
+        char text[4096] = "";
+        AUTO_FREE char *from = str_fmt("%s/../%s", dir, FILES[i]),
+                       *to = str_fmt("%s/%s", dir, FILES[i]);
+        if (!file_line(AT_FDCWD, from, text, sizeof text)) file_poke(AT_FDCWD, to, text);
+    }
+}
+
+/* The same in each hierarchy of v1: `path` below this process's cgroup, or from the top where it
+ * begins with "/". What no limit of `res` needs may be missing. */
+static int cgroup_place_v1(const char *path, const json_t *res, struct cgroup *c, struct err *e) {
+    static const struct {
+        const char *controller, *group;
+    } HAVE[] = { { "memory", "memory" },  { "cpu", "cpu" },       { "cpuset", "cpu" },
+                 { "pids", "pids" },      { "blkio", "blockIO" }, { "hugetlb", "hugepageLimits" },
+                 { "freezer", "-" },      { "devices", "-" },     { "cpuacct", "-" },
+                 { "net_cls", "network" } };
+    AUTO_BUF list = { 0 };
+    for (size_t i = 0; i < ARRAY_LEN(HAVE); i++) {
+        const char *name = HAVE[i].controller;
+        AUTO_FREE char *top = NULL, *own = NULL;
+        bool cpuset = !strcmp(name, "cpuset");
+        bool need = cpuset ? js_path(res, "cpu.cpus") || js_path(res, "cpu.mems")
+                           : js_get(res, HAVE[i].group) != NULL;
+        if (!cgroup_own_v1(name, &top, &own)) continue; /* a limit will say that it is not there */
+        AUTO_FREE char *dir = str_fmt("%s/%s", *path == '/' ? top : own, path + (*path == '/'));
+        int rc = 0, no = 0;
+        for (char *s = dir + strlen(top) + 1; !rc; s++) {
+            if (*s && *s != '/') continue;
+            char was = *s;
+            *s = 0;
+            rc = mkdir(dir, 0755) && errno != EEXIST ? -1 : 0;
+            no = errno;
+            if (!rc && cpuset) cgroup_cpuset(dir);
+            *s = was;
+            if (!was) break;
+        }
+        if (rc && need)
+            return err_set(e, no,
+                           "make cgroup %s: limits need one that is yours: an administrator can "
+                           "make it ('mkdir %s/%s; chown -R %s %s/%s') and start your session in "
+                           "it",
+                           dir, top, host_user(), host_user(), top, host_user());
+        if (!rc && !access(dir, W_OK)) buf_addf(&list, "%s%s=%s", list.n ? "\n" : "", name, dir);
+    }
+    c->path = list.n ? str_dup(list.p) : NULL;
+    return c->path ? 0 : err_set(e, 0, "no cgroup can be made");
+}
+
 /* Makes a directory for the container in this process's own cgroup, or below `parent`. */
-static int cgroup_place(const char *id, const char *parent, struct cgroup *c, struct err *e) {
+static int cgroup_place(const char *id, const char *parent, const json_t *res, struct cgroup *c,
+                        struct err *e) {
     AUTO_FREE char *own = NULL;
+    if (cgroup_v1()) {
+        AUTO_FREE char *above = path_clean(parent ? parent : "");
+        AUTO_FREE char *path = str_fmt("%s%s%sskiff-%.12s", parent && *parent == '/' ? "/" : "",
+                                       above, *above ? "/" : "", id);
+        return cgroup_place_v1(path, res, c, e);
+    }
     if (!cgroup_own(&own))
         return err_set(
             e, 0,
-            "limits need a cgroup v2 hierarchy, which this host has not (an administrator can "
-            "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
+            "limits need a cgroup hierarchy, which this host has not; run without the limit, or "
+            "with --limits=best-effort");
     char *leaf = strstr(own, "/skiff.self");
     if (leaf) *leaf = 0;
     AUTO_FREE char *clean = path_clean(parent ? parent : ""), *below = NULL;
@@ -8051,8 +8277,29 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
     c->path = NULL;
     return err_set(e, no,
                    "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
-                   "Delegate=yes skiff run …'",
+                   "Delegate=yes skiff run …'; or --limits=best-effort",
                    path);
+}
+
+/* Ends all processes in it, and it. */
+static void cgroup_remove(struct cgroup *c) {
+    struct err ignored;
+    if (!c->path) return;
+    AUTO_STRV dirs = { 0 };
+    cgroup_dirs(c, &dirs);
+    if (!cgroup_is_v1(c)) cgroup_set(c, "cgroup.kill", "1", &ignored);
+    for (size_t k = 0; k < dirs.n; k++)
+        for (int i = 0; i < 50 && rmdir(dirs.v[k]) && errno == EBUSY; i++) {
+            AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dirs.v[k]);
+            AUTO_BUF b = { 0 };
+            char *save = NULL;
+            if (cgroup_is_v1(c)) file_read(AT_FDCWD, procs, 1 << 20, &b, &ignored);
+            for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p;
+                 p = strtok_r(NULL, "\n", &save))
+                if (atoi(p) > 1) kill(atoi(p), SIGKILL);
+            usleep(2000);
+        }
+    cgroup_done(c);
 }
 
 /* Makes the container's cgroup and sets its limits: in a scope that the user's systemd makes for
@@ -8063,26 +8310,38 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
     i64 limit;
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
-    if (cgroup_place(id, parent, c, &first)) {
+    if (cgroup_place(id, parent, resources, c, &first)) {
         if (!str_empty(parent) || !cgroup_scope(id)) return *e = first, -1;
-        if (cgroup_place(id, parent, c, e)) return -1;
+        if (cgroup_place(id, parent, resources, c, e)) return -1;
     }
     if (!cgroup_apply(c, resources, e)) {
         /* Docker's default: as much swap as memory, where the kernel counts it */
         if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
-            !js_path(resources, "memory.swap"))
-            cgroup_limit(c, "memory.swap.max", limit, &ignored);
+            !js_path(resources, "memory.swap")) {
+            if (cgroup_is_v1(c))
+                cgroup_setf(c, "memory.memsw.limit_in_bytes", &ignored, "%" PRId64, 2 * limit);
+            else cgroup_limit(c, "memory.swap.max", limit, &ignored);
+        }
         return 0;
     }
-    rmdir(c->path);
-    cgroup_done(c);
+    cgroup_remove(c);
     return -1;
 }
 
 static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
     char text[16];
     snprintf(text, sizeof text, "%d", (int)pid);
-    if (!c->path || !cgroup_set(c, "cgroup.procs", text, e)) return 0;
+    if (!c->path) return 0;
+    if (cgroup_is_v1(c)) {
+        AUTO_STRV dirs = { 0 };
+        cgroup_dirs(c, &dirs);
+        for (size_t i = 0; i < dirs.n; i++) {
+            AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dirs.v[i]);
+            if (file_poke(AT_FDCWD, procs, text)) return err_set(e, errno, "move into %s", procs);
+        }
+        return 0;
+    }
+    if (!cgroup_set(c, "cgroup.procs", text, e)) return 0;
     /* from another part of the hierarchy, such as a login session, only by way of the manager's */
     const char *leaf = strrchr(c->path, '/');
     return pid == getpid() && e->no == EACCES && cgroup_scope(leaf + 7)
@@ -8090,13 +8349,18 @@ static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
                : -1;
 }
 
+/* Stops all its processes, or lets them go on. -1: it has no freezer. */
+static int cgroup_freeze(const struct cgroup *c, bool freeze, struct err *e) {
+    return cgroup_is_v1(c) ? cgroup_set(c, "freezer.state", freeze ? "FROZEN" : "THAWED", e)
+                           : cgroup_set(c, "cgroup.freeze", freeze ? "1" : "0", e);
+}
+
 /* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
 static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *key) {
     AUTO_BUF b = { 0 };
     struct err e;
-    if (!c->path) return 0;
-    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
-    if (file_read(AT_FDCWD, path, 65536, &b, &e) || !b.p) return 0;
+    AUTO_FREE char *path = c->path ? cgroup_file(c, file) : NULL;
+    if (!path || file_read(AT_FDCWD, path, 65536, &b, &e) || !b.p) return 0;
     if (!key) return strtoull(b.p, NULL, 10);
     size_t n = strlen(key);
     for (const char *p = b.p; p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL)
@@ -8104,12 +8368,9 @@ static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *
     return 0;
 }
 
-static void cgroup_remove(struct cgroup *c) {
-    struct err ignored;
-    if (!c->path) return;
-    cgroup_set(c, "cgroup.kill", "1", &ignored);
-    for (int i = 0; i < 50 && rmdir(c->path) && errno == EBUSY; i++) usleep(2000);
-    cgroup_done(c);
+/* Has its kernel killed for want of memory? */
+static bool cgroup_oom(const struct cgroup *c) {
+    return cgroup_counter(c, cgroup_is_v1(c) ? "memory.oom_control" : "memory.events", "oom_kill");
 }
 /* }==== 15 cgroup */
 
@@ -12372,9 +12633,15 @@ struct super {
     struct super_log log;
     struct super_health health;
     bool exited, stopped; /* child is gone; a user asked for the end */
+    u64 watch_memory;     /* bytes beyond which all is killed, where no cgroup does it; 0: none */
+    i64 watch_ms;         /* when to look next */
+    bool oom;             /* they were */
+    char note[512];       /* what the user is to know of the start; "": nothing */
     int code;
     i64 started_ms;
 };
+
+enum { SUPER_NOTE = -1 }; /* err.status of a start that went well and has something to say */
 
 /* ---- 21.1 the log ---- */
 static void log_open(struct super_log *g, const struct ctr *c) {
@@ -12503,7 +12770,9 @@ static void super_accept(struct super *s) {
 
 /* Freezes or thaws by the cgroup, or by a signal to every process where there is none. */
 static int super_freeze(struct super *s, bool freeze, struct err *e) {
-    if (s->l.cgroup.path) return cgroup_set(&s->l.cgroup, "cgroup.freeze", freeze ? "1" : "0", e);
+    if (s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup))
+        return cgroup_freeze(&s->l.cgroup, freeze, e);
+    if (s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, e)) return 0;
     pid_t *pids;
     size_t n = ctr_pids(s->l.pid, &pids);
     if (!n) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
@@ -12703,6 +12972,91 @@ static void health_start(struct super *s) {
 
 /* ---- 21.5 life ---- */
 
+/* The processors of a limit without a cgroup: those that it names, or the first so many of ours. */
+static bool limits_affinity(const json_t *cpu, cpu_set_t *ret) {
+    const char *list = js_str(cpu, "cpus");
+    i64 quota = js_int(cpu, "quota", 0), period = js_int(cpu, "period", 100000);
+    cpu_set_t have;
+    CPU_ZERO(ret);
+    if (sched_getaffinity(0, sizeof have, &have)) return false;
+    if (list) {
+        for (const char *p = list; *p; p += *p == ',') {
+            char *end;
+            unsigned long a = strtoul(p, &end, 10),
+                          b = *end == '-' ? strtoul(end + 1, &end, 10) : a;
+            if (end == p) return false;
+            for (; a <= b && a < CPU_SETSIZE; a++)
+                if (CPU_ISSET(a, &have)) CPU_SET(a, ret);
+            p = end + strcspn(end, ",");
+        }
+    } else if (quota > 0 && period > 0) {
+        i64 n = (quota + period - 1) / period;
+        for (size_t i = 0; i < CPU_SETSIZE && n > 0; i++)
+            if (CPU_ISSET(i, &have)) CPU_SET(i, ret), n--;
+    }
+    return CPU_COUNT(ret) > 0;
+}
+
+/* --limits=best-effort without a cgroup: limits of each process, a set of processors, and a look
+ * now and then at the memory of all. s->note says what became of each limit. */
+static void limits_fall_back(struct super *s, const struct err *why, cpu_set_t *ret_was,
+                             bool *ret_set) {
+    const json_t *res = js_path(s->c->config, "linux.resources");
+    i64 memory = js_int(res, "memory.limit", 0), pids = js_int(res, "pids.limit", 0);
+    struct utsname u;
+    struct plan *p = &s->plan;
+    int major = 0, minor = 0;
+    AUTO_BUF has = { 0 }, lacks = { 0 };
+    cpu_set_t set;
+    if (!uname(&u)) sscanf(u.release, "%d.%d", &major, &minor);
+    if (memory > 0 && p->nrlimits < ARRAY_LEN(p->rlimits)) {
+        s->watch_memory = (u64)memory;
+        p->rlimits[p->nrlimits++] =
+            (struct plan_rlimit){ RLIMIT_DATA, { (u64)memory, (u64)memory } };
+        buf_adds(&has, "; memory: RLIMIT_DATA for each process, and all are killed when together "
+                       "they have more");
+    }
+    if (pids > 0 && p->ns_new & CLONE_NEWUSER && major * 100 + minor >= 514 &&
+        p->nrlimits < ARRAY_LEN(p->rlimits)) { /* counted by user namespace since then */
+        p->rlimits[p->nrlimits++] = (struct plan_rlimit){ RLIMIT_NPROC, { (u64)pids, (u64)pids } };
+        buf_adds(&has, "; pids: RLIMIT_NPROC for each user of the container");
+    } else if (pids > 0) buf_adds(&lacks, ", pids");
+    if (js_path(res, "cpu.quota") || js_path(res, "cpu.cpus")) {
+        *ret_set = limits_affinity(js_get(res, "cpu"), &set) &&
+                   !sched_getaffinity(0, sizeof *ret_was, ret_was) &&
+                   !sched_setaffinity(0, sizeof set, &set);
+        if (*ret_set) buf_addf(&has, "; cpu: %d processors", CPU_COUNT(&set));
+        else buf_adds(&lacks, ", cpu");
+    }
+    if (js_path(res, "cpu.shares")) buf_adds(&lacks, ", cpu-shares");
+    if (js_path(res, "cpu.mems")) buf_adds(&lacks, ", cpuset-mems");
+    if (js_path(res, "memory.reservation")) buf_adds(&lacks, ", memory-reservation");
+    if (js_get(res, "blockIO")) buf_adds(&lacks, ", block IO");
+    if (js_get(res, "unified")) buf_adds(&lacks, ", cgroup-conf");
+    const char *remedy = strstr(why->msg, ": limits need");
+    snprintf(s->note, sizeof s->note, "limits without a cgroup (%.*s%s%s)%s%s%s",
+             remedy ? (int)(remedy - why->msg) : 160, why->msg, why->no ? ": " : "",
+             why->no ? strerror(why->no) : "", has.p ? has.p : "", lacks.p ? "; not limited: " : "",
+             lacks.p ? lacks.p + 2 : "");
+}
+
+/* Anonymous memory of all processes of the container, in bytes. */
+static u64 limits_memory(pid_t of) {
+    pid_t *pids;
+    u64 sum = 0, page = (u64)sysconf(_SC_PAGESIZE);
+    size_t n = ctr_pids(of, &pids);
+    for (size_t i = 0; i < n; i++) {
+        char path[40], line[128];
+        unsigned long long size, resident, shared;
+        snprintf(path, sizeof path, "/proc/%d/statm", (int)pids[i]);
+        if (!file_line(AT_FDCWD, path, line, sizeof line) &&
+            sscanf(line, "%llu %llu %llu", &size, &resident, &shared) == 3 && resident > shared)
+            sum += (resident - shared) * page;
+    }
+    free(pids);
+    return sum;
+}
+
 /* Starts the container's process. */
 static int super_launch(struct super *s, struct err *e) {
     struct ctr *c = s->c;
@@ -12720,12 +13074,20 @@ static int super_launch(struct super *s, struct err *e) {
         s->l.stdio[1] = out[1];
         s->l.stdio[2] = er[1];
     }
+    cpu_set_t was;
+    bool bound = false;
     int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"),
                          js_str(c->config, "skiff.cgroupParent"), &s->l.cgroup, e);
+    s->watch_memory = 0, s->oom = false;
+    if (rc && str_eq(js_str(c->config, "skiff.limits"), "best-effort")) {
+        limits_fall_back(s, e, &was, &bound);
+        rc = 0;
+    }
     if (!rc && (launch_begin(&s->l, e) || launch_wait(&s->l, e))) {
         launch_abort(&s->l);
         rc = -1;
     }
+    if (bound) sched_setaffinity(0, sizeof was, &was);
     fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
     if (rc) {
         fd_closep(&in[1]), fd_closep(&out[0]), fd_closep(&er[0]);
@@ -12766,17 +13128,24 @@ static void super_reap(struct super *s) {
     }
 }
 
+enum { LIMITS_WATCH_MS = 200 };
+
 /* The next timer, as a poll timeout. */
 static int super_timeout(const struct super *s) {
     i64 now = time_mono_ms(), at = -1;
-    if (!s->health.have) return -1;
-    at = s->health.pid ? s->health.deadline_ms : s->health.next_ms;
+    if (!s->health.have && !s->watch_memory) return -1;
+    if (s->health.have) at = s->health.pid ? s->health.deadline_ms : s->health.next_ms;
+    if (s->watch_memory && (at < 0 || at > s->watch_ms)) at = s->watch_ms;
     return at <= now ? 0 : at - now > 60000 ? 60000 : (int)(at - now);
 }
 
 static void super_timers(struct super *s) {
     struct super_health *x = &s->health;
     i64 now = time_mono_ms();
+    if (s->watch_memory && !s->exited && now >= s->watch_ms) {
+        s->watch_ms = now + LIMITS_WATCH_MS;
+        if (limits_memory(s->l.pid) > s->watch_memory) s->oom = !kill(s->l.pid, SIGKILL);
+    }
     if (!x->have || s->exited) return;
     if (x->pid && now >= x->deadline_ms) {
         static const char LATE[] = "Health check exceeded timeout";
@@ -12872,7 +13241,7 @@ static void super_finish(struct super *s) {
     char now[40];
     struct err e;
     struct ctr *c = s->c;
-    bool oom = cgroup_counter(&s->l.cgroup, "memory.events", "oom_kill") > 0;
+    bool oom = s->oom || cgroup_oom(&s->l.cgroup);
     if (s->health.pid)
         kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
     fd_closep(&s->health.out);
@@ -12965,6 +13334,8 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         (void)!write(ready, &e, sizeof e);
         _exit(EXIT_ENGINE);
     }
+    e = (struct err){ .status = s->note[0] ? SUPER_NOTE : 0 };
+    strcpy(e.msg, s->note);
     (void)!write(ready, &e, sizeof e);
     close(ready);
     i64 delay = 50;
@@ -13032,7 +13403,8 @@ static int super_start(struct ctr *c, int *ret_client, struct err *e) {
     struct err got;
     ssize_t k = pid < 0 ? -1 : fd_read_all(ready[0], &got, sizeof got);
     close(ready[0]);
-    if (k == (ssize_t)sizeof got && !got.msg[0]) {
+    if (k == (ssize_t)sizeof got && (!got.msg[0] || got.status == SUPER_NOTE)) {
+        if (got.msg[0]) log_warn("%s", got.msg);
         if (ret_client) *ret_client = pair[0];
         return 0;
     }
@@ -15121,6 +15493,10 @@ static int make_resources(struct make *m, json_t *spec, struct err *e) {
     if (cli_has(m->cli, "memory-swappiness"))
         log_warn("--memory-swappiness: cgroup v2 has no such switch; discarded");
     if (json_object_size(res)) json_object_set(js_sub(spec, "linux"), "resources", res);
+    const char *limits = cli_text(m->cli, "limits");
+    if (limits && strcmp(limits, "strict") && strcmp(limits, "best-effort"))
+        return err_set(e, 0, "--limits %.40s: expected strict or best-effort", limits);
+    js_sets(m->sk, "limits", limits);
     if (!str_empty(cli_text(m->cli, "cgroup-parent")))
         js_sets(m->sk, "cgroupParent", cli_text(m->cli, "cgroup-parent"));
     return 0;
@@ -17478,7 +17854,7 @@ static char *ssh_agent_begin(struct build *b, const char *id, const struct strv 
     return str_dup(at + strlen("SSH_AUTH_SOCK="));
 }
 
-/* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh as "ID=SOCKET". */
+/* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh. */
 static int build_ssh(struct build *b, struct err *e) {
     AUTO_STRV given = { 0 };
     cli_list(b->cli, "ssh", &given);
@@ -19239,6 +19615,8 @@ static const struct opt OPT_RUN[] = {
     { "cap-drop", 0, OPT_LIST, "Drop Linux capabilities" },
     { "blkio-weight", 0, OPT_INT, "Block IO weight, between 10 and 1000" },
     { "cgroup-conf", 0, OPT_LIST, "Write a file of the cgroup (FILE=VALUE)" },
+    { "limits", 0, OPT_TEXT,
+      "Limits without a cgroup: an error, or what can be had (strict|best-effort)" },
     { "cgroup-parent", 0, OPT_TEXT, "Parent cgroup for the container" },
     { "cgroupns", 0, OPT_TEXT, "Cgroup namespace to use (host|private)" },
     { "cidfile", 0, OPT_TEXT, "Write the container ID to the file" },
@@ -20856,6 +21234,19 @@ struct usage {
 
 static struct usage ctr_usage(const struct ctr *k) {
     struct usage u = { 0 };
+    struct cgroup cg = { (char *)(uintptr_t)js_str(k->state, "cgroup") };
+    bool v1 = cgroup_is_v1(&cg);
+    AUTO_FREE char *current =
+        cg.path ? cgroup_file(&cg, v1 ? "memory.usage_in_bytes" : "memory.current") : NULL;
+    if (current && ctr_alive(k) && !access(current, R_OK)) { /* as docker: without the page cache */
+        u64 cold = cgroup_counter(&cg, "memory.stat", v1 ? "total_inactive_file" : "inactive_file");
+        u.rss = cgroup_counter(&cg, strrchr(current, '/') + 1, NULL);
+        u.rss -= u.rss > cold ? cold : 0;
+        u.cpu_ns = v1 ? cgroup_counter(&cg, "cpuacct.usage", NULL)
+                      : cgroup_counter(&cg, "cpu.stat", "usage_usec") * 1000;
+        u.pids = cgroup_counter(&cg, "pids.current", NULL);
+        if (u.pids) return u;
+    }
     pid_t *pids;
     size_t n = ctr_pids((pid_t)js_int(k->state, "pid", 0), &pids);
     u64 tick = 1000000000ull / (u64)sysconf(_SC_CLK_TCK), page = (u64)sysconf(_SC_PAGESIZE);
@@ -22512,8 +22903,9 @@ static int cmd_info(struct cli *c, struct err *e) {
     }
     AUTO_JSON *index = store_index(c->store, e);
     images = json_array_size(js_get(index, "manifests"));
-    AUTO_FREE char *own = NULL;
-    bool cg = cgroup_own(&own) && !access(own, W_OK);
+    bool cg;
+    int version = cgroup_version(&cg);
+    AUTO_FREE char *number = str_fmt("%d", version);
     const char *identity = !m.uids ? "root" : idmap_single(&m) ? "single id" : "subuid";
     AUTO_JSON *j =
         json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:[s,s,s]}",
@@ -22521,7 +22913,7 @@ static int cmd_info(struct cli *c, struct err *e) {
                   (json_int_t)run, "ContainersPaused", (json_int_t)paused, "ContainersStopped",
                   (json_int_t)(n - run - paused), "Images", (json_int_t)images, "Driver", driver,
                   "Identity", identity, "CgroupDriver", cg ? "cgroupfs" : "none", "CgroupVersion",
-                  cg ? "2" : "", "KernelVersion", u.release, "OSType", "linux", "Architecture",
+                  cg ? number : "", "KernelVersion", u.release, "OSType", "linux", "Architecture",
                   u.machine, "NCPU", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "MemTotal",
                   (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
                   "DockerRootDir", c->store->path, "SecurityOptions",
@@ -22546,8 +22938,11 @@ static int cmd_info(struct cli *c, struct err *e) {
            "%s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
            " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n",
            n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity,
-           cg ? "cgroupfs, version 2" : "none", u.release, os_name, u.machine,
-           (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
+           !cg            ? "none"
+           : version == 2 ? "cgroupfs, version 2"
+                          : "cgroupfs, version 1",
+           u.release, os_name, u.machine, (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename,
+           c->store->path);
     return 0;
 }
 
@@ -22596,13 +22991,18 @@ static int cmd_doctor(struct cli *c, struct err *e) {
                "use a kernel from 5.11 on, or put SKIFF_ROOT on ext4, xfs, btrfs or tmpfs");
     doctor_say(host_fuse(), "/dev/fuse", "layers are unpacked to directories",
                "chmod 0666 /dev/fuse");
-    AUTO_FREE char *own = NULL;
-    bool v2 = cgroup_own(&own);
-    doctor_say(v2, "cgroup v2", "no limits", "boot with systemd.unified_cgroup_hierarchy=1");
-    if (v2)
-        doctor_say(!access(own, W_OK), "cgroup delegation", "no limits",
-                   "systemctl set-property user@$UID.service Delegate=yes; then start skiff by "
-                   "'systemd-run --user --scope -p Delegate=yes'");
+    bool ours;
+    int version = cgroup_version(&ours);
+    doctor_say(version, "cgroups", "limits only by --limits=best-effort",
+               "boot with systemd.unified_cgroup_hierarchy=1");
+    if (version)
+        doctor_say(
+            ours, "cgroup delegation", "limits only by --limits=best-effort",
+            version == 2
+                ? "systemctl set-property user@$UID.service Delegate=yes; then start skiff by "
+                  "'systemd-run --user --scope -p Delegate=yes'"
+                : "in each of /sys/fs/cgroup/{memory,cpu,cpuset,pids,freezer}: mkdir $USER; "
+                  "chown -R $USER $USER; and start the session in it");
     doctor_say(prctl(PR_GET_SECCOMP) >= 0 &&
                    !access("/proc/sys/kernel/seccomp/actions_avail", R_OK),
                "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
@@ -23472,6 +23872,18 @@ static int oci_send_console(const char *path, int master, struct err *e) {
     return 0;
 }
 
+/* The same with v1. */
+static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
+    const char *path = js_str_or(spec, "linux.cgroupsPath", "");
+    const json_t *res = js_path(spec, "linux.resources");
+    AUTO_FREE char *clean = path_clean(*path ? path : id);
+    AUTO_FREE char *at = str_fmt("%s%s", *path == '/' || !geteuid() ? "/" : "", clean);
+    struct err none;
+    if (cgroup_place_v1(at, NULL, c, &none)) return 0; /* not ours to write */
+    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
+                                                                                            : 0;
+}
+
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
  * */
 static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
@@ -23479,6 +23891,7 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
     const json_t *res = js_path(spec, "linux.resources");
     struct statfs fs;
     *c = (struct cgroup){ 0 };
+    if (cgroup_v1()) return oci_cgroup_v1(spec, id, c, e);
     if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC ||
         host_disabled("cgroup"))
         return 0;
@@ -23538,7 +23951,12 @@ static size_t oci_pids(const json_t *j, pid_t **ret) {
     char path[40], own[64] = "", theirs[64] = "";
     size_t n = 0;
     *ret = NULL;
-    if (js_str(j, "cgroup")) oci_pids_of(js_str(j, "cgroup"), ret, &n);
+    if (js_str(j, "cgroup")) {
+        struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+        AUTO_STRV dirs = { 0 };
+        cgroup_dirs(&cg, &dirs);
+        if (dirs.n) oci_pids_of(dirs.v[0], ret, &n);
+    }
     if (n || !pid) return n;
     snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
     if (readlink(path, theirs, sizeof theirs - 1) > 0 &&
@@ -23997,10 +24415,10 @@ static int oci_cmd_pause(struct cli *c, struct err *e) {
     if (!j) return -1;
     if (!str_eq(js_str(j, "status"), freeze ? "running" : "paused"))
         return err_set(e, 0, "container `%s` is %s", c->args[0], js_str(j, "status"));
-    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]),
-                   *file = js_str(j, "cgroup") ? str_fmt("%s/cgroup.freeze", js_str(j, "cgroup"))
-                                               : NULL;
-    if (!file || file_poke(AT_FDCWD, file, freeze ? "1" : "0")) {
+    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]);
+    struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+    struct err ignored;
+    if (!cg.path || cgroup_freeze(&cg, freeze, &ignored)) {
         pid_t *pids;
         size_t n = oci_pids(j, &pids);
         for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
@@ -24110,9 +24528,15 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     if (below) strv_split(&parts, below, '/');
     if (strv_has(&parts, ".."))
         return err_set(e, 0, "--cgroup %s: `..` components are not allowed", below);
-    if (js_str(j, "cgroup"))
-        l.cgroup.path =
-            below ? str_fmt("%s/%s", js_str(j, "cgroup"), below) : str_dup(js_str(j, "cgroup"));
+    if (js_str(j, "cgroup")) { /* of v1 each line is a directory */
+        AUTO_STRV lines = { 0 };
+        strv_split(&lines, js_str(j, "cgroup"), '\n');
+        for (size_t i = 0; below && i < lines.n; i++) {
+            AUTO_FREE char *was = lines.v[i];
+            lines.v[i] = str_fmt("%s/%s", was, below);
+        }
+        l.cgroup.path = str_join(&lines, "\n");
+    }
     fflush(NULL);
     int rc = launch_join(&l, pidfd, oci_namespaces(&p, pid), e), status = 0;
     if (!rc) rc = launch_wait(&l, e);
