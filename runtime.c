@@ -16227,8 +16227,11 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
                      struct err *e) {
     AUTO_STRV w = { 0 };
     if (df_words(text, esc, v, &w, e)) return -1;
-    for (size_t i = 0; i < w.n; i++)
-        if (ports_expose(js_sub(run, "ExposedPorts"), w.v[i], e)) return -1;
+    for (size_t i = 0; i < w.n; i++) { /* a variable may hold several ports, or none */
+        char *save = NULL;
+        for (char *p = strtok_r(w.v[i], " \t\n", &save); p; p = strtok_r(NULL, " \t\n", &save))
+            if (ports_expose(js_sub(run, "ExposedPorts"), p, e)) return -1;
+    }
     return 0;
 }
 
@@ -16810,11 +16813,10 @@ static bool ignored(const struct strv *patterns, const char *path) {
     return out;
 }
 
-static void ignore_load(int dir, const char *name, struct strv *ret) {
+static int ignore_load(int dir, const char *name, struct strv *ret, struct err *e) {
     AUTO_BUF b = { 0 };
-    struct err e;
     char *save = NULL;
-    if (file_read(dir, name, 1 << 20, &b, &e)) return;
+    if (file_read(dir, name, DF_MAX_BYTES, &b, e)) return e->no == ENOENT ? 0 : -1;
     for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
         if (str_prefix(l, "\xef\xbb\xbf")) l += 3;
         l += strspn(l, " \t");
@@ -16824,6 +16826,7 @@ static void ignore_load(int dir, const char *name, struct strv *ret) {
         AUTO_FREE char *clean = path_clean(l + back);
         strv_take(ret, str_fmt("%s%s", back ? "!" : "", clean));
     }
+    return 0;
 }
 
 /* ---- 25.6 sources of COPY ---- */
@@ -16836,6 +16839,9 @@ struct copy_src {
     struct packs *packs;
     const struct strv *ignore;
     struct strv exclude;
+    bool deep;         /* with --parents "**" is any number of directories */
+    struct sha *stamp; /* takes what would tell of a later change; NULL: nothing does */
+    bool stamp_only;   /* the contents are not read */
 };
 
 static bool copy_skips(const struct copy_src *c, const char *path) {
@@ -16888,11 +16894,17 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
     if (skip && !S_ISDIR(st.st_mode)) return 0;
     u32 mode = st.st_mode;
     if (!skip) digest_field(h, as, strlen(as)), digest_field(h, &mode, sizeof mode);
+    const u64 now[] = { st.st_ino, (u64)st.st_size, (u64)st.st_ctim.tv_sec,
+                        (u64)st.st_ctim.tv_nsec };
+    if (c->stamp && !skip) { /* of a directory its entries tell */
+        digest_field(c->stamp, as, strlen(as)), digest_field(c->stamp, &mode, sizeof mode);
+        if (!S_ISDIR(mode)) digest_field(c->stamp, now, sizeof now);
+    }
     if (S_ISLNK(st.st_mode)) {
         char to[PATH_MAX];
         ssize_t k = readlinkat(dir, name, to, sizeof to);
         if (k > 0) digest_field(h, to, (size_t)k);
-    } else if (S_ISREG(st.st_mode)) {
+    } else if (S_ISREG(st.st_mode) && !c->stamp_only) {
         AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
         u8 sum[32];
         if (fd < 0) return err_set(e, errno, "open %s", path);
@@ -17208,6 +17220,13 @@ static void build_key(struct bstage *st, const char *what, const char *input) {
     digest_of(text, strlen(text), st->key);
 }
 
+/* A step whose sources changed while it read them: what it made is right for nobody else. */
+static void build_key_lost(struct bstage *st) {
+    char id[HEX_LEN + 1];
+    id_random(id);
+    build_key(st, "changed while it was read", id);
+}
+
 static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     struct err e;
     AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
@@ -17477,10 +17496,11 @@ struct run_mount {
     struct strv kv;
     const char *type, *target, *source, *from, *id, *env, *size, *sharing;
     bool required, rw, ro;
-    i64 mode, uid, gid;   /* -1: not told */
-    struct bstage *stage; /* of `from`, built; NULL: a directory */
-    int dir;              /* of `from`, owned; -1: the context */
-    struct strv ignore;   /* that directory's .dockerignore */
+    i64 mode, uid, gid;                           /* -1: not told */
+    struct bstage *stage;                         /* of `from`, built; NULL: a directory */
+    int dir;                                      /* of `from`, owned; -1: the context */
+    struct strv ignore;                           /* that directory's .dockerignore */
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1]; /* of what it shows, of the files themselves */
 };
 
 static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
@@ -17537,6 +17557,9 @@ static int run_mount_parse(const char *text, struct run_mount *m, struct err *e)
     }
     if (strchr("bct", type) && !m->target)
         return err_set(e, 0, "RUN --mount=type=%s: target is required", m->type);
+    AUTO_FREE char *at = m->target ? path_clean(m->target) : NULL;
+    if (m->target && *m->target == '/' && !*at)
+        return err_set(e, 0, "RUN --mount=type=%s: invalid mount target \"/\"", m->type);
     return 0;
 }
 
@@ -17650,16 +17673,16 @@ static int run_lay_out(struct build *b, struct bstage *st, struct run_source *r,
 }
 
 /* The sources of a step's mounts, for its key: what they hold. */
-static int run_mount_digest(struct build *b, const struct run_mount *m, struct buf *key,
+static int run_mount_digest(struct build *b, const struct run_mount *m, char *digest, char *stamp,
                             struct err *e) {
     struct run_source r;
     AUTO_FREE char *path = NULL;
-    struct sha h;
+    struct sha h, s;
     u8 raw[32];
-    char hex[HEX_LEN + 1];
-    if (strcmp(m->type, "bind") && !m->from) return 0;
     if (run_source_open(b, m, &r, &path, e)) return -1;
-    sha_init(&h);
+    sha_init(&h), sha_init(&s);
+    r.src.stamp = &s;
+    r.src.stamp_only = !digest;
     if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
     else {
         AUTO_FREE char *real = copy_target(&r.src, *path ? path : ".", e);
@@ -17667,8 +17690,15 @@ static int run_mount_digest(struct build *b, const struct run_mount *m, struct b
             return -1;
     }
     sha_end(&h, raw);
-    buf_addf(key, "\nmount %s", hex_of(raw, 32, hex));
+    if (digest) hex_of(raw, 32, digest);
+    sha_end(&s, raw);
+    hex_of(raw, 32, stamp);
     return 0;
+}
+
+/* Does a mount show files whose contents are in the key? */
+static bool run_mount_read(const struct run_mount *m) {
+    return !strcmp(m->type, "bind") || m->from;
 }
 
 /* A cache directory, kept from step to step and build to build; a lock says that it is in use. */
@@ -17948,12 +17978,25 @@ static int run_mounts_parse(struct build *b, struct bstage *st, const struct df_
         ret->n++;
         if (run_mount_parse(text, m, e)) return -1;
         if (m->from && (m->dir = build_dir(b, m->from, e)) == -2) return -1;
-        if (m->dir >= 0) ignore_load(m->dir, ".dockerignore", &m->ignore);
+        if (m->dir >= 0 && ignore_load(m->dir, ".dockerignore", &m->ignore, e)) return -1;
         if (m->from && m->dir < 0 &&
             (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
             return -1;
     }
     return 0;
+}
+
+/* Did what the step saw of the context change since it was digested? */
+static void run_mounts_check(struct build *b, struct bstage *st, const struct run_mounts *mounts) {
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1];
+    struct err e;
+    for (size_t i = 0; i < mounts->n; i++) {
+        const struct run_mount *m = &mounts->v[i];
+        if (m->stage || !run_mount_read(m)) continue;
+        if (!run_mount_digest(b, m, NULL, stamp, &e) && !strcmp(stamp, m->stamp)) continue;
+        if (run_mount_digest(b, m, digest, stamp, &e) || strcmp(digest, m->digest))
+            return build_key_lost(st);
+    }
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
@@ -17999,6 +18042,8 @@ static void build_env(struct build *b, struct bstage *st, const struct user *u, 
     for (size_t i = 0; i < st->args.n; i++) env_set(env, st->args.v[i]);
     for (size_t i = 0; i < ARRAY_LEN(PROXY); i++) {
         const char *v = env_get(&given, PROXY[i]);
+        for (size_t g = 0; !v && g < given.n; g++)
+            if (!strcmp(given.v[g], PROXY[i])) v = getenv(PROXY[i]);
         AUTO_FREE char *pair = str_fmt("%s=%s", PROXY[i], v ? v : "");
         if (v) env_set(env, pair);
     }
@@ -18031,6 +18076,21 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     launch_done(&l);
     plan_done(&p);
     return rc;
+}
+
+/* /sys of the host, which shows its network, becomes one of the new namespace. */
+static void mounts_own_sys(json_t *mounts) {
+    AUTO_JSON *fresh = json_array();
+    size_t i;
+    json_t *m;
+    mount_add(fresh, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
+    mount_add(fresh, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
+    json_array_foreach (mounts, i, m) {
+        if (!str_eq(js_str(m, "destination"), "/sys")) continue;
+        json_array_set(mounts, i, json_array_get(fresh, 0));
+        json_array_insert(mounts, i + 1, json_array_get(fresh, 1));
+        break;
+    }
 }
 
 /* The step's spec: the stage container's plan with the step's process and identity. */
@@ -18074,9 +18134,11 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
         int rc = 0;
         if (str_prefix(f, "--mount=")) continue;
         if (!strcmp(f, "--network=none")) {
-            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none"))
+            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none")) {
                 json_array_append_new(js_path(spec, "linux.namespaces"),
                                       json_pack("{ss}", "type", "network"));
+                mounts_own_sys(js_get(spec, "mounts"));
+            }
         } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") &&
                    strcmp(f, "--security=sandbox"))
             rc = !strcmp(f, "--security=insecure")
@@ -18126,8 +18188,12 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
         AUTO_FREE char *v = js_dump(js_get(b->cli->opts, WORLD[i]), JSON_COMPACT);
         buf_addf(&key, "\n%s %s", WORLD[i], v);
     }
-    for (size_t i = 0; i < mounts.n; i++)
-        if (run_mount_digest(b, &mounts.v[i], &key, e)) return -1;
+    for (size_t i = 0; i < mounts.n; i++) {
+        struct run_mount *m = &mounts.v[i];
+        if (!run_mount_read(m)) continue;
+        if (run_mount_digest(b, m, m->digest, m->stamp, e)) return -1;
+        buf_addf(&key, "\nmount %s", m->digest);
+    }
     build_key(st, key.p, NULL);
     AUTO_STRV shown = { 0 };
     js_to_strv(args, &shown);
@@ -18156,6 +18222,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     if (rc)
         return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d",
                        by_args, rc);
+    run_mounts_check(b, st, &mounts);
     json_t *saved = st->m.c.config; /* the step's own mount points are no changes either */
     st->m.c.config = spec;
     rc = build_seal(b, st, e);
@@ -18173,6 +18240,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
 struct copy_part {
     struct copy_src src;
     struct strv from; /* owned: paths */
+    size_t pivot;     /* with --parents: how many names stood before "/./" */
     bool download;    /* from a URL: stays whole unless --unpack */
     bool fetched;     /* src.dir and tmp, below the store, are this part's own */
     char *tmp;
@@ -18185,7 +18253,6 @@ struct copying {
     struct copy_part *part; /* owned; one a word */
     size_t parts, nfrom;    /* nfrom: paths in all of them */
     struct strv shown;      /* flags with their variables done */
-    struct strv pivot;      /* with --parents: what stood before "/./" in a source */
     const char *dest;
     const struct df_inst *in;
     bool add, parents;
@@ -18196,6 +18263,9 @@ struct copying {
     u32 uid, gid;
     char *chmod, *checksum; /* owned: flags */
     struct packs packs;
+    const struct df_vars *vars;
+    char digest[HEX_LEN + 1],
+        stamp[HEX_LEN + 1]; /* of what it reads, and of the files themselves */
 };
 
 /* Expands the patterns of a COPY against the source; every pattern must match something. */
@@ -18205,6 +18275,8 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
     AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
     if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, wild, ret, depth) : 0;
     AUTO_STRV names = { 0 };
+    bool any = c->deep && slash && !strcmp(head, "**");
+    if (any) copy_glob_dir(c, dir, path, slash + 1, true, ret, depth);
     if (!strpbrk(head, "*?[\\")) strv_add(&names, head);
     else {
         wild = true;
@@ -18229,7 +18301,8 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
         if (wild && S_ISLNK(st.st_mode))
             continue; /* only what stands before a pattern is followed */
         AUTO_FD next = sys_openat2(c->dir, sub, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
-        if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, wild, ret, depth + 1);
+        if (next >= 0 && depth < 64)
+            copy_glob_dir(c, next, sub, any ? pat : slash + 1, wild, ret, depth + 1);
     }
     return 0;
 }
@@ -18243,6 +18316,8 @@ static void copy_glob_idx(const struct copy_src *c, const char *path, const char
     u32 n = 0;
     const struct idx_dirent *d = dir ? idx_dir(c->x, dir, &n) : NULL;
     wild |= strpbrk(head, "*?[\\") != NULL;
+    bool any = c->deep && slash && !strcmp(head, "**");
+    if (any && dir) copy_glob_idx(c, path, slash + 1, true, ret, depth);
     for (u32 i = 0; i < n; i++) {
         const char *s = idx_name(c->x, d[i].name, d[i].name_len);
         AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
@@ -18250,7 +18325,7 @@ static void copy_glob_idx(const struct copy_src *c, const char *path, const char
         AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", name);
         const struct idx_inode *to = idx_inode(c->x, d[i].inode);
         if (slash && wild && to && S_ISLNK(to->mode)) continue;
-        if (slash) copy_glob_idx(c, sub, slash + 1, wild, ret, depth + 1);
+        if (slash) copy_glob_idx(c, sub, any ? pat : slash + 1, wild, ret, depth + 1);
         else if (!ignored(&c->exclude, name)) strv_add(ret, sub);
     }
 }
@@ -18279,7 +18354,8 @@ static int copy_sources(struct copy_part *q, const char *pattern, struct err *e)
     } else if (!strpbrk(clean, "*?[\\")) {
         if (idx_resolve(q->src.x, clean)) strv_add(&q->from, clean);
     } else copy_glob_idx(&q->src, "", clean, false, &q->from, 0);
-    return q->from.n ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
+    /* a pattern may match nothing: "COPY package.json yarn.lock* ./" */
+    return q->from.n || strpbrk(clean, "*?[") ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
 }
 
 static int copy_digest_one(const struct copy_src *src, const char *p, struct sha *h,
@@ -18298,21 +18374,35 @@ static int copy_digest_one(const struct copy_src *src, const char *p, struct sha
     return digest_dir(src, dir, *base ? base : ".", p, base, h, 0, e);
 }
 
-static int copy_digest(struct copying *k, const struct df_vars *v, char *out, struct err *e) {
-    struct sha h;
+static int copy_digest(struct copying *k, char *digest, char *stamp, struct err *e) {
+    struct sha h, s;
     u8 raw[32];
-    sha_init(&h);
-    for (size_t n = 0; n < k->parts; n++)
-        for (size_t i = 0; i < k->part[n].from.n; i++)
-            if (copy_digest_one(&k->part[n].src, k->part[n].from.v[i], &h, e)) return -1;
-    for (unsigned i = 0; i < k->in->docs; i++) {
+    sha_init(&h), sha_init(&s);
+    for (size_t n = 0; n < k->parts; n++) {
+        struct copy_part *q = &k->part[n];
+        q->src.stamp = &s;
+        q->src.stamp_only = !digest;
+        for (size_t i = 0; i < q->from.n; i++)
+            if (copy_digest_one(&q->src, q->from.v[i], &h, e)) return -1;
+    }
+    for (unsigned i = 0; digest && i < k->in->docs; i++) {
         AUTO_FREE char *text = NULL;
-        if (doc_text(k->b, &k->in->doc[i], v, &text, e)) return -1;
+        if (doc_text(k->b, &k->in->doc[i], k->vars, &text, e)) return -1;
         digest_field(&h, text, strlen(text));
     }
     sha_end(&h, raw);
-    hex_of(raw, 32, out);
+    if (digest) hex_of(raw, 32, digest);
+    sha_end(&s, raw);
+    hex_of(raw, 32, stamp);
     return 0;
+}
+
+/* Did the files change since they were digested? Their layer is then nobody's cache hit. */
+static void copy_check(struct copying *k) {
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1];
+    struct err e;
+    if (k->src.dir < 0 || (!copy_digest(k, NULL, stamp, &e) && !strcmp(stamp, k->stamp))) return;
+    if (copy_digest(k, digest, stamp, &e) || strcmp(digest, k->digest)) build_key_lost(k->st);
 }
 
 /* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
@@ -18341,11 +18431,9 @@ static bool add_is_archive(const struct copying *k, const struct copy_part *q, c
 }
 
 /* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
-static const char *copy_name(const struct copying *k, const char *p) {
-    for (size_t i = 0; i < k->pivot.n; i++) {
-        size_t n = strlen(k->pivot.v[i]);
-        if (n && !strncmp(p, k->pivot.v[i], n) && p[n] == '/') return p + n + 1;
-    }
+static const char *copy_name(const struct copy_part *q, const char *p) {
+    const char *slash;
+    for (size_t i = 0; i < q->pivot && (slash = strchr(p, '/')); i++) p = slash + 1;
     return p;
 }
 
@@ -18381,7 +18469,7 @@ static int copy_unpack(struct copying *k, const struct copy_part *q, struct layi
 static int copy_one(struct copying *k, const struct copy_part *q, struct laying *l, const char *p,
                     const char *as, const char *into, struct err *e) {
     const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
-    const char *named = k->parents ? copy_name(k, p) : base;
+    const char *named = k->parents ? copy_name(q, p) : base;
     AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1)),
                    *below = str_fmt("%s%s%s", into, *into ? "/" : "", named);
     struct stat st;
@@ -18463,6 +18551,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         if (stack_resolve(l->below, parent, true, &into, &f, e)) return -1;
         as = str_fmt("%s%s%s", into, *into ? "/" : "", slash ? slash + 1 : dest);
     }
+    if (!k->nfrom && !k->in->docs) return 0; /* no pattern matched */
     if (lay_dir(l, into, e)) return -1;
     for (size_t n = 0; n < k->parts; n++) {
         const struct copy_part *q = &k->part[n];
@@ -18478,6 +18567,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         AUTO_FREE char *named = str_fmt("%s%s%s", into, *into ? "/" : "", k->in->doc[i].name);
         if (copy_doc(k, l, &k->in->doc[i], as ? as : named, e)) return -1;
     }
+    copy_check(k);
     return 0;
 }
 
@@ -18655,17 +18745,18 @@ static int copy_needs_dir(const struct df_inst *in, const char *to, struct err *
 
 /* What one word names. */
 static int copy_word(struct copying *k, const char *word, struct err *e) {
-    const char *dot = strstr(word, "/./");
-    if (dot) {
-        AUTO_FREE char *before = str_dupn(word, (size_t)(dot - word));
-        strv_take(&k->pivot, path_clean(before));
-    }
+    const char *dot = k->parents ? strstr(word, "/./") : NULL;
+    AUTO_FREE char *before = str_dupn(word, dot ? (size_t)(dot - word) : 0),
+                   *clean = path_clean(before);
     bool git = k->add && git_is(word),
          url = k->add && (str_prefix(word, "http://") || str_prefix(word, "https://"));
     k->part = mem_grow(k->part, k->parts + 1, sizeof *k->part);
     struct copy_part *q = &k->part[k->parts++];
     *q = (struct copy_part){ .src = k->src, .fetched = git || url };
     if (q->fetched) q->src.dir = -1, q->src.ignore = NULL;
+    q->src.deep = k->parents;
+    q->pivot = *clean != 0;
+    for (const char *c = clean; *c; c++) q->pivot += *c == '/';
     int rc = 0;
     if (k->checksum && !url)
         rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
@@ -18706,7 +18797,7 @@ static void copy_done(struct copying *k) {
         strv_done(&q->from);
     }
     free(k->part), free(k->checksum), free(k->chmod);
-    strv_done(&k->shown), strv_done(&k->pivot), strv_done(&k->src.exclude);
+    strv_done(&k->shown), strv_done(&k->src.exclude);
 }
 
 static int build_copy(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
@@ -18735,7 +18826,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     if (dir == -2) rc = -1;
     if (dir >= 0) { /* like a context of its own */
         mem_freep(&from);
-        ignore_load(dir, ".dockerignore", &ignore);
+        if (!rc) rc = ignore_load(dir, ".dockerignore", &ignore, e);
         k.src.dir = dir, k.src.ignore = &ignore;
     }
     if (!rc && from) {
@@ -18748,8 +18839,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     if (!rc && from) packs_init(&k.packs, &src->x, layers);
     for (size_t i = 0; !rc && i + 1 < words.n; i++)
         if (!str_prefix(words.v[i], "<<")) rc = copy_word(&k, words.v[i], e);
-    char digest[HEX_LEN + 1] = "";
-    if (!rc) rc = copy_digest(&k, &v, digest, e);
+    k.vars = &v;
+    if (!rc) rc = copy_digest(&k, k.digest, k.stamp, e);
     if (!rc) {
         const char *to = words.v[words.n - 1];
         dest = *to == '/' ? str_dup(to)
@@ -18765,7 +18856,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
         AUTO_FREE char *flags = str_join(&k.shown, " "), *names = str_join(&words, " ");
         AUTO_FREE char *by =
             str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
-        build_key(st, reads.p, digest);
+        build_key(st, reads.p, k.digest);
         i64 began = time_mono_ms();
         if (!build_cached(b, st, &record)) {
             build_say(b, "CACHED");
@@ -23102,6 +23193,12 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     return place_archive(&pl, fd, e);
 }
 
+/* gzip, zstd, bzip2, xz? */
+static bool context_packed(const char *p) {
+    return !memcmp(p, "\x1f\x8b", 2) || !memcmp(p, "\x28\xb5", 2) || !memcmp(p, "BZh", 3) ||
+           !memcmp(p, "\xfd\x37zXZ", 4);
+}
+
 /* A context by http: an archive, or a Dockerfile alone (into text). */
 static int http_context(struct build *b, const char *url, char **ret_tmp, struct buf *text,
                         struct err *e) {
@@ -23111,7 +23208,7 @@ static int http_context(struct build *b, const char *url, char **ret_tmp, struct
     if (!h || (h->status != 200 && err_set(e, 0, "%s: HTTP %ld", url, h->status)) ||
         http_slurp(h, 1u << 30, &body, e))
         return -1;
-    bool packed = body.n > 4 && (!memcmp(body.p, "\x1f\x8b", 2) || !memcmp(body.p, "\x28\xb5", 2));
+    bool packed = body.n > 4 && context_packed(body.p);
     if (!packed && !(body.n > 512 && tar_head((u8 *)body.p)))
         return buf_add(text, body.p, body.n), 0;
     AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
@@ -23133,9 +23230,7 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
         AUTO_BUF in = { 0 };
         buf_reserve(&in, 1024);
         ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = (k == 512 && tar_head((u8 *)in.p)) ||
-                   (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
-                   (k > 4 && (u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5);
+        bool tar = (k == 512 && tar_head((u8 *)in.p)) || (k > 4 && context_packed(in.p));
         if (k < 0) return err_set(e, errno, "read the context");
         in.n = (size_t)k;
         if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
@@ -23166,18 +23261,17 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
             sys_openat2(b->ctx, ".dockerignore", O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
         char link[40];
         snprintf(link, sizeof link, "/proc/self/fd/%d", own >= 0 ? own : all);
-        if (own >= 0 || all >= 0) ignore_load(AT_FDCWD, link, &b->ignore);
-        return 0;
+        return own >= 0 || all >= 0 ? ignore_load(AT_FDCWD, link, &b->ignore, e) : 0;
     }
     if (file && strcmp(where, "-")) {
         if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e))
             return err_wrap(e, "unable to read the Dockerfile");
-        if (!access(beside, R_OK)) ignore_load(AT_FDCWD, beside, &b->ignore);
-        else ignore_load(b->ctx, ".dockerignore", &b->ignore);
-        return 0;
+        return !access(beside, F_OK) ? ignore_load(AT_FDCWD, beside, &b->ignore, e)
+                                     : ignore_load(b->ctx, ".dockerignore", &b->ignore, e);
     }
-    if (!faccessat(b->ctx, beside, R_OK, 0)) ignore_load(b->ctx, beside, &b->ignore);
-    else ignore_load(b->ctx, ".dockerignore", &b->ignore);
+    if (ignore_load(b->ctx, faccessat(b->ctx, beside, F_OK, 0) ? ".dockerignore" : beside,
+                    &b->ignore, e))
+        return -1;
     return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e)
                ? err_wrap(e, "failed to read the Dockerfile")
                : 0;
@@ -23583,6 +23677,9 @@ static int build_options(struct build *b, struct err *e) {
 
 static int cmd_build(struct cli *c, struct err *e) {
     const char *progress = cli_text(c, "progress"), *epoch = getenv("SOURCE_DATE_EPOCH");
+    AUTO_STRV args = { 0 };
+    cli_list(c, "build-arg", &args);
+    if (env_get(&args, "SOURCE_DATE_EPOCH")) epoch = env_get(&args, "SOURCE_DATE_EPOCH");
     struct build b = { .cli = c, .ctx = -1, .epoch = -1, .out = stderr };
     AUTO_BUF text = { 0 };
     AUTO_FREE char *tmp = NULL;
