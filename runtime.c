@@ -16822,7 +16822,15 @@ static int ignore_load(int dir, const char *name, struct strv *ret, struct err *
         l += strspn(l, " \t");
         for (size_t n = strlen(l); n && strchr(" \t\r", l[n - 1]); n--) l[n - 1] = 0;
         if (!*l || *l == '#') continue;
-        bool back = *l == '!';
+        bool back = *l == '!', open = false;
+        for (const char *p = l; *p; p++) { /* as Go's filepath.Match sees it */
+            if (*p == '\\' && !*++p)
+                return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
+            if (*p == '[') open = true;
+            else if (*p == ']') open = false;
+        }
+        if (open) return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
+        if (back && !l[1]) return err_set(e, 0, "%s: illegal exclusion pattern: \"!\"", name);
         AUTO_FREE char *clean = path_clean(l + back);
         strv_take(ret, str_fmt("%s%s", back ? "!" : "", clean));
     }
@@ -17227,17 +17235,16 @@ static void build_key_lost(struct bstage *st) {
     build_key(st, "changed while it was read", id);
 }
 
-static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
+/* The record of a key. -1: there is none, or its layer is gone. */
+static int build_record(struct build *b, const char *key, json_t **ret) {
     struct err e;
-    AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
-    /* once a step had to be run its successors run above it, whatever another build has stored
-     * meanwhile */
-    json_t *r = b->no_cache || st->ran ? NULL : js_load(b->s->dir, name, &e);
+    AUTO_FREE char *name = str_fmt("cache/build-%s", key + 7);
+    json_t *r = js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) &&
         blob_have(b->s, js_str(r, "layer.digest"))) {
         utimensat(b->s->dir, name, NULL, 0); /* `builder prune` takes the oldest first */
-        if (b->records) json_object_set(b->records, st->key, r);
+        if (b->records) json_object_set(b->records, key, r);
         *ret = r;
         return 0;
     }
@@ -17245,16 +17252,26 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     return -1;
 }
 
+static void build_record_save(struct build *b, const char *key, json_t *record) {
+    struct err e;
+    AUTO_FREE char *name = str_fmt("build-%s", key + 7);
+    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
+    if (cache >= 0) js_save(cache, name, record, 0, &e);
+    if (b->records) json_object_set(b->records, key, record);
+}
+
+static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
+    /* once a step had to be run its successors run above it, whatever another build has stored
+     * meanwhile */
+    return b->no_cache || st->ran ? -1 : build_record(b, st->key, ret);
+}
+
 static void build_remember(struct build *b, struct bstage *st, const json_t *desc,
                            const char *diff) {
-    struct err e;
-    AUTO_FREE char *name = str_fmt("build-%s", st->key + 7);
     build_time(b, st->created);
     AUTO_JSON *r = json_pack("{s:O,s:s,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff,
                              "created", st->created);
-    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
-    if (cache >= 0) js_save(cache, name, r, 0, &e);
-    if (b->records) json_object_set(b->records, st->key, r);
+    build_record_save(b, st->key, r);
 }
 
 /* Ends the stage's container, whose changes are layers by now. */
@@ -17387,7 +17404,7 @@ static void *build_feed(void *arg) {
     return NULL;
 }
 
-static int build_layer(struct build *b, struct bstage *st,
+static int build_layer(struct build *b, struct bstage *st, bool alone,
                        int (*feed)(struct laying *l, void *arg, struct err *e), void *arg,
                        struct err *e) {
     AUTO_STRV diffs = { 0 };
@@ -17398,7 +17415,8 @@ static int build_layer(struct build *b, struct bstage *st,
     pthread_t th;
     pthread_attr_t a;
     int p[2];
-    if (image_diff_ids(st->config, &diffs, e) || stack_open(b->s, &diffs, &below, e)) return -1;
+    if (!alone && image_diff_ids(st->config, &diffs, e)) return -1;
+    if (stack_open(b->s, &diffs, &below, e)) return -1;
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
     fcntl(p[0], F_SETPIPE_SZ, 1 << 20);
     signal(SIGPIPE, SIG_IGN);
@@ -17465,6 +17483,17 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 
 /* ---- 25.9 RUN ---- */
 
+/* Is this a Git repository's address, as Docker tells it? */
+static bool git_is(const char *where) {
+    size_t n = strcspn(where, "#");
+    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
+    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
+           str_prefix(where, "ssh://") ||
+           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
+             str_prefix(where, "file://")) &&
+            suffix);
+}
+
 /* --build-context NAME=docker-image://REF: another image by that name. */
 static const char *build_alias(const struct build *b, const char *name) {
     const json_t *v;
@@ -17485,6 +17514,12 @@ static int build_dir(const struct build *b, const char *name, struct err *e) {
         const char *s = json_string_value(v);
         if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://"))
             continue;
+        if (strstr(s + n + 1, "://") || git_is(s + n + 1))
+            return err_set(e, 0,
+                           "--build-context %s: only directories and docker-image:// are supported "
+                           "yet: clone or unpack it first",
+                           s),
+                   -2;
         int fd = open(s + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         return fd < 0 ? (err_set(e, errno, "--build-context %s", s), -2) : fd;
     }
@@ -18256,6 +18291,8 @@ struct copying {
     const char *dest;
     const struct df_inst *in;
     bool add, parents;
+    bool link;         /* resolved over nothing, and cached for itself */
+    bool lost;         /* what it read changed meanwhile */
     bool dir_contents; /* one directory: its contents go to dest */
     bool keep_git;
     int unpack; /* --unpack: 1 yes, 0 no, -1 not told */
@@ -18402,7 +18439,8 @@ static void copy_check(struct copying *k) {
     char digest[HEX_LEN + 1], stamp[HEX_LEN + 1];
     struct err e;
     if (k->src.dir < 0 || (!copy_digest(k, NULL, stamp, &e) && !strcmp(stamp, k->stamp))) return;
-    if (copy_digest(k, digest, stamp, &e) || strcmp(digest, k->digest)) build_key_lost(k->st);
+    k->lost = copy_digest(k, digest, stamp, &e) || strcmp(digest, k->digest);
+    if (k->lost) build_key_lost(k->st);
 }
 
 /* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
@@ -18605,7 +18643,7 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         else if (!strcmp(f, "--parents") || str_prefix(f, "--parents=")) k->parents = yes;
         else if (k->add && (!strcmp(f, "--unpack") || str_prefix(f, "--unpack="))) k->unpack = yes;
         else if (k->add && str_prefix(f, "--keep-git-dir")) k->keep_git = yes;
-        else if (str_prefix(f, "--link")) continue;
+        else if (!strcmp(f, "--link") || str_prefix(f, "--link=")) k->link = yes;
         else return err_set(e, 0, "unknown flag: %s", f);
     }
     return 0;
@@ -18621,17 +18659,6 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     k->gid = number ? u.uid : u.gid;
     user_done(&u);
     return 0;
-}
-
-/* Is this a Git repository's address, as Docker tells it? */
-static bool git_is(const char *where) {
-    size_t n = strcspn(where, "#");
-    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
-    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
-           str_prefix(where, "ssh://") ||
-           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
-             str_prefix(where, "file://")) &&
-            suffix);
 }
 
 static int git_run(const char *dir, char *const more[], struct err *e) {
@@ -18800,10 +18827,40 @@ static void copy_done(struct copying *k) {
     strv_done(&k->shown), strv_done(&k->src.exclude);
 }
 
+/* Takes the step's layer from the cache, or makes it. With --link it depends on nothing below it,
+ * and is found by what it reads alone. */
+static int copy_take(struct copying *k, const char *chown, struct buf *reads, struct err *e) {
+    struct build *b = k->b;
+    struct bstage *st = k->st;
+    AUTO_JSON *record = NULL;
+    char apart[DIGEST_LEN + 1];
+    i64 began = time_mono_ms();
+    if (!build_cached(b, st, &record)) return build_say(b, "CACHED"), build_take(st, record), 0;
+    if (chown && copy_owner(k, chown, e)) return -1;
+    if (k->link) {
+        AUTO_FREE char *owner = str_fmt("link %u:%u", k->uid, k->gid);
+        key_add(reads, k->digest), key_add(reads, owner);
+        digest_of(reads->p, reads->n, apart);
+    }
+    if (k->link && !b->no_cache && !build_record(b, apart, &record)) {
+        build_say(b, "CACHED");
+        build_take(st, record);
+        idx_close(&st->x);
+        if (st->open) strv_add(&st->pending, js_str(record, "diff_id")), st->stale = true;
+        build_record_save(b, st->key, record);
+        return 0;
+    }
+    if (build_layer(b, st, k->link, copy_lay, k, e)) return -1;
+    if (k->link && !k->lost && !build_record(b, st->key, &record))
+        build_record_save(b, apart, record);
+    build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+    return 0;
+}
+
 static int build_copy(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
     AUTO_STRV env = { 0 }, words = { 0 }, ignore = { 0 };
     AUTO_FREE char *from = NULL, *chown = NULL, *dest = NULL;
-    AUTO_JSON *record = NULL, *json = df_json(in->text);
+    AUTO_JSON *json = df_json(in->text);
     struct copying k = { .b = b,
                          .st = st,
                          .src = { .dir = b->ctx, .ignore = &b->ignore },
@@ -18857,14 +18914,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
         AUTO_FREE char *by =
             str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
         build_key(st, reads.p, k.digest);
-        i64 began = time_mono_ms();
-        if (!build_cached(b, st, &record)) {
-            build_say(b, "CACHED");
-            build_take(st, record);
-        } else if (!(rc = (chown && copy_owner(&k, chown, e)) || build_layer(b, st, copy_lay, &k, e)
-                              ? -1
-                              : 0))
-            build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+        rc = copy_take(&k, chown, &reads, e);
         if (!rc) build_history(b, st, by, false);
     }
     if (from && k.packs.fd) packs_done(&k.packs);
@@ -18929,7 +18979,7 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
     } else {
         struct workdir w = { .path = path };
         if (build_who(b, st, js_str_or(st->config, "config.User", ""), &w.u, e)) return -1;
-        int rc = build_layer(b, st, workdir_lay, &w, e);
+        int rc = build_layer(b, st, false, workdir_lay, &w, e);
         user_done(&w.u);
         if (rc) return err_wrap(e, "WORKDIR %s", path);
         build_say(b, "DONE");
@@ -19393,7 +19443,8 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
     strv_add(&b->global, "BUILDOS=linux");
     strv_take(&b->global, str_fmt("BUILDARCH=%s", host_arch()));
     for (size_t i = 0; i < b->df.nglobal; i++)
-        if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
+        if (build_arg(b, &b->df.global[i], &b->global, &b->global, e))
+            return build_blame(b, &b->df.global[i], e);
     b->stage = mem_new((b->df.n + BUILD_MAX_IMAGES) * sizeof *b->stage);
     b->nstages = b->df.n;
     for (size_t i = 0; i < b->df.n + BUILD_MAX_IMAGES; i++)
@@ -22575,6 +22626,52 @@ static const struct opt OPT_DF[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
+struct cache_entry {
+    char name[80];
+    char digest[DIGEST_LEN + 1]; /* of a step: its layer's */
+    u64 bytes;
+    time_t used;
+};
+
+static int cache_entry_order(const void *a, const void *b) {
+    const struct cache_entry *x = a, *y = b;
+    return (x->used < y->used) - (x->used > y->used);
+}
+
+/* The build cache, what was used last first. Caller frees *ret. */
+static size_t cache_entries(const struct store *s, struct cache_entry **ret) {
+    AUTO_DIR *d = dir_stream(s->dir, "cache");
+    struct dirent *de;
+    size_t n = 0;
+    *ret = NULL;
+    while (d && (de = dir_next(d))) {
+        bool step = str_prefix(de->d_name, "build-");
+        struct stat st;
+        struct err e;
+        u64 inodes = 0;
+        char path[80];
+        if (!step && !str_prefix(de->d_name, "mount-")) continue;
+        struct cache_entry c = { .bytes = 0 };
+        if (strlen(de->d_name) >= sizeof c.name ||
+            fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
+            continue;
+        strcpy(c.name, de->d_name);
+        c.used = st.st_mtime;
+        if (!step) tree_usage(dirfd(d), de->d_name, &c.bytes, &inodes, 0);
+        else {
+            AUTO_JSON *r = js_load(dirfd(d), de->d_name, &e);
+            const char *digest = js_str(r, "layer.digest");
+            if (digest_hex(digest)) snprintf(c.digest, sizeof c.digest, "%s", digest);
+            if (digest_hex(digest) && !fstatat(s->dir, blob_path(digest, path), &st, 0))
+                c.bytes = (u64)st.st_blocks * 512;
+        }
+        *ret = mem_grow(*ret, n + 1, sizeof **ret);
+        (*ret)[n++] = c;
+    }
+    if (n) qsort(*ret, n, sizeof **ret, cache_entry_order);
+    return n;
+}
+
 static json_t *df_row(const char *type, size_t total, size_t active, u64 size, u64 free_bytes) {
     AUTO_FREE char *s = size_human(size), *r = str_fmt("%zu", active), *t = str_fmt("%zu", total),
                    *f = size_human(free_bytes);
@@ -22644,10 +22741,28 @@ static int cmd_df(struct cli *c, struct err *e) {
         if (user) active++;
         else unused += image_size(c->store, &r[i].m);
     }
+    AUTO_FREE struct cache_entry *cache = NULL;
+    size_t ncache = cache_entries(c->store, &cache), held = 0;
+    u64 cached = 0, steps = 0; /* bytes of the cache alone; those of them that are blobs */
+    AUTO_JSON *seen = json_object();
+    for (size_t i = 0; i < n; i++) {
+        size_t k;
+        const json_t *layer;
+        json_array_foreach (js_get(r[i].m.manifest, "layers"), k, layer)
+            js_setb(seen, js_str_or(layer, "digest", ""), true);
+    }
+    for (size_t i = 0; i < ncache; i++) {
+        const char *d = cache[i].digest;
+        if (*d && js_bool(seen, d)) held++;
+        else if (!*d || !js_get(seen, d))
+            cached += cache[i].bytes, steps += *d ? cache[i].bytes : 0;
+        if (*d && !js_get(seen, d)) js_setb(seen, d, false);
+    }
     image_rows_free(r, n);
     static const char *const DIRS[] = { "blobs", "layers", "merged" };
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
         tree_usage(c->store->dir, DIRS[i], &bytes, &inodes, 0);
+    bytes -= steps < bytes ? steps : bytes;
     ctr_ids(c->store, &ids);
     for (size_t i = 0; i < ids.n; i++) {
         AUTO_CTR k = { .dir = -1 };
@@ -22673,7 +22788,7 @@ static int cmd_df(struct cli *c, struct err *e) {
                           df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
     json_array_append_new(rows, df_row("Containers", ids.n, running, cb, cu));
     json_array_append_new(rows, df_row("Local Volumes", vols.n, vactive, vb, vu));
-    json_array_append_new(rows, df_row("Build Cache", 0, 0, 0, 0));
+    json_array_append_new(rows, df_row("Build Cache", ncache, held, cached, cached));
     return rows_print(cli_text(c, "format"),
                       "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
                       heads, rows, e);
@@ -23269,7 +23384,8 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
         return !access(beside, F_OK) ? ignore_load(AT_FDCWD, beside, &b->ignore, e)
                                      : ignore_load(b->ctx, ".dockerignore", &b->ignore, e);
     }
-    if (ignore_load(b->ctx, faccessat(b->ctx, beside, F_OK, 0) ? ".dockerignore" : beside,
+    if (b->ctx >= 0 &&
+        ignore_load(b->ctx, faccessat(b->ctx, beside, F_OK, 0) ? ".dockerignore" : beside,
                     &b->ignore, e))
         return -1;
     return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e)
@@ -23583,7 +23699,7 @@ static int build_squash(struct build *b, struct bstage *st, struct err *e) {
         packs_init(&q.packs, &new, layers);
         build_key(st, "squash", NULL);
         if (!build_cached(b, st, &record)) build_take(st, record);
-        else rc = build_layer(b, st, squash_lay, &q, e);
+        else rc = build_layer(b, st, false, squash_lay, &q, e);
         packs_done(&q.packs);
     }
     idx_close(&new);
@@ -23731,50 +23847,6 @@ static const struct opt OPT_BUILDER_PRUNE[] = {
     { "verbose", 0, OPT_LATER_BOOL, "" },
     { NULL, 0, OPT_BOOL, NULL },
 };
-
-struct cache_entry {
-    char name[80];
-    u64 bytes;
-    time_t used;
-};
-
-static int cache_entry_order(const void *a, const void *b) {
-    const struct cache_entry *x = a, *y = b;
-    return (x->used < y->used) - (x->used > y->used);
-}
-
-/* The build cache, what was used last first. Caller frees *ret. */
-static size_t cache_entries(const struct store *s, struct cache_entry **ret) {
-    AUTO_DIR *d = dir_stream(s->dir, "cache");
-    struct dirent *de;
-    size_t n = 0;
-    *ret = NULL;
-    while (d && (de = dir_next(d))) {
-        bool step = str_prefix(de->d_name, "build-");
-        struct stat st;
-        struct err e;
-        u64 inodes = 0;
-        char path[80];
-        if (!step && !str_prefix(de->d_name, "mount-")) continue;
-        struct cache_entry c = { .bytes = 0 };
-        if (strlen(de->d_name) >= sizeof c.name ||
-            fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
-            continue;
-        strcpy(c.name, de->d_name);
-        c.used = st.st_mtime;
-        if (!step) tree_usage(dirfd(d), de->d_name, &c.bytes, &inodes, 0);
-        else {
-            AUTO_JSON *r = js_load(dirfd(d), de->d_name, &e);
-            const char *digest = js_str(r, "layer.digest");
-            if (digest_hex(digest) && !fstatat(s->dir, blob_path(digest, path), &st, 0))
-                c.bytes = (u64)st.st_blocks * 512;
-        }
-        *ret = mem_grow(*ret, n + 1, sizeof **ret);
-        (*ret)[n++] = c;
-    }
-    if (n) qsort(*ret, n, sizeof **ret, cache_entry_order);
-    return n;
-}
 
 static int cmd_builder_prune(struct cli *c, struct err *e) {
     AUTO_STRV filters = { 0 };
