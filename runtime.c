@@ -829,7 +829,7 @@ static int file_replace(int dir, const char *name, const void *data, size_t n, m
     }
     if (flags & FILE_SYNC) {
         AUTO_FD d = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (d >= 0) fsync(d);
+        if (d < 0 || (fsync(d) && errno != EINVAL)) return err_set(e, errno, "sync %s", name);
     }
     return 0;
 }
@@ -2270,7 +2270,8 @@ static int reg_conf_read(const char *path, const struct ref *ref, struct reg_con
     AUTO_BUF b = { 0 };
     struct err none;
     if (access(path, F_OK)) return 0;
-    if (file_read(AT_FDCWD, path, 1 << 20, &b, &none) || !b.p) return 0;
+    if (file_read(AT_FDCWD, path, 1 << 20, &b, &none)) return log_warn("%s", none.msg), 0;
+    if (!b.p) return 0;
     int line = 0;
     enum { NONE, REGISTRY, MIRROR } in = NONE;
     AUTO_FREE char *prefix = NULL, *location = NULL, *mirror = NULL;
@@ -3010,6 +3011,13 @@ static u64 store_sweep(const struct store *s, const char *dir, const char *prefi
         if (!renameat(s->dir, from, s->dir, aside)) tree_remove(s->dir, aside);
     }
     return freed;
+}
+
+/* Keeps others from collecting garbage, among it what the caller is about to add and has not named
+ * yet; closed to end. -1: an error. */
+static int store_hold(const struct store *s, struct err *e) {
+    int fd = lock_take(s->dir, "locks/gc", LOCK_SH);
+    return fd < 0 ? err_set(e, errno, "lock the store %s against collection", s->path) : fd;
 }
 
 /* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also
@@ -11023,7 +11031,8 @@ static json_t *pull_config(const struct store *s, struct reg *r, const json_t *m
 /* Pulls one reference. Prints as Docker does unless quiet. */
 static int image_pull(const struct store *s, const struct ref *ref, const struct pull_opts *o,
                       struct err *e) {
-    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(s, e);
+    if (gc < 0) return -1;
     struct reg r = { 0 };
     struct platform want;
     AUTO_BUF bytes = { 0 };
@@ -11542,7 +11551,8 @@ static int load_bundle(const struct store *s, const struct bundle *b, const char
  * directory. only: one name of an OCI layout; as: the name to give; both may be NULL. */
 static int image_load_from(const struct store *s, int fd, int dir, const char *only, const char *as,
                            struct err *e) {
-    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(s, e);
+    if (gc < 0) return -1;
     struct bundle b = { .dir = dir >= 0 ? fcntl(dir, F_DUPFD_CLOEXEC, 3) : -1 };
     int rc = 0;
     if (dir < 0) {
@@ -11740,7 +11750,8 @@ static int image_save_layout(const struct store *s, int dir, const struct image 
 static int image_import(const struct store *s, int fd, const json_t *run_config,
                         const char *message, const char *name, const struct platform *p,
                         char *ret_id, struct err *e) {
-    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(s, e);
+    if (gc < 0) return -1;
     struct src_fd f = { { src_fd_read }, fd };
     json_t *desc = NULL;
     char diff[DIGEST_LEN + 1], now[40];
@@ -11932,18 +11943,42 @@ static void tar_xattrs(struct archive_entry *en, int dir, const char *name, mode
     }
 }
 
-static int tar_content(struct tarring *t, int dir, const char *name, u64 size, struct err *e) {
-    AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return err_set(e, errno, "open %s", name);
+/* A file with a hole of this size, in bytes, is written in the sparse format of pax (GNU's 1.0). */
+enum { TAR_HOLE = 1 << 20 };
+
+static void tar_holes(struct archive_entry *en, int fd, const struct stat *st) {
+    off_t at = 0;
+    for (int n = 0; at < st->st_size && n < 65536; n++) {
+        off_t data = lseek(fd, at, SEEK_DATA);
+        if (data < 0) data = st->st_size; /* ENXIO: a hole up to the end */
+        off_t end = data < st->st_size ? lseek(fd, data, SEEK_HOLE) : data;
+        if (end < data || end > st->st_size || n == 65535) end = st->st_size;
+        if (end > data || !n) archive_entry_sparse_add_entry(en, data, end - data);
+        at = end;
+    }
+}
+
+static int tar_content(struct tarring *t, int fd, struct archive_entry *en, const char *name,
+                       u64 size, struct err *e) {
     if (!t->buf) t->buf = malloc(SRC_BUFFER);
     char *buf = mem_check(t->buf);
-    while (size) {
-        ssize_t k = read(fd, buf, size < SRC_BUFFER ? (size_t)size : SRC_BUFFER);
-        if (k < 0) return err_set(e, errno, "read %s", name);
+    la_int64_t from = 0, len = (la_int64_t)size; /* a part with data */
+    if (archive_entry_sparse_reset(en)) archive_entry_sparse_next(en, &from, &len);
+    for (la_int64_t at = 0, end = (la_int64_t)size; at < end;) {
+        bool hole = at < from; /* its bytes are counted by libarchive, not looked at */
+        la_int64_t want = (hole ? from : from + len) - at;
+        if (want > end - at) want = end - at;
+        if (want <= 0) {
+            if (archive_entry_sparse_next(en, &from, &len)) from = end, len = 0;
+            continue;
+        }
+        ssize_t k = want < SRC_BUFFER ? (ssize_t)want : SRC_BUFFER;
+        if (!hole && (k = pread(fd, buf, (size_t)k, at)) < 0)
+            return err_set(e, errno, "read %s", name);
         if (!k) return err_set(e, 0, "%s became shorter while it was read", name);
         if (archive_write_data(t->a, buf, (size_t)k) < 0)
             return err_set(e, 0, "write the archive: %s", archive_error_string(t->a));
-        size -= (u64)k;
+        at += k;
     }
     return 0;
 }
@@ -12001,6 +12036,7 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
     if (t->one_id) tar_owner(t, as, en);
     tar_xattrs(en, dir, name, st.st_mode, t->overlay, &opaque);
     bool data = S_ISREG(st.st_mode);
+    AUTO_FD fd = -1;
     if (S_ISLNK(st.st_mode)) {
         ssize_t k = readlinkat(dir, name, text, sizeof text - 1);
         text[k < 0 ? 0 : k] = 0;
@@ -12016,11 +12052,16 @@ static int tar_add(struct tarring *t, int dir, const char *name, const char *as,
             data = false;
         } else js_set(t->links, key, json_string_nocheck(as));
     }
-    int rc = *as && archive_write_header(t->a, en) < ARCHIVE_WARN
-                 ? err_set(e, 0, "write the archive: %s: %s", as, archive_error_string(t->a))
-                 : 0;
+    int rc = 0;
+    if (data && *as) {
+        fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0) rc = err_set(e, errno, "open %s", name);
+        else if ((u64)st.st_blocks * 512 + TAR_HOLE < (u64)st.st_size) tar_holes(en, fd, &st);
+    }
+    if (!rc && *as && archive_write_header(t->a, en) < ARCHIVE_WARN)
+        rc = err_set(e, 0, "write the archive: %s: %s", as, archive_error_string(t->a));
+    if (!rc && fd >= 0) rc = tar_content(t, fd, en, name, (u64)st.st_size, e);
     archive_entry_free(en);
-    if (!rc && data && *as) rc = tar_content(t, dir, name, (u64)st.st_size, e);
     if (rc || !S_ISDIR(st.st_mode)) return rc;
     if (opaque) {
         AUTO_FREE char *mark = str_fmt("%s%s.wh..wh..opq", as, *as ? "/" : "");
@@ -15836,7 +15877,8 @@ static int make_spec(struct make *m, char *const *argv, struct err *e) {
 /* Creates the container on disk. On failure nothing of it is left. m->image and image_name are set.
  * */
 static int make_container(struct make *m, const char *name, char *const *argv, struct err *e) {
-    AUTO_FD gc = lock_take(m->s->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(m->s, e);
+    if (gc < 0) return -1;
     char now[40];
     id_random(m->c.id);
     m->c.s = m->s;
@@ -19870,8 +19912,8 @@ static const struct opt OPT_RUN[] = {
 
 /* The embedded image: the program itself as its one file. */
 static int hello_image(const struct store *s, struct err *e) {
-    AUTO_FD gc = lock_take(s->dir, "locks/gc", LOCK_SH),
-            exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    AUTO_FD gc = store_hold(s, e), exe = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    if (gc < 0) return -1;
     AUTO_FD tmp = openat(s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     struct stat st;
     struct tarring t = { .clamp = 0 };
@@ -21865,7 +21907,8 @@ static int cmd_commit(struct cli *c, struct err *e) {
     char diff[DIGEST_LEN + 1], id[HEX_LEN + 1], now[40];
     json_t *desc = NULL;
     if (!cli_store(c, e) || ctr_find(c->store, c->args[0], &k, e)) return -1;
-    AUTO_FD gc = lock_take(c->store->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(c->store, e);
+    if (gc < 0) return -1;
     if (c->nargs > 1) {
         if (ref_parse(c->args[1], &r, e)) return -1;
         full = ref_full(&r);
@@ -23816,7 +23859,8 @@ static int cmd_build(struct cli *c, struct err *e) {
     b.no_cache = cli_flag(c, "no-cache");
     if (!str_empty(epoch) && !str_int(epoch, 0, INT64_MAX / 1000000000, &b.epoch))
         return err_set(e, 0, "SOURCE_DATE_EPOCH=%.40s is not a number of seconds", epoch);
-    AUTO_FD gc = lock_take(b.s->dir, "locks/gc", LOCK_SH);
+    AUTO_FD gc = store_hold(b.s, e);
+    if (gc < 0) return -1;
     AUTO_STRV caches = { 0 };
     cli_list(c, "cache-from", &caches);
     for (size_t i = 0; i < caches.n && !b.no_cache; i++) cache_import(&b, caches.v[i]);

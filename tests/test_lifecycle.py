@@ -505,3 +505,22 @@ def test_socket_attacks(sk):
     eq(sk.status("cc"), "running")
     sk("exec cc echo x").says("x")
     sk("stop -t 2 cc").ok
+
+
+@timeout(100)
+def test_commit_sparse(sk):
+    """A file with holes costs what it holds: in the layer, in an export, and in what they are unpacked to."""
+    make = ("truncate -s 1024G /t; dd if=/bin/busybox of=/t bs=4096 seek=200000000 count=3 conv=notrunc 2>/dev/null; truncate -s 1024G /t; truncate -s 5M /empty; "
+            "dd if=/bin/busybox of=/parts bs=1M count=1 2>/dev/null; truncate -s 9M /parts; echo end >> /parts; cp /bin/busybox /full")
+    look = "stat -c '%n %s' /t /empty /parts /full; dd if=/t bs=4096 skip=200000000 count=3 2>/dev/null | md5sum; md5sum /empty /parts /full; [ $(du -k /t | cut -f1) -lt 40000 ]"
+    sk("run --name cc busybox sh -c", make + "; " + look).ok
+    want = sk("start -a cc").ok.out
+    sk("commit cc sparse").ok
+    eq(sk("run --rm sparse sh -c", look).ok.out, want)
+    with sk.case("tar reads it"):
+        with open(sk.file("e.tar"), "wb") as f:
+            p = sk.popen("export cc", stdout=f)
+            eq(p.wait(60), 0)
+        out = subprocess.run(["tar", "-tvf", sk.dir + "/e.tar", "t", "empty", "parts"], stdout=subprocess.PIPE, check=True).stdout.decode()
+        eq(sorted(int(l.split()[2]) for l in out.splitlines()), [5 << 20, (9 << 20) + 4, 1 << 40])
+        true(os.path.getsize(sk.dir + "/e.tar") < 30 << 20, "a small archive")
