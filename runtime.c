@@ -7563,12 +7563,15 @@ static int filter_load(const struct filter *f, struct err *e) {
 /* {==== 15 cgroup: limits ====
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
  * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), otherwise a scope
- * that the user's systemd makes for the asking; v2 only. Where there is none a limit that was asked
- * for is an error that names the remedy; without a limit no cgroup is needed and none is made.
- * Uses: 1-5. Source: cgroup-v2.rst, config-linux.md. */
+ * that the user's systemd makes for the asking; with v1, and the hybrid where v1 has the
+ * controllers, a directory in the hierarchy of each controller. Where there is none a limit that
+ * was asked for is an error that names the remedy; without a limit no cgroup is needed and none is
+ * made. Uses: 1-5. Source: cgroup-v2.rst, cgroup-v1/, config-linux.md. */
 struct cgroup {
-    char *path; /* absolute; owned; NULL: none */
+    char *path; /* owned; NULL: none. v2: absolute. v1: lines of CONTROLLER=DIRECTORY */
 };
+
+static bool cgroup_is_v1(const struct cgroup *c) { return c->path && *c->path != '/'; }
 
 static void cgroup_done(struct cgroup *c) { mem_freep(&c->path); }
 
@@ -7593,8 +7596,31 @@ static bool cgroup_own(char **ret) {
     return false;
 }
 
+/* Where a file of the cgroup is; v1: in the directory of the controller that it is named after.
+ * NULL: it has no such controller. Caller frees. */
+static char *cgroup_file(const struct cgroup *c, const char *file) {
+    if (!cgroup_is_v1(c)) return str_fmt("%s/%s", c->path, file);
+    size_t n = strcspn(file, ".");
+    for (const char *p = c->path; *p; p += strcspn(p, "\n"), p += *p == '\n')
+        if (!strncmp(p, file, n) && p[n] == '=')
+            return str_fmt("%.*s/%s", (int)strcspn(p + n + 1, "\n"), p + n + 1, file);
+    return NULL;
+}
+
+/* All its directories, as a list of strings. */
+static void cgroup_dirs(const struct cgroup *c, struct strv *ret) {
+    if (!cgroup_is_v1(c)) return strv_add(ret, c->path);
+    AUTO_STRV lines = { 0 };
+    strv_split(&lines, c->path, '\n');
+    for (size_t i = 0; i < lines.n; i++) {
+        const char *dir = strchr(lines.v[i], '=');
+        if (dir && !strv_has(ret, dir + 1)) strv_add(ret, dir + 1);
+    }
+}
+
 static int cgroup_set(const struct cgroup *c, const char *file, const char *value, struct err *e) {
-    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
+    AUTO_FREE char *path = cgroup_file(c, file);
+    if (!path) return err_set(e, 0, "set %s: this host's cgroups have no such controller", file);
     if (file_poke(AT_FDCWD, path, value)) /* podman takes ENOENT's words for a missing command */
         return err_set(e, errno == ENOENT ? 0 : errno, "set %s to %s%s", path, value,
                        errno == ENOENT ? ": the controller is not available there"
@@ -7640,6 +7666,8 @@ static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct 
     json_t *v;
     AUTO_BUF have = { 0 };
     struct err ignored;
+    if (cgroup_is_v1(c) && json_object_size(unified))
+        return err_set(e, 0, "/linux/resources/unified: this host has cgroup v1");
     AUTO_FREE char *controllers = str_fmt("%s/cgroup.controllers", c->path);
     file_read(AT_FDCWD, controllers, 4096, &have, &ignored);
     for (char *s = have.p; s && *s; s++)
@@ -7760,12 +7788,75 @@ static int cgroup_io(const struct cgroup *c, const json_t *res, struct err *e) {
     return 0;
 }
 
+/* An integer of `res` to a file of v1, where it is there. */
+static int cgroup_v1_int(const struct cgroup *c, const json_t *res, const char *path,
+                         const char *file, bool zero, struct err *e) {
+    i64 n;
+    return cgroup_int(res, path, &n) && (n || zero) ? cgroup_setf(c, file, e, "%" PRId64, n) : 0;
+}
+
+/* linux.resources on v1, whose files are what it was made after. */
+static int cgroup_apply_v1(const struct cgroup *c, const json_t *res, struct err *e) {
+    static const struct {
+        const char *oci, *file;
+    } THROTTLE[] = { { "throttleReadBpsDevice", "blkio.throttle.read_bps_device" },
+                     { "throttleWriteBpsDevice", "blkio.throttle.write_bps_device" },
+                     { "throttleReadIOPSDevice", "blkio.throttle.read_iops_device" },
+                     { "throttleWriteIOPSDevice", "blkio.throttle.write_iops_device" } },
+      INTS[] = { { "memory.reservation", "memory.soft_limit_in_bytes" },
+                 { "memory.kernelTCP", "memory.kmem.tcp.limit_in_bytes" },
+                 { "cpu.shares", "cpu.shares" },
+                 { "cpu.realtimePeriod", "cpu.rt_period_us" },
+                 { "cpu.realtimeRuntime", "cpu.rt_runtime_us" },
+                 { "network.classID", "net_cls.classid" } };
+    struct err ignored;
+    const json_t *v, *io = js_get(res, "blockIO");
+    size_t i;
+    i64 n;
+    /* memory may not exceed memory and swap: upwards the second comes first, downwards last */
+    static const char SWAP[] = "memory.memsw.limit_in_bytes";
+    cgroup_v1_int(c, res, "memory.swap", SWAP, false, &ignored);
+    if (cgroup_v1_int(c, res, "memory.limit", "memory.limit_in_bytes", false, e) ||
+        cgroup_v1_int(c, res, "memory.swap", SWAP, false, e) ||
+        cgroup_v1_int(c, res, "memory.swappiness", "memory.swappiness", true, e) ||
+        (js_bool(js_get(res, "memory"), "disableOOMKiller") &&
+         cgroup_set(c, "memory.oom_control", "1", e)))
+        return -1;
+    for (i = 0; i < ARRAY_LEN(INTS); i++)
+        if (cgroup_v1_int(c, res, INTS[i].oci, INTS[i].file, false, e)) return -1;
+    cgroup_v1_int(c, res, "cpu.quota", "cpu.cfs_quota_us", false, &ignored); /* as with memory */
+    if (cgroup_v1_int(c, res, "cpu.period", "cpu.cfs_period_us", false, e) ||
+        cgroup_v1_int(c, res, "cpu.quota", "cpu.cfs_quota_us", false, e))
+        return -1;
+    const char *cpus = js_str(res, "cpu.cpus"), *mems = js_str(res, "cpu.mems");
+    if ((!str_empty(cpus) && cgroup_set(c, "cpuset.cpus", cpus, e)) ||
+        (!str_empty(mems) && cgroup_set(c, "cpuset.mems", mems, e)) ||
+        (cgroup_int(res, "pids.limit", &n) && n && cgroup_limit(c, "pids.max", n, e)))
+        return -1;
+    if (cgroup_int(io, "weight", &n) && n &&
+        cgroup_setf(c, "blkio.weight", &ignored, "%" PRId64, n) &&
+        cgroup_setf(c, "blkio.bfq.weight", e, "%" PRId64, n))
+        return -1;
+    for (size_t k = 0; k < ARRAY_LEN(THROTTLE); k++)
+        json_array_foreach (js_get(io, THROTTLE[k].oci), i, v)
+            if (cgroup_setf(c, THROTTLE[k].file, e, "%" PRId64 ":%" PRId64 " %" PRId64,
+                            js_int(v, "major", 0), js_int(v, "minor", 0), js_int(v, "rate", 0)))
+                return -1;
+    json_array_foreach (js_get(res, "hugepageLimits"), i, v) {
+        AUTO_FREE char *file = str_fmt("hugetlb.%s.limit_in_bytes", js_str_or(v, "pageSize", ""));
+        if (strchr(file, '/')) return err_set(e, 0, "/linux/resources/hugepageLimits/%zu", i);
+        if (cgroup_setf(c, file, e, "%" PRId64, js_int(v, "limit", 0))) return -1;
+    }
+    return cgroup_unified(c, js_get(res, "unified"), e);
+}
+
 /* linux.resources, all of it but the devices. */
 static int cgroup_apply(const struct cgroup *c, const json_t *res, struct err *e) {
     const json_t *v;
     const char *key;
     size_t i;
     i64 n;
+    if (cgroup_is_v1(c)) return cgroup_apply_v1(c, res, e);
     if (cgroup_memory(c, res, e) || cgroup_cpu(c, res, e) || cgroup_io(c, res, e)) return -1;
     if (cgroup_int(res, "pids.limit", &n) && n && cgroup_limit(c, "pids.max", n, e)) return -1;
     json_array_foreach (js_get(res, "hugepageLimits"), i, v) {
@@ -7834,12 +7925,40 @@ static bool bpf_rule(struct buf *b, const struct device_rule *r) {
     return all;
 }
 
+/* The rules in the files of v1, one after the other, and what is always allowed. */
+static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct err *e) {
+    size_t i;
+    const json_t *j;
+    char number[2][24];
+    json_array_foreach (rules, i, j) {
+        i64 n[2] = { js_int(j, "major", -1), js_int(j, "minor", -1) };
+        for (int k = 0; k < 2; k++)
+            snprintf(number[k], sizeof number[k], n[k] < 0 ? "*" : "%" PRId64, n[k]);
+        const char *type = js_str_or(j, "type", "a");
+        if (cgroup_setf(c, js_bool(j, "allow") ? "devices.allow" : "devices.deny", e,
+                        "%.1s %s:%s %.3s", type, number[0], number[1],
+                        js_str_or(j, "access", "rwm")))
+            return -1;
+    }
+    for (i = 0; i < ARRAY_LEN(DEVICE_ALWAYS); i++) {
+        const struct device_rule *r = &DEVICE_ALWAYS[i];
+        for (int k = 0; k < 2; k++)
+            snprintf(number[k], sizeof number[k], (k ? r->minor : r->major) < 0 ? "*" : "%" PRId64,
+                     k ? r->minor : r->major);
+        if (cgroup_setf(c, "devices.allow", e, "%c %s:%s %s", r->type, number[0], number[1],
+                        r->access))
+            return -1;
+    }
+    return 0;
+}
+
 /* linux.resources.devices: the last rule that matches decides, and none is a refusal. */
 static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
     AUTO_BUF b = { 0 };
     size_t n = json_array_size(rules);
     bool all = false;
     if (!n) return 0;
+    if (cgroup_is_v1(c)) return cgroup_devices_v1(c, rules, e);
     bpf_put(&b, 0x61, 0x12, 0, 0); /* w2 = type, w3 = access, w4 = major, w5 = minor */
     bpf_put(&b, 0x54, 0x02, 0, 0xffff);
     bpf_put(&b, 0x61, 0x13, 0, 0);
@@ -8021,14 +8140,121 @@ static bool cgroup_scope(const char *id) {
     return false;
 }
 
+/* Of v1: the mount point of a controller and this process's directory below it. False: none. */
+static bool cgroup_own_v1(const char *controller, char **ret_top, char **ret_own) {
+    AUTO_BUF b = { 0 }, m = { 0 };
+    struct err e;
+    size_t n = strlen(controller);
+    char *save = NULL, *own = NULL;
+    if (host_disabled("cgroup") || file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &e) ||
+        file_read(AT_FDCWD, "/proc/self/mountinfo", 4 << 20, &m, &e) || !b.p || !m.p)
+        return false;
+    for (char *l = strtok_r(b.p, "\n", &save); l && !own; l = strtok_r(NULL, "\n", &save)) {
+        char *list = strchr(l, ':'), *path = list ? strchr(list + 1, ':') : NULL;
+        if (!path) continue;
+        *path++ = 0;
+        AUTO_STRV names = { 0 };
+        strv_split(&names, list + 1, ',');
+        if (strv_has(&names, controller)) own = path;
+    }
+    for (char *l = own ? strtok_r(m.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
+        char root[PATH_MAX], at[PATH_MAX], *type = strstr(l, " - cgroup ");
+        char *options = type ? strrchr(type, ' ') + 1 : NULL;
+        bool has = false;
+        for (char *o = options; o && *o; o += strcspn(o, ","), o += *o == ',')
+            has |= !strncmp(o, controller, n) && (!o[n] || o[n] == ',');
+        if (!has || sscanf(l, "%*d %*d %*s %4095s %4095s", root, at) != 2) continue;
+        size_t skip = strcmp(root, "/") ? strlen(root) : 0; /* a part of the hierarchy is mounted */
+        if (strncmp(own, root, skip)) continue;
+        *ret_top = str_dup(at);
+        *ret_own = str_fmt("%s%s", at, strcmp(own + skip, "/") ? own + skip : "");
+        return true;
+    }
+    return false;
+}
+
+/* Are the controllers those of v1? On a hybrid host the v2 hierarchy has none of these. */
+static bool cgroup_v1(void) {
+    AUTO_FREE char *own = NULL, *top = NULL, *own2 = NULL, *top2 = NULL;
+    return cgroup_own_v1("memory", &top, &own) || cgroup_own_v1("pids", &top2, &own2);
+}
+
+/* The version of the cgroups here, 0: none; and whether this process may make some. */
+static int cgroup_version(bool *ret_ours) {
+    AUTO_FREE char *own = NULL, *top = NULL;
+    int version = cgroup_v1() ? 1 : cgroup_own(&own) ? 2 : 0;
+    if (version == 1) cgroup_own_v1("memory", &top, &own);
+    *ret_ours = own && !access(own, W_OK);
+    return version;
+}
+
+/* A new directory of cpuset has no processors and no memory: it gets its parent's. */
+static void cgroup_cpuset(const char *dir) {
+    static const char *const FILES[] = { "cpuset.cpus", "cpuset.mems" };
+    for (size_t i = 0; i < ARRAY_LEN(FILES); i++) {
+        char text[4096] = "";
+        AUTO_FREE char *from = str_fmt("%s/../%s", dir, FILES[i]),
+                       *to = str_fmt("%s/%s", dir, FILES[i]);
+        if (!file_line(AT_FDCWD, from, text, sizeof text)) file_poke(AT_FDCWD, to, text);
+    }
+}
+
+/* The same in each hierarchy of v1: `path` below this process's cgroup, or from the top where it
+ * begins with "/". What no limit of `res` needs may be missing. */
+static int cgroup_place_v1(const char *path, const json_t *res, struct cgroup *c, struct err *e) {
+    static const struct {
+        const char *controller, *group;
+    } HAVE[] = { { "memory", "memory" },  { "cpu", "cpu" },       { "cpuset", "cpu" },
+                 { "pids", "pids" },      { "blkio", "blockIO" }, { "hugetlb", "hugepageLimits" },
+                 { "freezer", "-" },      { "devices", "-" },     { "cpuacct", "-" },
+                 { "net_cls", "network" } };
+    AUTO_BUF list = { 0 };
+    for (size_t i = 0; i < ARRAY_LEN(HAVE); i++) {
+        const char *name = HAVE[i].controller;
+        AUTO_FREE char *top = NULL, *own = NULL;
+        bool cpuset = !strcmp(name, "cpuset");
+        bool need = cpuset ? js_path(res, "cpu.cpus") || js_path(res, "cpu.mems")
+                           : js_get(res, HAVE[i].group) != NULL;
+        if (!cgroup_own_v1(name, &top, &own)) continue; /* a limit will say that it is not there */
+        AUTO_FREE char *dir = str_fmt("%s/%s", *path == '/' ? top : own, path + (*path == '/'));
+        int rc = 0, no = 0;
+        for (char *s = dir + strlen(top) + 1; !rc; s++) {
+            if (*s && *s != '/') continue;
+            char was = *s;
+            *s = 0;
+            rc = mkdir(dir, 0755) && errno != EEXIST ? -1 : 0;
+            no = errno;
+            if (!rc && cpuset) cgroup_cpuset(dir);
+            *s = was;
+            if (!was) break;
+        }
+        if (rc && need)
+            return err_set(e, no,
+                           "make cgroup %s: limits need one that is yours: an administrator can "
+                           "make it ('mkdir %s/%s; chown -R %s %s/%s') and start your session in "
+                           "it",
+                           dir, top, host_user(), host_user(), top, host_user());
+        if (!rc && !access(dir, W_OK)) buf_addf(&list, "%s%s=%s", list.n ? "\n" : "", name, dir);
+    }
+    c->path = list.n ? str_dup(list.p) : NULL;
+    return c->path ? 0 : err_set(e, 0, "no cgroup can be made");
+}
+
 /* Makes a directory for the container in this process's own cgroup, or below `parent`. */
-static int cgroup_place(const char *id, const char *parent, struct cgroup *c, struct err *e) {
+static int cgroup_place(const char *id, const char *parent, const json_t *res, struct cgroup *c,
+                        struct err *e) {
     AUTO_FREE char *own = NULL;
+    if (cgroup_v1()) {
+        AUTO_FREE char *above = path_clean(parent ? parent : "");
+        AUTO_FREE char *path = str_fmt("%s%s%sskiff-%.12s", parent && *parent == '/' ? "/" : "",
+                                       above, *above ? "/" : "", id);
+        return cgroup_place_v1(path, res, c, e);
+    }
     if (!cgroup_own(&own))
         return err_set(
             e, 0,
-            "limits need a cgroup v2 hierarchy, which this host has not (an administrator can "
-            "boot with systemd.unified_cgroup_hierarchy=1); run without the limit");
+            "limits need a cgroup hierarchy, which this host has not; run without the limit, or "
+            "with --limits=best-effort");
     char *leaf = strstr(own, "/skiff.self");
     if (leaf) *leaf = 0;
     AUTO_FREE char *clean = path_clean(parent ? parent : ""), *below = NULL;
@@ -8051,8 +8277,29 @@ static int cgroup_place(const char *id, const char *parent, struct cgroup *c, st
     c->path = NULL;
     return err_set(e, no,
                    "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
-                   "Delegate=yes skiff run …'",
+                   "Delegate=yes skiff run …'; or --limits=best-effort",
                    path);
+}
+
+/* Ends all processes in it, and it. */
+static void cgroup_remove(struct cgroup *c) {
+    struct err ignored;
+    if (!c->path) return;
+    AUTO_STRV dirs = { 0 };
+    cgroup_dirs(c, &dirs);
+    if (!cgroup_is_v1(c)) cgroup_set(c, "cgroup.kill", "1", &ignored);
+    for (size_t k = 0; k < dirs.n; k++)
+        for (int i = 0; i < 50 && rmdir(dirs.v[k]) && errno == EBUSY; i++) {
+            AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dirs.v[k]);
+            AUTO_BUF b = { 0 };
+            char *save = NULL;
+            if (cgroup_is_v1(c)) file_read(AT_FDCWD, procs, 1 << 20, &b, &ignored);
+            for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p;
+                 p = strtok_r(NULL, "\n", &save))
+                if (atoi(p) > 1) kill(atoi(p), SIGKILL);
+            usleep(2000);
+        }
+    cgroup_done(c);
 }
 
 /* Makes the container's cgroup and sets its limits: in a scope that the user's systemd makes for
@@ -8063,26 +8310,38 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
     i64 limit;
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
-    if (cgroup_place(id, parent, c, &first)) {
+    if (cgroup_place(id, parent, resources, c, &first)) {
         if (!str_empty(parent) || !cgroup_scope(id)) return *e = first, -1;
-        if (cgroup_place(id, parent, c, e)) return -1;
+        if (cgroup_place(id, parent, resources, c, e)) return -1;
     }
     if (!cgroup_apply(c, resources, e)) {
         /* Docker's default: as much swap as memory, where the kernel counts it */
         if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
-            !js_path(resources, "memory.swap"))
-            cgroup_limit(c, "memory.swap.max", limit, &ignored);
+            !js_path(resources, "memory.swap")) {
+            if (cgroup_is_v1(c))
+                cgroup_setf(c, "memory.memsw.limit_in_bytes", &ignored, "%" PRId64, 2 * limit);
+            else cgroup_limit(c, "memory.swap.max", limit, &ignored);
+        }
         return 0;
     }
-    rmdir(c->path);
-    cgroup_done(c);
+    cgroup_remove(c);
     return -1;
 }
 
 static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
     char text[16];
     snprintf(text, sizeof text, "%d", (int)pid);
-    if (!c->path || !cgroup_set(c, "cgroup.procs", text, e)) return 0;
+    if (!c->path) return 0;
+    if (cgroup_is_v1(c)) {
+        AUTO_STRV dirs = { 0 };
+        cgroup_dirs(c, &dirs);
+        for (size_t i = 0; i < dirs.n; i++) {
+            AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dirs.v[i]);
+            if (file_poke(AT_FDCWD, procs, text)) return err_set(e, errno, "move into %s", procs);
+        }
+        return 0;
+    }
+    if (!cgroup_set(c, "cgroup.procs", text, e)) return 0;
     /* from another part of the hierarchy, such as a login session, only by way of the manager's */
     const char *leaf = strrchr(c->path, '/');
     return pid == getpid() && e->no == EACCES && cgroup_scope(leaf + 7)
@@ -8090,13 +8349,18 @@ static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
                : -1;
 }
 
+/* Stops all its processes, or lets them go on. -1: it has no freezer. */
+static int cgroup_freeze(const struct cgroup *c, bool freeze, struct err *e) {
+    return cgroup_is_v1(c) ? cgroup_set(c, "freezer.state", freeze ? "FROZEN" : "THAWED", e)
+                           : cgroup_set(c, "cgroup.freeze", freeze ? "1" : "0", e);
+}
+
 /* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
 static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *key) {
     AUTO_BUF b = { 0 };
     struct err e;
-    if (!c->path) return 0;
-    AUTO_FREE char *path = str_fmt("%s/%s", c->path, file);
-    if (file_read(AT_FDCWD, path, 65536, &b, &e) || !b.p) return 0;
+    AUTO_FREE char *path = c->path ? cgroup_file(c, file) : NULL;
+    if (!path || file_read(AT_FDCWD, path, 65536, &b, &e) || !b.p) return 0;
     if (!key) return strtoull(b.p, NULL, 10);
     size_t n = strlen(key);
     for (const char *p = b.p; p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL)
@@ -8104,12 +8368,9 @@ static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *
     return 0;
 }
 
-static void cgroup_remove(struct cgroup *c) {
-    struct err ignored;
-    if (!c->path) return;
-    cgroup_set(c, "cgroup.kill", "1", &ignored);
-    for (int i = 0; i < 50 && rmdir(c->path) && errno == EBUSY; i++) usleep(2000);
-    cgroup_done(c);
+/* Has its kernel killed for want of memory? */
+static bool cgroup_oom(const struct cgroup *c) {
+    return cgroup_counter(c, cgroup_is_v1(c) ? "memory.oom_control" : "memory.events", "oom_kill");
 }
 /* }==== 15 cgroup */
 
@@ -12372,9 +12633,15 @@ struct super {
     struct super_log log;
     struct super_health health;
     bool exited, stopped; /* child is gone; a user asked for the end */
+    u64 watch_memory;     /* bytes beyond which all is killed, where no cgroup does it; 0: none */
+    i64 watch_ms;         /* when to look next */
+    bool oom;             /* they were */
+    char note[512];       /* what the user is to know of the start; "": nothing */
     int code;
     i64 started_ms;
 };
+
+enum { SUPER_NOTE = -1 }; /* err.status of a start that went well and has something to say */
 
 /* ---- 21.1 the log ---- */
 static void log_open(struct super_log *g, const struct ctr *c) {
@@ -12503,7 +12770,9 @@ static void super_accept(struct super *s) {
 
 /* Freezes or thaws by the cgroup, or by a signal to every process where there is none. */
 static int super_freeze(struct super *s, bool freeze, struct err *e) {
-    if (s->l.cgroup.path) return cgroup_set(&s->l.cgroup, "cgroup.freeze", freeze ? "1" : "0", e);
+    if (s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup))
+        return cgroup_freeze(&s->l.cgroup, freeze, e);
+    if (s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, e)) return 0;
     pid_t *pids;
     size_t n = ctr_pids(s->l.pid, &pids);
     if (!n) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
@@ -12703,6 +12972,91 @@ static void health_start(struct super *s) {
 
 /* ---- 21.5 life ---- */
 
+/* The processors of a limit without a cgroup: those that it names, or the first so many of ours. */
+static bool limits_affinity(const json_t *cpu, cpu_set_t *ret) {
+    const char *list = js_str(cpu, "cpus");
+    i64 quota = js_int(cpu, "quota", 0), period = js_int(cpu, "period", 100000);
+    cpu_set_t have;
+    CPU_ZERO(ret);
+    if (sched_getaffinity(0, sizeof have, &have)) return false;
+    if (list) {
+        for (const char *p = list; *p; p += *p == ',') {
+            char *end;
+            unsigned long a = strtoul(p, &end, 10),
+                          b = *end == '-' ? strtoul(end + 1, &end, 10) : a;
+            if (end == p) return false;
+            for (; a <= b && a < CPU_SETSIZE; a++)
+                if (CPU_ISSET(a, &have)) CPU_SET(a, ret);
+            p = end + strcspn(end, ",");
+        }
+    } else if (quota > 0 && period > 0) {
+        i64 n = (quota + period - 1) / period;
+        for (size_t i = 0; i < CPU_SETSIZE && n > 0; i++)
+            if (CPU_ISSET(i, &have)) CPU_SET(i, ret), n--;
+    }
+    return CPU_COUNT(ret) > 0;
+}
+
+/* --limits=best-effort without a cgroup: limits of each process, a set of processors, and a look
+ * now and then at the memory of all. s->note says what became of each limit. */
+static void limits_fall_back(struct super *s, const struct err *why, cpu_set_t *ret_was,
+                             bool *ret_set) {
+    const json_t *res = js_path(s->c->config, "linux.resources");
+    i64 memory = js_int(res, "memory.limit", 0), pids = js_int(res, "pids.limit", 0);
+    struct utsname u;
+    struct plan *p = &s->plan;
+    int major = 0, minor = 0;
+    AUTO_BUF has = { 0 }, lacks = { 0 };
+    cpu_set_t set;
+    if (!uname(&u)) sscanf(u.release, "%d.%d", &major, &minor);
+    if (memory > 0 && p->nrlimits < ARRAY_LEN(p->rlimits)) {
+        s->watch_memory = (u64)memory;
+        p->rlimits[p->nrlimits++] =
+            (struct plan_rlimit){ RLIMIT_DATA, { (u64)memory, (u64)memory } };
+        buf_adds(&has, "; memory: RLIMIT_DATA for each process, and all are killed when together "
+                       "they have more");
+    }
+    if (pids > 0 && p->ns_new & CLONE_NEWUSER && major * 100 + minor >= 514 &&
+        p->nrlimits < ARRAY_LEN(p->rlimits)) { /* counted by user namespace since then */
+        p->rlimits[p->nrlimits++] = (struct plan_rlimit){ RLIMIT_NPROC, { (u64)pids, (u64)pids } };
+        buf_adds(&has, "; pids: RLIMIT_NPROC for each user of the container");
+    } else if (pids > 0) buf_adds(&lacks, ", pids");
+    if (js_path(res, "cpu.quota") || js_path(res, "cpu.cpus")) {
+        *ret_set = limits_affinity(js_get(res, "cpu"), &set) &&
+                   !sched_getaffinity(0, sizeof *ret_was, ret_was) &&
+                   !sched_setaffinity(0, sizeof set, &set);
+        if (*ret_set) buf_addf(&has, "; cpu: %d processors", CPU_COUNT(&set));
+        else buf_adds(&lacks, ", cpu");
+    }
+    if (js_path(res, "cpu.shares")) buf_adds(&lacks, ", cpu-shares");
+    if (js_path(res, "cpu.mems")) buf_adds(&lacks, ", cpuset-mems");
+    if (js_path(res, "memory.reservation")) buf_adds(&lacks, ", memory-reservation");
+    if (js_get(res, "blockIO")) buf_adds(&lacks, ", block IO");
+    if (js_get(res, "unified")) buf_adds(&lacks, ", cgroup-conf");
+    const char *remedy = strstr(why->msg, ": limits need");
+    snprintf(s->note, sizeof s->note, "limits without a cgroup (%.*s%s%s)%s%s%s",
+             remedy ? (int)(remedy - why->msg) : 160, why->msg, why->no ? ": " : "",
+             why->no ? strerror(why->no) : "", has.p ? has.p : "", lacks.p ? "; not limited: " : "",
+             lacks.p ? lacks.p + 2 : "");
+}
+
+/* Anonymous memory of all processes of the container, in bytes. */
+static u64 limits_memory(pid_t of) {
+    pid_t *pids;
+    u64 sum = 0, page = (u64)sysconf(_SC_PAGESIZE);
+    size_t n = ctr_pids(of, &pids);
+    for (size_t i = 0; i < n; i++) {
+        char path[40], line[128];
+        unsigned long long size, resident, shared;
+        snprintf(path, sizeof path, "/proc/%d/statm", (int)pids[i]);
+        if (!file_line(AT_FDCWD, path, line, sizeof line) &&
+            sscanf(line, "%llu %llu %llu", &size, &resident, &shared) == 3 && resident > shared)
+            sum += (resident - shared) * page;
+    }
+    free(pids);
+    return sum;
+}
+
 /* Starts the container's process. */
 static int super_launch(struct super *s, struct err *e) {
     struct ctr *c = s->c;
@@ -12720,12 +13074,20 @@ static int super_launch(struct super *s, struct err *e) {
         s->l.stdio[1] = out[1];
         s->l.stdio[2] = er[1];
     }
+    cpu_set_t was;
+    bool bound = false;
     int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"),
                          js_str(c->config, "skiff.cgroupParent"), &s->l.cgroup, e);
+    s->watch_memory = 0, s->oom = false;
+    if (rc && str_eq(js_str(c->config, "skiff.limits"), "best-effort")) {
+        limits_fall_back(s, e, &was, &bound);
+        rc = 0;
+    }
     if (!rc && (launch_begin(&s->l, e) || launch_wait(&s->l, e))) {
         launch_abort(&s->l);
         rc = -1;
     }
+    if (bound) sched_setaffinity(0, sizeof was, &was);
     fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
     if (rc) {
         fd_closep(&in[1]), fd_closep(&out[0]), fd_closep(&er[0]);
@@ -12766,17 +13128,24 @@ static void super_reap(struct super *s) {
     }
 }
 
+enum { LIMITS_WATCH_MS = 200 };
+
 /* The next timer, as a poll timeout. */
 static int super_timeout(const struct super *s) {
     i64 now = time_mono_ms(), at = -1;
-    if (!s->health.have) return -1;
-    at = s->health.pid ? s->health.deadline_ms : s->health.next_ms;
+    if (!s->health.have && !s->watch_memory) return -1;
+    if (s->health.have) at = s->health.pid ? s->health.deadline_ms : s->health.next_ms;
+    if (s->watch_memory && (at < 0 || at > s->watch_ms)) at = s->watch_ms;
     return at <= now ? 0 : at - now > 60000 ? 60000 : (int)(at - now);
 }
 
 static void super_timers(struct super *s) {
     struct super_health *x = &s->health;
     i64 now = time_mono_ms();
+    if (s->watch_memory && !s->exited && now >= s->watch_ms) {
+        s->watch_ms = now + LIMITS_WATCH_MS;
+        if (limits_memory(s->l.pid) > s->watch_memory) s->oom = !kill(s->l.pid, SIGKILL);
+    }
     if (!x->have || s->exited) return;
     if (x->pid && now >= x->deadline_ms) {
         static const char LATE[] = "Health check exceeded timeout";
@@ -12872,7 +13241,7 @@ static void super_finish(struct super *s) {
     char now[40];
     struct err e;
     struct ctr *c = s->c;
-    bool oom = cgroup_counter(&s->l.cgroup, "memory.events", "oom_kill") > 0;
+    bool oom = s->oom || cgroup_oom(&s->l.cgroup);
     if (s->health.pid)
         kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
     fd_closep(&s->health.out);
@@ -12965,6 +13334,8 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         (void)!write(ready, &e, sizeof e);
         _exit(EXIT_ENGINE);
     }
+    e = (struct err){ .status = s->note[0] ? SUPER_NOTE : 0 };
+    strcpy(e.msg, s->note);
     (void)!write(ready, &e, sizeof e);
     close(ready);
     i64 delay = 50;
@@ -13032,7 +13403,8 @@ static int super_start(struct ctr *c, int *ret_client, struct err *e) {
     struct err got;
     ssize_t k = pid < 0 ? -1 : fd_read_all(ready[0], &got, sizeof got);
     close(ready[0]);
-    if (k == (ssize_t)sizeof got && !got.msg[0]) {
+    if (k == (ssize_t)sizeof got && (!got.msg[0] || got.status == SUPER_NOTE)) {
+        if (got.msg[0]) log_warn("%s", got.msg);
         if (ret_client) *ret_client = pair[0];
         return 0;
     }
@@ -15121,6 +15493,10 @@ static int make_resources(struct make *m, json_t *spec, struct err *e) {
     if (cli_has(m->cli, "memory-swappiness"))
         log_warn("--memory-swappiness: cgroup v2 has no such switch; discarded");
     if (json_object_size(res)) json_object_set(js_sub(spec, "linux"), "resources", res);
+    const char *limits = cli_text(m->cli, "limits");
+    if (limits && strcmp(limits, "strict") && strcmp(limits, "best-effort"))
+        return err_set(e, 0, "--limits %.40s: expected strict or best-effort", limits);
+    js_sets(m->sk, "limits", limits);
     if (!str_empty(cli_text(m->cli, "cgroup-parent")))
         js_sets(m->sk, "cgroupParent", cli_text(m->cli, "cgroup-parent"));
     return 0;
@@ -15851,8 +16227,11 @@ static int df_expose(json_t *run, const char *text, char esc, const struct df_va
                      struct err *e) {
     AUTO_STRV w = { 0 };
     if (df_words(text, esc, v, &w, e)) return -1;
-    for (size_t i = 0; i < w.n; i++)
-        if (ports_expose(js_sub(run, "ExposedPorts"), w.v[i], e)) return -1;
+    for (size_t i = 0; i < w.n; i++) { /* a variable may hold several ports, or none */
+        char *save = NULL;
+        for (char *p = strtok_r(w.v[i], " \t\n", &save); p; p = strtok_r(NULL, " \t\n", &save))
+            if (ports_expose(js_sub(run, "ExposedPorts"), p, e)) return -1;
+    }
     return 0;
 }
 
@@ -16434,20 +16813,28 @@ static bool ignored(const struct strv *patterns, const char *path) {
     return out;
 }
 
-static void ignore_load(int dir, const char *name, struct strv *ret) {
+static int ignore_load(int dir, const char *name, struct strv *ret, struct err *e) {
     AUTO_BUF b = { 0 };
-    struct err e;
     char *save = NULL;
-    if (file_read(dir, name, 1 << 20, &b, &e)) return;
+    if (file_read(dir, name, DF_MAX_BYTES, &b, e)) return e->no == ENOENT ? 0 : -1;
     for (char *l = b.p ? strtok_r(b.p, "\n", &save) : NULL; l; l = strtok_r(NULL, "\n", &save)) {
         if (str_prefix(l, "\xef\xbb\xbf")) l += 3;
         l += strspn(l, " \t");
         for (size_t n = strlen(l); n && strchr(" \t\r", l[n - 1]); n--) l[n - 1] = 0;
         if (!*l || *l == '#') continue;
-        bool back = *l == '!';
+        bool back = *l == '!', open = false;
+        for (const char *p = l; *p; p++) { /* as Go's filepath.Match sees it */
+            if (*p == '\\' && !*++p)
+                return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
+            if (*p == '[') open = true;
+            else if (*p == ']') open = false;
+        }
+        if (open) return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
+        if (back && !l[1]) return err_set(e, 0, "%s: illegal exclusion pattern: \"!\"", name);
         AUTO_FREE char *clean = path_clean(l + back);
         strv_take(ret, str_fmt("%s%s", back ? "!" : "", clean));
     }
+    return 0;
 }
 
 /* ---- 25.6 sources of COPY ---- */
@@ -16460,6 +16847,9 @@ struct copy_src {
     struct packs *packs;
     const struct strv *ignore;
     struct strv exclude;
+    bool deep;         /* with --parents "**" is any number of directories */
+    struct sha *stamp; /* takes what would tell of a later change; NULL: nothing does */
+    bool stamp_only;   /* the contents are not read */
 };
 
 static bool copy_skips(const struct copy_src *c, const char *path) {
@@ -16512,11 +16902,17 @@ static int digest_dir(const struct copy_src *c, int dir, const char *name, const
     if (skip && !S_ISDIR(st.st_mode)) return 0;
     u32 mode = st.st_mode;
     if (!skip) digest_field(h, as, strlen(as)), digest_field(h, &mode, sizeof mode);
+    const u64 now[] = { st.st_ino, (u64)st.st_size, (u64)st.st_ctim.tv_sec,
+                        (u64)st.st_ctim.tv_nsec };
+    if (c->stamp && !skip) { /* of a directory its entries tell */
+        digest_field(c->stamp, as, strlen(as)), digest_field(c->stamp, &mode, sizeof mode);
+        if (!S_ISDIR(mode)) digest_field(c->stamp, now, sizeof now);
+    }
     if (S_ISLNK(st.st_mode)) {
         char to[PATH_MAX];
         ssize_t k = readlinkat(dir, name, to, sizeof to);
         if (k > 0) digest_field(h, to, (size_t)k);
-    } else if (S_ISREG(st.st_mode)) {
+    } else if (S_ISREG(st.st_mode) && !c->stamp_only) {
         AUTO_FD fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
         u8 sum[32];
         if (fd < 0) return err_set(e, errno, "open %s", path);
@@ -16832,17 +17228,23 @@ static void build_key(struct bstage *st, const char *what, const char *input) {
     digest_of(text, strlen(text), st->key);
 }
 
-static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
+/* A step whose sources changed while it read them: what it made is right for nobody else. */
+static void build_key_lost(struct bstage *st) {
+    char id[HEX_LEN + 1];
+    id_random(id);
+    build_key(st, "changed while it was read", id);
+}
+
+/* The record of a key. -1: there is none, or its layer is gone. */
+static int build_record(struct build *b, const char *key, json_t **ret) {
     struct err e;
-    AUTO_FREE char *name = str_fmt("cache/build-%s", st->key + 7);
-    /* once a step had to be run its successors run above it, whatever another build has stored
-     * meanwhile */
-    json_t *r = b->no_cache || st->ran ? NULL : js_load(b->s->dir, name, &e);
+    AUTO_FREE char *name = str_fmt("cache/build-%s", key + 7);
+    json_t *r = js_load(b->s->dir, name, &e);
     const char *diff = js_str(r, "diff_id");
     if (r && digest_hex(diff) && layer_have(b->s, diff) &&
         blob_have(b->s, js_str(r, "layer.digest"))) {
         utimensat(b->s->dir, name, NULL, 0); /* `builder prune` takes the oldest first */
-        if (b->records) json_object_set(b->records, st->key, r);
+        if (b->records) json_object_set(b->records, key, r);
         *ret = r;
         return 0;
     }
@@ -16850,16 +17252,26 @@ static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
     return -1;
 }
 
+static void build_record_save(struct build *b, const char *key, json_t *record) {
+    struct err e;
+    AUTO_FREE char *name = str_fmt("build-%s", key + 7);
+    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
+    if (cache >= 0) js_save(cache, name, record, 0, &e);
+    if (b->records) json_object_set(b->records, key, record);
+}
+
+static int build_cached(struct build *b, struct bstage *st, json_t **ret) {
+    /* once a step had to be run its successors run above it, whatever another build has stored
+     * meanwhile */
+    return b->no_cache || st->ran ? -1 : build_record(b, st->key, ret);
+}
+
 static void build_remember(struct build *b, struct bstage *st, const json_t *desc,
                            const char *diff) {
-    struct err e;
-    AUTO_FREE char *name = str_fmt("build-%s", st->key + 7);
     build_time(b, st->created);
     AUTO_JSON *r = json_pack("{s:O,s:s,s:s}", "layer", (json_t *)(uintptr_t)desc, "diff_id", diff,
                              "created", st->created);
-    AUTO_FD cache = dir_open(b->s->dir, "cache", &e);
-    if (cache >= 0) js_save(cache, name, r, 0, &e);
-    if (b->records) json_object_set(b->records, st->key, r);
+    build_record_save(b, st->key, r);
 }
 
 /* Ends the stage's container, whose changes are layers by now. */
@@ -16992,7 +17404,7 @@ static void *build_feed(void *arg) {
     return NULL;
 }
 
-static int build_layer(struct build *b, struct bstage *st,
+static int build_layer(struct build *b, struct bstage *st, bool alone,
                        int (*feed)(struct laying *l, void *arg, struct err *e), void *arg,
                        struct err *e) {
     AUTO_STRV diffs = { 0 };
@@ -17003,7 +17415,8 @@ static int build_layer(struct build *b, struct bstage *st,
     pthread_t th;
     pthread_attr_t a;
     int p[2];
-    if (image_diff_ids(st->config, &diffs, e) || stack_open(b->s, &diffs, &below, e)) return -1;
+    if (!alone && image_diff_ids(st->config, &diffs, e)) return -1;
+    if (stack_open(b->s, &diffs, &below, e)) return -1;
     if (pipe2(p, O_CLOEXEC)) return err_set(e, errno, "pipe");
     fcntl(p[0], F_SETPIPE_SZ, 1 << 20);
     signal(SIGPIPE, SIG_IGN);
@@ -17070,6 +17483,17 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 
 /* ---- 25.9 RUN ---- */
 
+/* Is this a Git repository's address, as Docker tells it? */
+static bool git_is(const char *where) {
+    size_t n = strcspn(where, "#");
+    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
+    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
+           str_prefix(where, "ssh://") ||
+           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
+             str_prefix(where, "file://")) &&
+            suffix);
+}
+
 /* --build-context NAME=docker-image://REF: another image by that name. */
 static const char *build_alias(const struct build *b, const char *name) {
     const json_t *v;
@@ -17090,6 +17514,12 @@ static int build_dir(const struct build *b, const char *name, struct err *e) {
         const char *s = json_string_value(v);
         if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://"))
             continue;
+        if (strstr(s + n + 1, "://") || git_is(s + n + 1))
+            return err_set(e, 0,
+                           "--build-context %s: only directories and docker-image:// are supported "
+                           "yet: clone or unpack it first",
+                           s),
+                   -2;
         int fd = open(s + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         return fd < 0 ? (err_set(e, errno, "--build-context %s", s), -2) : fd;
     }
@@ -17101,10 +17531,11 @@ struct run_mount {
     struct strv kv;
     const char *type, *target, *source, *from, *id, *env, *size, *sharing;
     bool required, rw, ro;
-    i64 mode, uid, gid;   /* -1: not told */
-    struct bstage *stage; /* of `from`, built; NULL: a directory */
-    int dir;              /* of `from`, owned; -1: the context */
-    struct strv ignore;   /* that directory's .dockerignore */
+    i64 mode, uid, gid;                           /* -1: not told */
+    struct bstage *stage;                         /* of `from`, built; NULL: a directory */
+    int dir;                                      /* of `from`, owned; -1: the context */
+    struct strv ignore;                           /* that directory's .dockerignore */
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1]; /* of what it shows, of the files themselves */
 };
 
 static int run_mount_parse(const char *text, struct run_mount *m, struct err *e) {
@@ -17161,6 +17592,9 @@ static int run_mount_parse(const char *text, struct run_mount *m, struct err *e)
     }
     if (strchr("bct", type) && !m->target)
         return err_set(e, 0, "RUN --mount=type=%s: target is required", m->type);
+    AUTO_FREE char *at = m->target ? path_clean(m->target) : NULL;
+    if (m->target && *m->target == '/' && !*at)
+        return err_set(e, 0, "RUN --mount=type=%s: invalid mount target \"/\"", m->type);
     return 0;
 }
 
@@ -17274,16 +17708,16 @@ static int run_lay_out(struct build *b, struct bstage *st, struct run_source *r,
 }
 
 /* The sources of a step's mounts, for its key: what they hold. */
-static int run_mount_digest(struct build *b, const struct run_mount *m, struct buf *key,
+static int run_mount_digest(struct build *b, const struct run_mount *m, char *digest, char *stamp,
                             struct err *e) {
     struct run_source r;
     AUTO_FREE char *path = NULL;
-    struct sha h;
+    struct sha h, s;
     u8 raw[32];
-    char hex[HEX_LEN + 1];
-    if (strcmp(m->type, "bind") && !m->from) return 0;
     if (run_source_open(b, m, &r, &path, e)) return -1;
-    sha_init(&h);
+    sha_init(&h), sha_init(&s);
+    r.src.stamp = &s;
+    r.src.stamp_only = !digest;
     if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
     else {
         AUTO_FREE char *real = copy_target(&r.src, *path ? path : ".", e);
@@ -17291,8 +17725,15 @@ static int run_mount_digest(struct build *b, const struct run_mount *m, struct b
             return -1;
     }
     sha_end(&h, raw);
-    buf_addf(key, "\nmount %s", hex_of(raw, 32, hex));
+    if (digest) hex_of(raw, 32, digest);
+    sha_end(&s, raw);
+    hex_of(raw, 32, stamp);
     return 0;
+}
+
+/* Does a mount show files whose contents are in the key? */
+static bool run_mount_read(const struct run_mount *m) {
+    return !strcmp(m->type, "bind") || m->from;
 }
 
 /* A cache directory, kept from step to step and build to build; a lock says that it is in use. */
@@ -17478,7 +17919,7 @@ static char *ssh_agent_begin(struct build *b, const char *id, const struct strv 
     return str_dup(at + strlen("SSH_AUTH_SOCK="));
 }
 
-/* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh as "ID=SOCKET". */
+/* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh. */
 static int build_ssh(struct build *b, struct err *e) {
     AUTO_STRV given = { 0 };
     cli_list(b->cli, "ssh", &given);
@@ -17572,12 +18013,25 @@ static int run_mounts_parse(struct build *b, struct bstage *st, const struct df_
         ret->n++;
         if (run_mount_parse(text, m, e)) return -1;
         if (m->from && (m->dir = build_dir(b, m->from, e)) == -2) return -1;
-        if (m->dir >= 0) ignore_load(m->dir, ".dockerignore", &m->ignore);
+        if (m->dir >= 0 && ignore_load(m->dir, ".dockerignore", &m->ignore, e)) return -1;
         if (m->from && m->dir < 0 &&
             (build_from(b, m->from, &m->stage, e) || stage_index(b, m->stage, e)))
             return -1;
     }
     return 0;
+}
+
+/* Did what the step saw of the context change since it was digested? */
+static void run_mounts_check(struct build *b, struct bstage *st, const struct run_mounts *mounts) {
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1];
+    struct err e;
+    for (size_t i = 0; i < mounts->n; i++) {
+        const struct run_mount *m = &mounts->v[i];
+        if (m->stage || !run_mount_read(m)) continue;
+        if (!run_mount_digest(b, m, NULL, stamp, &e) && !strcmp(stamp, m->stamp)) continue;
+        if (run_mount_digest(b, m, digest, stamp, &e) || strcmp(digest, m->digest))
+            return build_key_lost(st);
+    }
 }
 
 /* Passes the step's output on, line by line, with its number and time. */
@@ -17623,6 +18077,8 @@ static void build_env(struct build *b, struct bstage *st, const struct user *u, 
     for (size_t i = 0; i < st->args.n; i++) env_set(env, st->args.v[i]);
     for (size_t i = 0; i < ARRAY_LEN(PROXY); i++) {
         const char *v = env_get(&given, PROXY[i]);
+        for (size_t g = 0; !v && g < given.n; g++)
+            if (!strcmp(given.v[g], PROXY[i])) v = getenv(PROXY[i]);
         AUTO_FREE char *pair = str_fmt("%s=%s", PROXY[i], v ? v : "");
         if (v) env_set(env, pair);
     }
@@ -17655,6 +18111,21 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     launch_done(&l);
     plan_done(&p);
     return rc;
+}
+
+/* /sys of the host, which shows its network, becomes one of the new namespace. */
+static void mounts_own_sys(json_t *mounts) {
+    AUTO_JSON *fresh = json_array();
+    size_t i;
+    json_t *m;
+    mount_add(fresh, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
+    mount_add(fresh, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
+    json_array_foreach (mounts, i, m) {
+        if (!str_eq(js_str(m, "destination"), "/sys")) continue;
+        json_array_set(mounts, i, json_array_get(fresh, 0));
+        json_array_insert(mounts, i + 1, json_array_get(fresh, 1));
+        break;
+    }
 }
 
 /* The step's spec: the stage container's plan with the step's process and identity. */
@@ -17698,9 +18169,11 @@ static json_t *run_spec(struct build *b, struct bstage *st, const struct df_inst
         int rc = 0;
         if (str_prefix(f, "--mount=")) continue;
         if (!strcmp(f, "--network=none")) {
-            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none"))
+            if (!str_eq(js_str(st->m.c.config, "skiff.network"), "none")) {
                 json_array_append_new(js_path(spec, "linux.namespaces"),
                                       json_pack("{ss}", "type", "network"));
+                mounts_own_sys(js_get(spec, "mounts"));
+            }
         } else if (strcmp(f, "--network=default") && strcmp(f, "--network=host") &&
                    strcmp(f, "--security=sandbox"))
             rc = !strcmp(f, "--security=insecure")
@@ -17750,8 +18223,12 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
         AUTO_FREE char *v = js_dump(js_get(b->cli->opts, WORLD[i]), JSON_COMPACT);
         buf_addf(&key, "\n%s %s", WORLD[i], v);
     }
-    for (size_t i = 0; i < mounts.n; i++)
-        if (run_mount_digest(b, &mounts.v[i], &key, e)) return -1;
+    for (size_t i = 0; i < mounts.n; i++) {
+        struct run_mount *m = &mounts.v[i];
+        if (!run_mount_read(m)) continue;
+        if (run_mount_digest(b, m, m->digest, m->stamp, e)) return -1;
+        buf_addf(&key, "\nmount %s", m->digest);
+    }
     build_key(st, key.p, NULL);
     AUTO_STRV shown = { 0 };
     js_to_strv(args, &shown);
@@ -17780,6 +18257,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
     if (rc)
         return err_set(e, 0, "process \"%.300s\" did not complete successfully: exit code: %d",
                        by_args, rc);
+    run_mounts_check(b, st, &mounts);
     json_t *saved = st->m.c.config; /* the step's own mount points are no changes either */
     st->m.c.config = spec;
     rc = build_seal(b, st, e);
@@ -17797,6 +18275,7 @@ static int build_run(struct build *b, struct bstage *st, const struct df_inst *i
 struct copy_part {
     struct copy_src src;
     struct strv from; /* owned: paths */
+    size_t pivot;     /* with --parents: how many names stood before "/./" */
     bool download;    /* from a URL: stays whole unless --unpack */
     bool fetched;     /* src.dir and tmp, below the store, are this part's own */
     char *tmp;
@@ -17809,10 +18288,11 @@ struct copying {
     struct copy_part *part; /* owned; one a word */
     size_t parts, nfrom;    /* nfrom: paths in all of them */
     struct strv shown;      /* flags with their variables done */
-    struct strv pivot;      /* with --parents: what stood before "/./" in a source */
     const char *dest;
     const struct df_inst *in;
     bool add, parents;
+    bool link;         /* resolved over nothing, and cached for itself */
+    bool lost;         /* what it read changed meanwhile */
     bool dir_contents; /* one directory: its contents go to dest */
     bool keep_git;
     int unpack; /* --unpack: 1 yes, 0 no, -1 not told */
@@ -17820,6 +18300,9 @@ struct copying {
     u32 uid, gid;
     char *chmod, *checksum; /* owned: flags */
     struct packs packs;
+    const struct df_vars *vars;
+    char digest[HEX_LEN + 1],
+        stamp[HEX_LEN + 1]; /* of what it reads, and of the files themselves */
 };
 
 /* Expands the patterns of a COPY against the source; every pattern must match something. */
@@ -17829,6 +18312,8 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
     AUTO_FREE char *head = str_dupn(pat, slash ? (size_t)(slash - pat) : strlen(pat));
     if (!*head) return slash ? copy_glob_dir(c, dir, path, slash + 1, wild, ret, depth) : 0;
     AUTO_STRV names = { 0 };
+    bool any = c->deep && slash && !strcmp(head, "**");
+    if (any) copy_glob_dir(c, dir, path, slash + 1, true, ret, depth);
     if (!strpbrk(head, "*?[\\")) strv_add(&names, head);
     else {
         wild = true;
@@ -17853,7 +18338,8 @@ static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, co
         if (wild && S_ISLNK(st.st_mode))
             continue; /* only what stands before a pattern is followed */
         AUTO_FD next = sys_openat2(c->dir, sub, O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
-        if (next >= 0 && depth < 64) copy_glob_dir(c, next, sub, slash + 1, wild, ret, depth + 1);
+        if (next >= 0 && depth < 64)
+            copy_glob_dir(c, next, sub, any ? pat : slash + 1, wild, ret, depth + 1);
     }
     return 0;
 }
@@ -17867,6 +18353,8 @@ static void copy_glob_idx(const struct copy_src *c, const char *path, const char
     u32 n = 0;
     const struct idx_dirent *d = dir ? idx_dir(c->x, dir, &n) : NULL;
     wild |= strpbrk(head, "*?[\\") != NULL;
+    bool any = c->deep && slash && !strcmp(head, "**");
+    if (any && dir) copy_glob_idx(c, path, slash + 1, true, ret, depth);
     for (u32 i = 0; i < n; i++) {
         const char *s = idx_name(c->x, d[i].name, d[i].name_len);
         AUTO_FREE char *name = s ? str_dupn(s, d[i].name_len) : str_dup("");
@@ -17874,7 +18362,7 @@ static void copy_glob_idx(const struct copy_src *c, const char *path, const char
         AUTO_FREE char *sub = str_fmt("%s%s%s", path, *path ? "/" : "", name);
         const struct idx_inode *to = idx_inode(c->x, d[i].inode);
         if (slash && wild && to && S_ISLNK(to->mode)) continue;
-        if (slash) copy_glob_idx(c, sub, slash + 1, wild, ret, depth + 1);
+        if (slash) copy_glob_idx(c, sub, any ? pat : slash + 1, wild, ret, depth + 1);
         else if (!ignored(&c->exclude, name)) strv_add(ret, sub);
     }
 }
@@ -17903,7 +18391,8 @@ static int copy_sources(struct copy_part *q, const char *pattern, struct err *e)
     } else if (!strpbrk(clean, "*?[\\")) {
         if (idx_resolve(q->src.x, clean)) strv_add(&q->from, clean);
     } else copy_glob_idx(&q->src, "", clean, false, &q->from, 0);
-    return q->from.n ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
+    /* a pattern may match nothing: "COPY package.json yarn.lock* ./" */
+    return q->from.n || strpbrk(clean, "*?[") ? 0 : err_set(e, 0, "\"/%s\": not found", clean);
 }
 
 static int copy_digest_one(const struct copy_src *src, const char *p, struct sha *h,
@@ -17922,21 +18411,36 @@ static int copy_digest_one(const struct copy_src *src, const char *p, struct sha
     return digest_dir(src, dir, *base ? base : ".", p, base, h, 0, e);
 }
 
-static int copy_digest(struct copying *k, const struct df_vars *v, char *out, struct err *e) {
-    struct sha h;
+static int copy_digest(struct copying *k, char *digest, char *stamp, struct err *e) {
+    struct sha h, s;
     u8 raw[32];
-    sha_init(&h);
-    for (size_t n = 0; n < k->parts; n++)
-        for (size_t i = 0; i < k->part[n].from.n; i++)
-            if (copy_digest_one(&k->part[n].src, k->part[n].from.v[i], &h, e)) return -1;
-    for (unsigned i = 0; i < k->in->docs; i++) {
+    sha_init(&h), sha_init(&s);
+    for (size_t n = 0; n < k->parts; n++) {
+        struct copy_part *q = &k->part[n];
+        q->src.stamp = &s;
+        q->src.stamp_only = !digest;
+        for (size_t i = 0; i < q->from.n; i++)
+            if (copy_digest_one(&q->src, q->from.v[i], &h, e)) return -1;
+    }
+    for (unsigned i = 0; digest && i < k->in->docs; i++) {
         AUTO_FREE char *text = NULL;
-        if (doc_text(k->b, &k->in->doc[i], v, &text, e)) return -1;
+        if (doc_text(k->b, &k->in->doc[i], k->vars, &text, e)) return -1;
         digest_field(&h, text, strlen(text));
     }
     sha_end(&h, raw);
-    hex_of(raw, 32, out);
+    if (digest) hex_of(raw, 32, digest);
+    sha_end(&s, raw);
+    hex_of(raw, 32, stamp);
     return 0;
+}
+
+/* Did the files change since they were digested? Their layer is then nobody's cache hit. */
+static void copy_check(struct copying *k) {
+    char digest[HEX_LEN + 1], stamp[HEX_LEN + 1];
+    struct err e;
+    if (k->src.dir < 0 || (!copy_digest(k, NULL, stamp, &e) && !strcmp(stamp, k->stamp))) return;
+    k->lost = copy_digest(k, digest, stamp, &e) || strcmp(digest, k->digest);
+    if (k->lost) build_key_lost(k->st);
 }
 
 /* Is this the head of a tar archive? Its sum decides (POSIX ustar and older). */
@@ -17965,11 +18469,9 @@ static bool add_is_archive(const struct copying *k, const struct copy_part *q, c
 }
 
 /* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
-static const char *copy_name(const struct copying *k, const char *p) {
-    for (size_t i = 0; i < k->pivot.n; i++) {
-        size_t n = strlen(k->pivot.v[i]);
-        if (n && !strncmp(p, k->pivot.v[i], n) && p[n] == '/') return p + n + 1;
-    }
+static const char *copy_name(const struct copy_part *q, const char *p) {
+    const char *slash;
+    for (size_t i = 0; i < q->pivot && (slash = strchr(p, '/')); i++) p = slash + 1;
     return p;
 }
 
@@ -18005,7 +18507,7 @@ static int copy_unpack(struct copying *k, const struct copy_part *q, struct layi
 static int copy_one(struct copying *k, const struct copy_part *q, struct laying *l, const char *p,
                     const char *as, const char *into, struct err *e) {
     const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
-    const char *named = k->parents ? copy_name(k, p) : base;
+    const char *named = k->parents ? copy_name(q, p) : base;
     AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1)),
                    *below = str_fmt("%s%s%s", into, *into ? "/" : "", named);
     struct stat st;
@@ -18087,6 +18589,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         if (stack_resolve(l->below, parent, true, &into, &f, e)) return -1;
         as = str_fmt("%s%s%s", into, *into ? "/" : "", slash ? slash + 1 : dest);
     }
+    if (!k->nfrom && !k->in->docs) return 0; /* no pattern matched */
     if (lay_dir(l, into, e)) return -1;
     for (size_t n = 0; n < k->parts; n++) {
         const struct copy_part *q = &k->part[n];
@@ -18102,6 +18605,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
         AUTO_FREE char *named = str_fmt("%s%s%s", into, *into ? "/" : "", k->in->doc[i].name);
         if (copy_doc(k, l, &k->in->doc[i], as ? as : named, e)) return -1;
     }
+    copy_check(k);
     return 0;
 }
 
@@ -18139,7 +18643,7 @@ static int copy_flags(struct copying *k, const struct df_vars *v, char **ret_fro
         else if (!strcmp(f, "--parents") || str_prefix(f, "--parents=")) k->parents = yes;
         else if (k->add && (!strcmp(f, "--unpack") || str_prefix(f, "--unpack="))) k->unpack = yes;
         else if (k->add && str_prefix(f, "--keep-git-dir")) k->keep_git = yes;
-        else if (str_prefix(f, "--link")) continue;
+        else if (!strcmp(f, "--link") || str_prefix(f, "--link=")) k->link = yes;
         else return err_set(e, 0, "unknown flag: %s", f);
     }
     return 0;
@@ -18155,17 +18659,6 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     k->gid = number ? u.uid : u.gid;
     user_done(&u);
     return 0;
-}
-
-/* Is this a Git repository's address, as Docker tells it? */
-static bool git_is(const char *where) {
-    size_t n = strcspn(where, "#");
-    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
-    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
-           str_prefix(where, "ssh://") ||
-           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
-             str_prefix(where, "file://")) &&
-            suffix);
 }
 
 static int git_run(const char *dir, char *const more[], struct err *e) {
@@ -18279,17 +18772,18 @@ static int copy_needs_dir(const struct df_inst *in, const char *to, struct err *
 
 /* What one word names. */
 static int copy_word(struct copying *k, const char *word, struct err *e) {
-    const char *dot = strstr(word, "/./");
-    if (dot) {
-        AUTO_FREE char *before = str_dupn(word, (size_t)(dot - word));
-        strv_take(&k->pivot, path_clean(before));
-    }
+    const char *dot = k->parents ? strstr(word, "/./") : NULL;
+    AUTO_FREE char *before = str_dupn(word, dot ? (size_t)(dot - word) : 0),
+                   *clean = path_clean(before);
     bool git = k->add && git_is(word),
          url = k->add && (str_prefix(word, "http://") || str_prefix(word, "https://"));
     k->part = mem_grow(k->part, k->parts + 1, sizeof *k->part);
     struct copy_part *q = &k->part[k->parts++];
     *q = (struct copy_part){ .src = k->src, .fetched = git || url };
     if (q->fetched) q->src.dir = -1, q->src.ignore = NULL;
+    q->src.deep = k->parents;
+    q->pivot = *clean != 0;
+    for (const char *c = clean; *c; c++) q->pivot += *c == '/';
     int rc = 0;
     if (k->checksum && !url)
         rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
@@ -18330,13 +18824,43 @@ static void copy_done(struct copying *k) {
         strv_done(&q->from);
     }
     free(k->part), free(k->checksum), free(k->chmod);
-    strv_done(&k->shown), strv_done(&k->pivot), strv_done(&k->src.exclude);
+    strv_done(&k->shown), strv_done(&k->src.exclude);
+}
+
+/* Takes the step's layer from the cache, or makes it. With --link it depends on nothing below it,
+ * and is found by what it reads alone. */
+static int copy_take(struct copying *k, const char *chown, struct buf *reads, struct err *e) {
+    struct build *b = k->b;
+    struct bstage *st = k->st;
+    AUTO_JSON *record = NULL;
+    char apart[DIGEST_LEN + 1];
+    i64 began = time_mono_ms();
+    if (!build_cached(b, st, &record)) return build_say(b, "CACHED"), build_take(st, record), 0;
+    if (chown && copy_owner(k, chown, e)) return -1;
+    if (k->link) {
+        AUTO_FREE char *owner = str_fmt("link %u:%u", k->uid, k->gid);
+        key_add(reads, k->digest), key_add(reads, owner);
+        digest_of(reads->p, reads->n, apart);
+    }
+    if (k->link && !b->no_cache && !build_record(b, apart, &record)) {
+        build_say(b, "CACHED");
+        build_take(st, record);
+        idx_close(&st->x);
+        if (st->open) strv_add(&st->pending, js_str(record, "diff_id")), st->stale = true;
+        build_record_save(b, st->key, record);
+        return 0;
+    }
+    if (build_layer(b, st, k->link, copy_lay, k, e)) return -1;
+    if (k->link && !k->lost && !build_record(b, st->key, &record))
+        build_record_save(b, apart, record);
+    build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+    return 0;
 }
 
 static int build_copy(struct build *b, struct bstage *st, const struct df_inst *in, struct err *e) {
     AUTO_STRV env = { 0 }, words = { 0 }, ignore = { 0 };
     AUTO_FREE char *from = NULL, *chown = NULL, *dest = NULL;
-    AUTO_JSON *record = NULL, *json = df_json(in->text);
+    AUTO_JSON *json = df_json(in->text);
     struct copying k = { .b = b,
                          .st = st,
                          .src = { .dir = b->ctx, .ignore = &b->ignore },
@@ -18359,7 +18883,7 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     if (dir == -2) rc = -1;
     if (dir >= 0) { /* like a context of its own */
         mem_freep(&from);
-        ignore_load(dir, ".dockerignore", &ignore);
+        if (!rc) rc = ignore_load(dir, ".dockerignore", &ignore, e);
         k.src.dir = dir, k.src.ignore = &ignore;
     }
     if (!rc && from) {
@@ -18372,8 +18896,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
     if (!rc && from) packs_init(&k.packs, &src->x, layers);
     for (size_t i = 0; !rc && i + 1 < words.n; i++)
         if (!str_prefix(words.v[i], "<<")) rc = copy_word(&k, words.v[i], e);
-    char digest[HEX_LEN + 1] = "";
-    if (!rc) rc = copy_digest(&k, &v, digest, e);
+    k.vars = &v;
+    if (!rc) rc = copy_digest(&k, k.digest, k.stamp, e);
     if (!rc) {
         const char *to = words.v[words.n - 1];
         dest = *to == '/' ? str_dup(to)
@@ -18389,15 +18913,8 @@ static int build_copy(struct build *b, struct bstage *st, const struct df_inst *
         AUTO_FREE char *flags = str_join(&k.shown, " "), *names = str_join(&words, " ");
         AUTO_FREE char *by =
             str_fmt("%s %s%s%s # skiff", in->name, flags, *flags ? " " : "", names);
-        build_key(st, reads.p, digest);
-        i64 began = time_mono_ms();
-        if (!build_cached(b, st, &record)) {
-            build_say(b, "CACHED");
-            build_take(st, record);
-        } else if (!(rc = (chown && copy_owner(&k, chown, e)) || build_layer(b, st, copy_lay, &k, e)
-                              ? -1
-                              : 0))
-            build_say(b, "DONE %.1fs", (double)(time_mono_ms() - began) / 1000);
+        build_key(st, reads.p, k.digest);
+        rc = copy_take(&k, chown, &reads, e);
         if (!rc) build_history(b, st, by, false);
     }
     if (from && k.packs.fd) packs_done(&k.packs);
@@ -18462,7 +18979,7 @@ static int build_workdir(struct build *b, struct bstage *st, const struct df_ins
     } else {
         struct workdir w = { .path = path };
         if (build_who(b, st, js_str_or(st->config, "config.User", ""), &w.u, e)) return -1;
-        int rc = build_layer(b, st, workdir_lay, &w, e);
+        int rc = build_layer(b, st, false, workdir_lay, &w, e);
         user_done(&w.u);
         if (rc) return err_wrap(e, "WORKDIR %s", path);
         build_say(b, "DONE");
@@ -18926,7 +19443,8 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
     strv_add(&b->global, "BUILDOS=linux");
     strv_take(&b->global, str_fmt("BUILDARCH=%s", host_arch()));
     for (size_t i = 0; i < b->df.nglobal; i++)
-        if (build_arg(b, &b->df.global[i], &b->global, &b->global, e)) return -1;
+        if (build_arg(b, &b->df.global[i], &b->global, &b->global, e))
+            return build_blame(b, &b->df.global[i], e);
     b->stage = mem_new((b->df.n + BUILD_MAX_IMAGES) * sizeof *b->stage);
     b->nstages = b->df.n;
     for (size_t i = 0; i < b->df.n + BUILD_MAX_IMAGES; i++)
@@ -19239,6 +19757,8 @@ static const struct opt OPT_RUN[] = {
     { "cap-drop", 0, OPT_LIST, "Drop Linux capabilities" },
     { "blkio-weight", 0, OPT_INT, "Block IO weight, between 10 and 1000" },
     { "cgroup-conf", 0, OPT_LIST, "Write a file of the cgroup (FILE=VALUE)" },
+    { "limits", 0, OPT_TEXT,
+      "Limits without a cgroup: an error, or what can be had (strict|best-effort)" },
     { "cgroup-parent", 0, OPT_TEXT, "Parent cgroup for the container" },
     { "cgroupns", 0, OPT_TEXT, "Cgroup namespace to use (host|private)" },
     { "cidfile", 0, OPT_TEXT, "Write the container ID to the file" },
@@ -20856,6 +21376,19 @@ struct usage {
 
 static struct usage ctr_usage(const struct ctr *k) {
     struct usage u = { 0 };
+    struct cgroup cg = { (char *)(uintptr_t)js_str(k->state, "cgroup") };
+    bool v1 = cgroup_is_v1(&cg);
+    AUTO_FREE char *current =
+        cg.path ? cgroup_file(&cg, v1 ? "memory.usage_in_bytes" : "memory.current") : NULL;
+    if (current && ctr_alive(k) && !access(current, R_OK)) { /* as docker: without the page cache */
+        u64 cold = cgroup_counter(&cg, "memory.stat", v1 ? "total_inactive_file" : "inactive_file");
+        u.rss = cgroup_counter(&cg, strrchr(current, '/') + 1, NULL);
+        u.rss -= u.rss > cold ? cold : 0;
+        u.cpu_ns = v1 ? cgroup_counter(&cg, "cpuacct.usage", NULL)
+                      : cgroup_counter(&cg, "cpu.stat", "usage_usec") * 1000;
+        u.pids = cgroup_counter(&cg, "pids.current", NULL);
+        if (u.pids) return u;
+    }
     pid_t *pids;
     size_t n = ctr_pids((pid_t)js_int(k->state, "pid", 0), &pids);
     u64 tick = 1000000000ull / (u64)sysconf(_SC_CLK_TCK), page = (u64)sysconf(_SC_PAGESIZE);
@@ -22093,6 +22626,52 @@ static const struct opt OPT_DF[] = {
     { NULL, 0, OPT_BOOL, NULL },
 };
 
+struct cache_entry {
+    char name[80];
+    char digest[DIGEST_LEN + 1]; /* of a step: its layer's */
+    u64 bytes;
+    time_t used;
+};
+
+static int cache_entry_order(const void *a, const void *b) {
+    const struct cache_entry *x = a, *y = b;
+    return (x->used < y->used) - (x->used > y->used);
+}
+
+/* The build cache, what was used last first. Caller frees *ret. */
+static size_t cache_entries(const struct store *s, struct cache_entry **ret) {
+    AUTO_DIR *d = dir_stream(s->dir, "cache");
+    struct dirent *de;
+    size_t n = 0;
+    *ret = NULL;
+    while (d && (de = dir_next(d))) {
+        bool step = str_prefix(de->d_name, "build-");
+        struct stat st;
+        struct err e;
+        u64 inodes = 0;
+        char path[80];
+        if (!step && !str_prefix(de->d_name, "mount-")) continue;
+        struct cache_entry c = { .bytes = 0 };
+        if (strlen(de->d_name) >= sizeof c.name ||
+            fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
+            continue;
+        strcpy(c.name, de->d_name);
+        c.used = st.st_mtime;
+        if (!step) tree_usage(dirfd(d), de->d_name, &c.bytes, &inodes, 0);
+        else {
+            AUTO_JSON *r = js_load(dirfd(d), de->d_name, &e);
+            const char *digest = js_str(r, "layer.digest");
+            if (digest_hex(digest)) snprintf(c.digest, sizeof c.digest, "%s", digest);
+            if (digest_hex(digest) && !fstatat(s->dir, blob_path(digest, path), &st, 0))
+                c.bytes = (u64)st.st_blocks * 512;
+        }
+        *ret = mem_grow(*ret, n + 1, sizeof **ret);
+        (*ret)[n++] = c;
+    }
+    if (n) qsort(*ret, n, sizeof **ret, cache_entry_order);
+    return n;
+}
+
 static json_t *df_row(const char *type, size_t total, size_t active, u64 size, u64 free_bytes) {
     AUTO_FREE char *s = size_human(size), *r = str_fmt("%zu", active), *t = str_fmt("%zu", total),
                    *f = size_human(free_bytes);
@@ -22162,10 +22741,28 @@ static int cmd_df(struct cli *c, struct err *e) {
         if (user) active++;
         else unused += image_size(c->store, &r[i].m);
     }
+    AUTO_FREE struct cache_entry *cache = NULL;
+    size_t ncache = cache_entries(c->store, &cache), held = 0;
+    u64 cached = 0, steps = 0; /* bytes of the cache alone; those of them that are blobs */
+    AUTO_JSON *seen = json_object();
+    for (size_t i = 0; i < n; i++) {
+        size_t k;
+        const json_t *layer;
+        json_array_foreach (js_get(r[i].m.manifest, "layers"), k, layer)
+            js_setb(seen, js_str_or(layer, "digest", ""), true);
+    }
+    for (size_t i = 0; i < ncache; i++) {
+        const char *d = cache[i].digest;
+        if (*d && js_bool(seen, d)) held++;
+        else if (!*d || !js_get(seen, d))
+            cached += cache[i].bytes, steps += *d ? cache[i].bytes : 0;
+        if (*d && !js_get(seen, d)) js_setb(seen, d, false);
+    }
     image_rows_free(r, n);
     static const char *const DIRS[] = { "blobs", "layers", "merged" };
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
         tree_usage(c->store->dir, DIRS[i], &bytes, &inodes, 0);
+    bytes -= steps < bytes ? steps : bytes;
     ctr_ids(c->store, &ids);
     for (size_t i = 0; i < ids.n; i++) {
         AUTO_CTR k = { .dir = -1 };
@@ -22191,7 +22788,7 @@ static int cmd_df(struct cli *c, struct err *e) {
                           df_row("Images", n, active, bytes, unused < bytes ? unused : bytes));
     json_array_append_new(rows, df_row("Containers", ids.n, running, cb, cu));
     json_array_append_new(rows, df_row("Local Volumes", vols.n, vactive, vb, vu));
-    json_array_append_new(rows, df_row("Build Cache", 0, 0, 0, 0));
+    json_array_append_new(rows, df_row("Build Cache", ncache, held, cached, cached));
     return rows_print(cli_text(c, "format"),
                       "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
                       heads, rows, e);
@@ -22512,8 +23109,9 @@ static int cmd_info(struct cli *c, struct err *e) {
     }
     AUTO_JSON *index = store_index(c->store, e);
     images = json_array_size(js_get(index, "manifests"));
-    AUTO_FREE char *own = NULL;
-    bool cg = cgroup_own(&own) && !access(own, W_OK);
+    bool cg;
+    int version = cgroup_version(&cg);
+    AUTO_FREE char *number = str_fmt("%d", version);
     const char *identity = !m.uids ? "root" : idmap_single(&m) ? "single id" : "subuid";
     AUTO_JSON *j =
         json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:s,s:[s,s,s]}",
@@ -22521,7 +23119,7 @@ static int cmd_info(struct cli *c, struct err *e) {
                   (json_int_t)run, "ContainersPaused", (json_int_t)paused, "ContainersStopped",
                   (json_int_t)(n - run - paused), "Images", (json_int_t)images, "Driver", driver,
                   "Identity", identity, "CgroupDriver", cg ? "cgroupfs" : "none", "CgroupVersion",
-                  cg ? "2" : "", "KernelVersion", u.release, "OSType", "linux", "Architecture",
+                  cg ? number : "", "KernelVersion", u.release, "OSType", "linux", "Architecture",
                   u.machine, "NCPU", (json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "MemTotal",
                   (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
                   "DockerRootDir", c->store->path, "SecurityOptions",
@@ -22546,8 +23144,11 @@ static int cmd_info(struct cli *c, struct err *e) {
            "%s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
            " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n",
            n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity,
-           cg ? "cgroupfs, version 2" : "none", u.release, os_name, u.machine,
-           (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
+           !cg            ? "none"
+           : version == 2 ? "cgroupfs, version 2"
+                          : "cgroupfs, version 1",
+           u.release, os_name, u.machine, (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename,
+           c->store->path);
     return 0;
 }
 
@@ -22596,13 +23197,18 @@ static int cmd_doctor(struct cli *c, struct err *e) {
                "use a kernel from 5.11 on, or put SKIFF_ROOT on ext4, xfs, btrfs or tmpfs");
     doctor_say(host_fuse(), "/dev/fuse", "layers are unpacked to directories",
                "chmod 0666 /dev/fuse");
-    AUTO_FREE char *own = NULL;
-    bool v2 = cgroup_own(&own);
-    doctor_say(v2, "cgroup v2", "no limits", "boot with systemd.unified_cgroup_hierarchy=1");
-    if (v2)
-        doctor_say(!access(own, W_OK), "cgroup delegation", "no limits",
-                   "systemctl set-property user@$UID.service Delegate=yes; then start skiff by "
-                   "'systemd-run --user --scope -p Delegate=yes'");
+    bool ours;
+    int version = cgroup_version(&ours);
+    doctor_say(version, "cgroups", "limits only by --limits=best-effort",
+               "boot with systemd.unified_cgroup_hierarchy=1");
+    if (version)
+        doctor_say(
+            ours, "cgroup delegation", "limits only by --limits=best-effort",
+            version == 2
+                ? "systemctl set-property user@$UID.service Delegate=yes; then start skiff by "
+                  "'systemd-run --user --scope -p Delegate=yes'"
+                : "in each of /sys/fs/cgroup/{memory,cpu,cpuset,pids,freezer}: mkdir $USER; "
+                  "chown -R $USER $USER; and start the session in it");
     doctor_say(prctl(PR_GET_SECCOMP) >= 0 &&
                    !access("/proc/sys/kernel/seccomp/actions_avail", R_OK),
                "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
@@ -22702,6 +23308,12 @@ static int build_context_archive(struct build *b, int fd, char **ret_tmp, struct
     return place_archive(&pl, fd, e);
 }
 
+/* gzip, zstd, bzip2, xz? */
+static bool context_packed(const char *p) {
+    return !memcmp(p, "\x1f\x8b", 2) || !memcmp(p, "\x28\xb5", 2) || !memcmp(p, "BZh", 3) ||
+           !memcmp(p, "\xfd\x37zXZ", 4);
+}
+
 /* A context by http: an archive, or a Dockerfile alone (into text). */
 static int http_context(struct build *b, const char *url, char **ret_tmp, struct buf *text,
                         struct err *e) {
@@ -22711,7 +23323,7 @@ static int http_context(struct build *b, const char *url, char **ret_tmp, struct
     if (!h || (h->status != 200 && err_set(e, 0, "%s: HTTP %ld", url, h->status)) ||
         http_slurp(h, 1u << 30, &body, e))
         return -1;
-    bool packed = body.n > 4 && (!memcmp(body.p, "\x1f\x8b", 2) || !memcmp(body.p, "\x28\xb5", 2));
+    bool packed = body.n > 4 && context_packed(body.p);
     if (!packed && !(body.n > 512 && tar_head((u8 *)body.p)))
         return buf_add(text, body.p, body.n), 0;
     AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
@@ -22733,9 +23345,7 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
         AUTO_BUF in = { 0 };
         buf_reserve(&in, 1024);
         ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = (k == 512 && tar_head((u8 *)in.p)) ||
-                   (k > 4 && (u8)in.p[0] == 0x1f && (u8)in.p[1] == 0x8b) ||
-                   (k > 4 && (u8)in.p[0] == 0x28 && (u8)in.p[1] == 0xb5);
+        bool tar = (k == 512 && tar_head((u8 *)in.p)) || (k > 4 && context_packed(in.p));
         if (k < 0) return err_set(e, errno, "read the context");
         in.n = (size_t)k;
         if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
@@ -22766,18 +23376,18 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
             sys_openat2(b->ctx, ".dockerignore", O_RDONLY | O_NONBLOCK, 0, RESOLVE_IN_ROOT);
         char link[40];
         snprintf(link, sizeof link, "/proc/self/fd/%d", own >= 0 ? own : all);
-        if (own >= 0 || all >= 0) ignore_load(AT_FDCWD, link, &b->ignore);
-        return 0;
+        return own >= 0 || all >= 0 ? ignore_load(AT_FDCWD, link, &b->ignore, e) : 0;
     }
     if (file && strcmp(where, "-")) {
         if (file_read(AT_FDCWD, file, DF_MAX_BYTES, text, e))
             return err_wrap(e, "unable to read the Dockerfile");
-        if (!access(beside, R_OK)) ignore_load(AT_FDCWD, beside, &b->ignore);
-        else ignore_load(b->ctx, ".dockerignore", &b->ignore);
-        return 0;
+        return !access(beside, F_OK) ? ignore_load(AT_FDCWD, beside, &b->ignore, e)
+                                     : ignore_load(b->ctx, ".dockerignore", &b->ignore, e);
     }
-    if (!faccessat(b->ctx, beside, R_OK, 0)) ignore_load(b->ctx, beside, &b->ignore);
-    else ignore_load(b->ctx, ".dockerignore", &b->ignore);
+    if (b->ctx >= 0 &&
+        ignore_load(b->ctx, faccessat(b->ctx, beside, F_OK, 0) ? ".dockerignore" : beside,
+                    &b->ignore, e))
+        return -1;
     return file_read(b->ctx, file ? file : "Dockerfile", DF_MAX_BYTES, text, e)
                ? err_wrap(e, "failed to read the Dockerfile")
                : 0;
@@ -23089,7 +23699,7 @@ static int build_squash(struct build *b, struct bstage *st, struct err *e) {
         packs_init(&q.packs, &new, layers);
         build_key(st, "squash", NULL);
         if (!build_cached(b, st, &record)) build_take(st, record);
-        else rc = build_layer(b, st, squash_lay, &q, e);
+        else rc = build_layer(b, st, false, squash_lay, &q, e);
         packs_done(&q.packs);
     }
     idx_close(&new);
@@ -23183,6 +23793,9 @@ static int build_options(struct build *b, struct err *e) {
 
 static int cmd_build(struct cli *c, struct err *e) {
     const char *progress = cli_text(c, "progress"), *epoch = getenv("SOURCE_DATE_EPOCH");
+    AUTO_STRV args = { 0 };
+    cli_list(c, "build-arg", &args);
+    if (env_get(&args, "SOURCE_DATE_EPOCH")) epoch = env_get(&args, "SOURCE_DATE_EPOCH");
     struct build b = { .cli = c, .ctx = -1, .epoch = -1, .out = stderr };
     AUTO_BUF text = { 0 };
     AUTO_FREE char *tmp = NULL;
@@ -23234,50 +23847,6 @@ static const struct opt OPT_BUILDER_PRUNE[] = {
     { "verbose", 0, OPT_LATER_BOOL, "" },
     { NULL, 0, OPT_BOOL, NULL },
 };
-
-struct cache_entry {
-    char name[80];
-    u64 bytes;
-    time_t used;
-};
-
-static int cache_entry_order(const void *a, const void *b) {
-    const struct cache_entry *x = a, *y = b;
-    return (x->used < y->used) - (x->used > y->used);
-}
-
-/* The build cache, what was used last first. Caller frees *ret. */
-static size_t cache_entries(const struct store *s, struct cache_entry **ret) {
-    AUTO_DIR *d = dir_stream(s->dir, "cache");
-    struct dirent *de;
-    size_t n = 0;
-    *ret = NULL;
-    while (d && (de = dir_next(d))) {
-        bool step = str_prefix(de->d_name, "build-");
-        struct stat st;
-        struct err e;
-        u64 inodes = 0;
-        char path[80];
-        if (!step && !str_prefix(de->d_name, "mount-")) continue;
-        struct cache_entry c = { .bytes = 0 };
-        if (strlen(de->d_name) >= sizeof c.name ||
-            fstatat(dirfd(d), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
-            continue;
-        strcpy(c.name, de->d_name);
-        c.used = st.st_mtime;
-        if (!step) tree_usage(dirfd(d), de->d_name, &c.bytes, &inodes, 0);
-        else {
-            AUTO_JSON *r = js_load(dirfd(d), de->d_name, &e);
-            const char *digest = js_str(r, "layer.digest");
-            if (digest_hex(digest) && !fstatat(s->dir, blob_path(digest, path), &st, 0))
-                c.bytes = (u64)st.st_blocks * 512;
-        }
-        *ret = mem_grow(*ret, n + 1, sizeof **ret);
-        (*ret)[n++] = c;
-    }
-    if (n) qsort(*ret, n, sizeof **ret, cache_entry_order);
-    return n;
-}
 
 static int cmd_builder_prune(struct cli *c, struct err *e) {
     AUTO_STRV filters = { 0 };
@@ -23472,6 +24041,18 @@ static int oci_send_console(const char *path, int master, struct err *e) {
     return 0;
 }
 
+/* The same with v1. */
+static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
+    const char *path = js_str_or(spec, "linux.cgroupsPath", "");
+    const json_t *res = js_path(spec, "linux.resources");
+    AUTO_FREE char *clean = path_clean(*path ? path : id);
+    AUTO_FREE char *at = str_fmt("%s%s", *path == '/' || !geteuid() ? "/" : "", clean);
+    struct err none;
+    if (cgroup_place_v1(at, NULL, c, &none)) return 0; /* not ours to write */
+    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
+                                                                                            : 0;
+}
+
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
  * */
 static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
@@ -23479,6 +24060,7 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
     const json_t *res = js_path(spec, "linux.resources");
     struct statfs fs;
     *c = (struct cgroup){ 0 };
+    if (cgroup_v1()) return oci_cgroup_v1(spec, id, c, e);
     if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC ||
         host_disabled("cgroup"))
         return 0;
@@ -23538,7 +24120,12 @@ static size_t oci_pids(const json_t *j, pid_t **ret) {
     char path[40], own[64] = "", theirs[64] = "";
     size_t n = 0;
     *ret = NULL;
-    if (js_str(j, "cgroup")) oci_pids_of(js_str(j, "cgroup"), ret, &n);
+    if (js_str(j, "cgroup")) {
+        struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+        AUTO_STRV dirs = { 0 };
+        cgroup_dirs(&cg, &dirs);
+        if (dirs.n) oci_pids_of(dirs.v[0], ret, &n);
+    }
     if (n || !pid) return n;
     snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
     if (readlink(path, theirs, sizeof theirs - 1) > 0 &&
@@ -23997,10 +24584,10 @@ static int oci_cmd_pause(struct cli *c, struct err *e) {
     if (!j) return -1;
     if (!str_eq(js_str(j, "status"), freeze ? "running" : "paused"))
         return err_set(e, 0, "container `%s` is %s", c->args[0], js_str(j, "status"));
-    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]),
-                   *file = js_str(j, "cgroup") ? str_fmt("%s/cgroup.freeze", js_str(j, "cgroup"))
-                                               : NULL;
-    if (!file || file_poke(AT_FDCWD, file, freeze ? "1" : "0")) {
+    AUTO_FREE char *mark = str_fmt("%s/paused", c->args[0]);
+    struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+    struct err ignored;
+    if (!cg.path || cgroup_freeze(&cg, freeze, &ignored)) {
         pid_t *pids;
         size_t n = oci_pids(j, &pids);
         for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
@@ -24110,9 +24697,15 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     if (below) strv_split(&parts, below, '/');
     if (strv_has(&parts, ".."))
         return err_set(e, 0, "--cgroup %s: `..` components are not allowed", below);
-    if (js_str(j, "cgroup"))
-        l.cgroup.path =
-            below ? str_fmt("%s/%s", js_str(j, "cgroup"), below) : str_dup(js_str(j, "cgroup"));
+    if (js_str(j, "cgroup")) { /* of v1 each line is a directory */
+        AUTO_STRV lines = { 0 };
+        strv_split(&lines, js_str(j, "cgroup"), '\n');
+        for (size_t i = 0; below && i < lines.n; i++) {
+            AUTO_FREE char *was = lines.v[i];
+            lines.v[i] = str_fmt("%s/%s", was, below);
+        }
+        l.cgroup.path = str_join(&lines, "\n");
+    }
     fflush(NULL);
     int rc = launch_join(&l, pidfd, oci_namespaces(&p, pid), e), status = 0;
     if (!rc) rc = launch_wait(&l, e);

@@ -1,4 +1,5 @@
 """run and create: every option's effect, exit codes, the terminal."""
+import contextlib
 import io
 import json
 import os
@@ -640,3 +641,124 @@ def test_containers_are_apart(sk):
     """What one container writes, another does not see."""
     sk("run --name aa busybox sh -c", "echo secret >/secret; echo $$ >/tmp/x").ok
     sk("run --rm busybox sh -c", "ls /secret /tmp/x 2>&1 | grep -c 'No such'").says("2")
+
+
+@timeout(100)
+def test_limits_best_effort(sk):
+    """Without a cgroup --limits=best-effort takes what there is instead, and says what it took."""
+    with sk.case("strict is the default, and says how to go on"):
+        for more in [], ["--limits", "strict"]:
+            r = sk(["run", "--rm", *more, "--memory", "64m", "busybox", "true"]).exits(125, "cgroup")
+            match(r.err, "best-effort|administrator")
+    with sk.case("another word"):
+        sk("run --rm --limits=some --memory 64m busybox true").exits(125, "strict or best-effort")
+    with sk.case("without limits there is nothing to say"):
+        eq(sk("run --rm --limits=best-effort busybox true").ok.err, "")
+    with sk.case("what is said"):
+        r = sk("run --rm --limits best-effort --memory 64m --pids-limit 50 --cpus 1 --cpu-shares 100 --memory-reservation 32m busybox true").ok
+        match(r.err, "WARNING: limits without a cgroup .*memory: .*pids: .*cpu: 1 .*not limited: cpu-shares, memory-reservation")
+        match(sk("run -d --rm --limits best-effort --memory 64m busybox true").ok.err, "WARNING: limits without a cgroup .*memory: ")
+    with sk.case("pids"):
+        sk("run --rm --limits best-effort --pids-limit 12 busybox sh -c", "for i in $(seq 30); do sleep 1 & done; wait").exits(None, "can't fork")
+        sk("run --rm --limits best-effort --pids-limit 40 busybox sh -c", "for i in $(seq 30); do sleep 0 & done; wait").ok
+    with sk.case("processors"):
+        sk("run --rm --limits best-effort --cpuset-cpus 0 busybox sh -c", "grep Cpus_allowed_list /proc/self/status").says("Cpus_allowed_list:\t0")
+        n = len(os.sched_getaffinity(0))
+        sk("run --rm --limits best-effort --cpus 0.5 busybox nproc").says("1")
+        sk("run --rm --limits best-effort --cpus %d.0 busybox nproc" % n).says(str(n))
+    with sk.case("memory of one process"):
+        sk("run --rm --limits best-effort --memory 32m busybox sh -c", "head -c 100m /dev/zero | tail").exits(1, "out of memory")
+    with sk.case("memory of all of them: killed, and said to be"):
+        one = "{ head -c 20m /dev/zero; sleep 30; } | tail & "
+        r = sk("run --name oom --limits best-effort --memory 32m busybox sh -c", one * 3 + "wait").exits(137, "WARNING")
+        eq(sk.get("oom", "{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 137")
+    with sk.case("below the limit it lives"):
+        sk("run --name fine --limits best-effort --memory 100m busybox sh -c", one.replace("30", "1") * 3 + "wait").ok
+        eq(sk.get("fine", "{{.State.OOMKilled}}"), "false")
+
+
+@only("root")
+@timeout(100)
+def test_cgroup_v1(sk):
+    """Limits by the hierarchies of v1, where an administrator has given the user a directory in each."""
+    kinds = [k for k in ("memory", "cpu", "cpuset", "cpuacct", "pids", "blkio", "freezer") if os.path.exists("/sys/fs/cgroup/%s/cgroup.procs" % k)]
+    if "memory" not in kinds:
+        return  # a host of v2: the virtual machines have those tests
+    name = "skiff-test-%d" % os.getpid()
+    at = lambda kind, file="": "/sys/fs/cgroup/%s/%s/%s" % (kind, name, file)
+
+    def put(path, text):
+        with open(path, "w") as f:
+            f.write(str(text))
+
+    def get(path):
+        with open(path) as f:
+            return f.read().strip()
+    sk("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
+    here = {l.split(":")[1]: l.split(":")[2].strip() for l in open("/proc/self/cgroup")}
+    try:
+        for kind in kinds:
+            os.mkdir(at(kind))
+            for f in ("cpuset.cpus", "cpuset.mems") if kind == "cpuset" else ():
+                put(at(kind, f), get("/sys/fs/cgroup/cpuset/" + f))
+            for f in "", "cgroup.procs", "tasks":
+                os.chown(at(kind, f), *sk.user)
+            put(at(kind, "cgroup.procs"), os.getpid())
+        sk.up("cc", "while :; do echo x; sleep 0.05; done", "--memory", "64m", "--memory-swap", "96m", "--pids-limit", "30", "--cpus", "0.5", "--cpu-shares", "300", "--cpuset-cpus", "0")
+        own = sk("exec cc cat /proc/1/cgroup").ok.out
+        leaf = "skiff-" + sk.get("cc", "{{.Id}}")[:12]
+        with sk.case("its files"):
+            for kind, file, want in [("memory", "memory.limit_in_bytes", 64 << 20), ("memory", "memory.memsw.limit_in_bytes", 96 << 20), ("pids", "pids.max", 30), ("cpu", "cpu.cfs_quota_us", 50000),
+                                     ("cpu", "cpu.shares", 300), ("cpuset", "cpuset.cpus", 0)]:
+                eq(get(at(kind, leaf + "/" + file)), str(want), file)
+        with sk.case("exec is in it too"):
+            before = int(get(at("pids", leaf + "/pids.current")))
+            p = sk.popen("exec cc sleep 20")
+            lib.until(lambda: int(get(at("pids", leaf + "/pids.current"))) > before, "it is counted")
+            p.kill()
+            p.wait()
+        with sk.case("stats are those of its files"):
+            row = json.loads(sk("stats --no-stream --format", "{{json .}}", "cc").ok.out)
+            match(row["MemUsage"], "iB / 64MiB")
+            true(abs(int(row["PIDs"]) - int(get(at("pids", leaf + "/pids.current")))) <= 1, row)
+        with sk.case("pause"):
+            sk("pause cc").ok
+            eq(get(at("freezer", leaf + "/freezer.state")), "FROZEN")
+            sk("unpause cc").ok
+            eq(get(at("freezer", leaf + "/freezer.state")), "THAWED")
+        with sk.case("update, up and down"):
+            for memory, swap in ("200m", "300m"), ("48m", "60m"):
+                sk("update --memory %s --memory-swap %s --pids-limit 44 cc" % (memory, swap)).ok
+                eq([get(at("memory", leaf + "/memory." + f)) for f in ("limit_in_bytes", "memsw.limit_in_bytes")], [str(int(x[:-1]) << 20) for x in (memory, swap)])
+            eq(get(at("pids", leaf + "/pids.max")), "44")
+        sk("rm -f cc").ok
+        with sk.case("nothing is left"):
+            eq([k for k in kinds if os.path.exists(at(k, leaf))], [])
+        with sk.case("memory"):
+            sk("run --name oom --memory 32m busybox sh -c", "head -c 200m /dev/zero | tail").exits(137, "")
+            eq(sk.get("oom", "{{.State.OOMKilled}}"), "true")
+        with sk.case("pids"):
+            sk("run --rm --pids-limit 10 busybox sh -c", "for i in $(seq 30); do sleep 1 & done; wait").exits(None, "can't fork")
+        with sk.case("cpu"):
+            ns = int(sk("run --rm --cpus 0.5 busybox sh -c", "timeout 2 sh -c 'while :; do :; done'; cut -d' ' -f16 /proc/$$/stat").ok.lines[0])
+            true(60 <= ns <= 115, "about 100 ticks of 200, got %d" % ns)
+        with sk.case("--cgroup-parent"):
+            sk("run --rm --cgroup-parent sub --pids-limit 10 busybox true").ok
+            true(os.path.exists(at("pids", "sub")), "the parent to be there")
+        with sk.case("what v1 has not"):
+            sk("run --rm --cgroup-conf memory.high=10000000 busybox true").exits(125, "v1")
+        with sk.case("info and doctor"):
+            match(sk("info").ok.out, "Cgroup Driver: cgroupfs, version 1")
+            match(sk("doctor").out, "(?m)^ok +cgroup delegation")
+        with sk.case("a hierarchy that is not the user's"):
+            put("/sys/fs/cgroup/memory%s/cgroup.procs" % here["memory"].rstrip("/"), os.getpid())
+            sk("run --rm --memory 32m busybox true").exits(125, "administrator")
+            sk("run --rm --pids-limit 10 busybox true").ok
+    finally:
+        for p, _ in sk.processes():
+            lib.kill(p)
+        for kind in kinds:
+            put("/sys/fs/cgroup/%s%s/cgroup.procs" % (kind, here[kind].rstrip("/")), os.getpid())
+            for d, _, _ in sorted(os.walk(at(kind)), reverse=True):
+                with contextlib.suppress(OSError):
+                    os.rmdir(d)
