@@ -173,6 +173,8 @@ PARSER = [  # name, Dockerfile, labels
     ("later wins, empty stays", "FROM scratch\nLABEL a=1 b=\nLABEL a=2", {"a": "2", "b": ""}),
     ("utf-8", "FROM scratch\nLABEL a=grün", {"a": "grün"}),
     ("a long line", "FROM scratch\nLABEL a=" + "x" * 100000, {"a": "x" * 100000}),
+    ("a blank line after a continuation is left out", "FROM scratch\nLABEL a=b \\\n\n\nc=d", {"a": "b", "c": "d"}),
+    ("escapes inside quotes", "FROM scratch\nLABEL a=\"b\\nc\" d=e\\\\f g='h\\i' j=\"k\\\\l\" m=n\\o", {"a": "b\\nc", "d": "e\\f", "g": "h\\i", "j": "k\\l", "m": "no"}),
 ]
 
 
@@ -229,7 +231,17 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nHEALTHCHECK --interval=x CMD y\n", 2, "interval|duration"),
     ("FROM scratch\nHEALTHCHECK --nosuch=1 CMD y\n", 2, "nosuch"),
     ("FROM scratch\nHEALTHCHECK CMD\n", 2, "HEALTHCHECK|command"),
+    ("FROM scratch\nHEALTHCHECK --interval=1us CMD y\n", 2, "interval|duration"),
+    ("FROM scratch\nHEALTHCHECK --retries=-1 CMD y\n", 2, "retries"),
+    ("FROM scratch\nHEALTHCHECK NONE y\n", 2, "NONE"),
     ("FROM scratch\nSHELL /bin/sh\n", 2, "SHELL.*JSON"),
+    ("FROM scratch\nSHELL []\n", 2, "SHELL"),
+    ("FROM scratch\nARG\n", 2, "ARG requires"),
+    ("FROM scratch\nARG a\nARG b=${a:?it is needed}\n", 3, "it is needed"),
+    ("FROM scratch AS $x\n", 1, "invalid name|stage"),
+    ("ARG a=${b:?it is needed}\nFROM scratch\n", 1, "it is needed"),
+    ("FROM scratch\nONBUILD MAINTAINER x\n", 2, "MAINTAINER.*ONBUILD"),
+    ("FROM scratch\nCOPY [\"a\"]\n", 2, "COPY requires"),
     ("FROM scratch\nONBUILD ONBUILD RUN x\n", 2, "ONBUILD"),
     ("FROM scratch\nONBUILD FROM x\n", 2, "ONBUILD"),
     ("FROM scratch\nVOLUME [\"\"]\n", 2, "VOLUME"),
@@ -238,6 +250,7 @@ ERRORS = [  # Dockerfile, line, what is said
     ("FROM scratch\nMAINTAINER\n", 2, "MAINTAINER requires"),
     ("FROM scratch\nRUN\n", 2, "RUN requires"),
     ("FROM scratch\nRUN --mount=type=nosuch,target=/x true\n", 2, "mount"),
+    ("FROM scratch\nRUN --mount=target=/ true\n", 2, "mount target"),
     ("FROM scratch\nRUN --mount=type=bind,nosuch=1,target=/x true\n", 2, "nosuch"),
     ("FROM scratch\nRUN --network=nosuch true\n", 2, "network"),
     ("FROM scratch\nRUN --nosuch true\n", 2, "nosuch"),
@@ -365,6 +378,9 @@ CONFIG = [  # instructions, members of the configuration (None or empty: unset)
     ("CMD []", {"Cmd": []}),
     ("CMD ['a', 'b']", {"Cmd": ["/bin/sh", "-c", "['a', 'b']"]}),
     ("CMD [ \"a\" ] b", {"Cmd": ["/bin/sh", "-c", "[ \"a\" ] b"]}),
+    ("CMD [\"a\", 1]", {"Cmd": ["/bin/sh", "-c", "[\"a\", 1]"]}),
+    ("CMD [ \"a\", \\\n  \"b\\u00e9\\n\" ]", {"Cmd": ["a", "b\u00e9\n"]}),
+    ("ENTRYPOINT []random string", {"Entrypoint": ["/bin/sh", "-c", "[]random string"]}),
     ("CMD a\nCMD b", {"Cmd": ["/bin/sh", "-c", "b"]}),
     ("CMD echo \"a  b\" \\\n  c", {"Cmd": ["/bin/sh", "-c", "echo \"a  b\"   c"]}),
     ("ENTRYPOINT a b", {"Entrypoint": ["/bin/sh", "-c", "a b"], "Cmd": []}),
@@ -373,9 +389,11 @@ CONFIG = [  # instructions, members of the configuration (None or empty: unset)
     ("SHELL [\"/bin/bash\", \"-ec\"]\nCMD a\nENTRYPOINT b", {"Shell": ["/bin/bash", "-ec"], "Cmd": ["/bin/bash", "-ec", "a"], "Entrypoint": ["/bin/bash", "-ec", "b"]}),
     ("EXPOSE 80 81/tcp 82/udp 90-92", {"ExposedPorts": ["80/tcp", "81/tcp", "82/udp", "90/tcp", "91/tcp", "92/tcp"]}),
     ("EXPOSE 53/UDP", {"ExposedPorts": ["53/udp"]}),
+    ("ARG p=\"80 81/udp\"\nEXPOSE $p 90 $nosuch", {"ExposedPorts": ["80/tcp", "81/udp", "90/tcp"]}),
     ("VOLUME /a /b", {"Volumes": ["/a", "/b"]}),
     ("VOLUME [\"/a b\", \"/c\"]", {"Volumes": ["/a b", "/c"]}),
     ("ARG v=/x\nVOLUME [\"$v/y\", \"${v}z\", \"/c\"]", {"Volumes": ["/c", "/x/y", "/xz"]}),
+    ("ARG a=x:1/tcp\nENV v=\"/a /b\"\nVOLUME $v /c\nWORKDIR $v", {"Volumes": ["/a /b", "/c"], "WorkingDir": "/a /b"}),
     ("USER me", {"User": "me"}), ("USER 1:2", {"User": "1:2"}), ("USER me:them\nUSER root", {"User": "root"}),
     ("WORKDIR /a", {"WorkingDir": "/a"}), ("WORKDIR a\nWORKDIR b", {"WorkingDir": "/a/b"}), ("WORKDIR /a/\nWORKDIR ../b/./c", {"WorkingDir": "/b/c"}),
     ("WORKDIR \"/a b\"", {"WorkingDir": "/a b"}),
@@ -534,6 +552,12 @@ def test_copy_over_an_image(sk):
         with sk.case(text):
             r = build(sk, base + text, files=F)
             r.exits(1, pattern) if pattern else r.ok
+    for text, pattern in [("RUN mkdir -p /x/a.txt\nCOPY a.txt /x/", "cannot overwrite directory"), ("RUN mkdir /x && touch /x/sub\nCOPY d /x/", "cannot overwrite file"), ("RUN touch /x\nCOPY a.txt /x/", "non-directory"),
+                          ("RUN touch /x\nCOPY a.txt /x/y", "non-directory"), ("RUN touch /x\nWORKDIR /x", "non-directory"), ("RUN touch /x\nADD t.tar /x/", "non-directory")]:
+        with sk.case("in the way: " + text.replace("\n", "; ")):
+            build(sk, "FROM busybox\n" + text, files=dict(F, **{"t.tar": tar(entry("f", "F"))})).exits(1, pattern)
+    with sk.case("an empty destination is the WORKDIR"):
+        check(sk, "FROM busybox\nENV empty=\nWORKDIR /w\nCOPY a.txt $empty\nCOPY --link b.txt \"\"\n", {"w/a.txt": "644 0:0 A", "w/b.txt": "644 0:0 B"}, files=F)
     with sk.case("--from"):
         check(sk, base + "RUN echo s >/real/s; chmod 4711 /real/s; mkfifo /real/p\nCOPY --chown=5:6 a.txt /real/f\nFROM scratch AS two\nCOPY --from=0 /real /one\n"
               "FROM scratch\nCOPY --from=two one/f /f\nCOPY --from=two --chown=7:8 /one /o\nCOPY --from=busybox /bin/busybox /bb\nCOPY --from=TWO --chmod=600 /one/* /g/\n"
@@ -761,6 +785,13 @@ def test_dockerignore(sk):
         i = check(sk, "FROM scratch\nCOPY . /o\n", {"o/d": None, "o/d/e": None}, files=dict(F2, **{".dockerignore": "d"}))
     with sk.case("a directory's own rules in COPY of it"):
         check(sk, "FROM scratch\nCOPY d /o\n", {"o/x": None, "o/e": "d755 0:0", "o/e/x": "644 0:0 7"}, files=dict(F2, **{".dockerignore": "d/x"}))
+    with sk.case("rules that cannot be read are no empty ones"):
+        c = context(sk, dict(F2, **{".dockerignore": ("x\n" + "# a comment\n" * 120000)}), "FROM scratch\nCOPY . /o\n")
+        sk("build -q -t t", c).ok
+        eq("o/x" in result(sk).tree, False)
+        os.chmod("%s/%s/.dockerignore" % (sk.dir, c), 0)
+        if os.getuid():
+            sk("build -q", c).exits(1, "dockerignore.*denied")
     with sk.case("ignored files do not matter to the cache"):
         c = context(sk, dict(F2, **{".dockerignore": "x"}), "FROM scratch\nCOPY . /o\n")
         sk("build", c).ok
@@ -800,6 +831,9 @@ def test_run(sk):
             ("no heredoc: <<<, a shift", "RUN echo $((1<<3)) > /o", "8\n"),
             ("no heredoc: in quotes", "RUN echo \"a <<E b\" 'c <<F d' > /o", "a <<E b c <<F d\n"),
             ("several heredocs of one line", "RUN <<A cat > /o && cat >> /o <<B && cat <<-C >> /o\na\nA\nb\nB\n\tc\n\tC", "a\nb\nc\n"),
+            ("heredocs by descriptors", "RUN <<E 3<<A 4<<B cat - /dev/fd/3 /dev/fd/4 > /o\nx\nE\nfirst\nA\nsecond\nB", "x\nfirst\nsecond\n"),
+            ("heredoc for a SHELL that is none", "SHELL [\"/bin/awk\"]\nRUN <<E\nBEGIN {\n\tprint \"awk\" > \"/o\"\n}\nE", "awk\n"),
+            ("global ARGs in quotes", "ARG a3=\"bar-$a2\"\nRUN echo $a3 > /o", "bar-\n"),
             ("stdin is empty", "RUN cat > /o; echo $? >> /o", "0\n"),
             ("what was made before is there, what was removed is gone", "RUN echo 1 > /a && echo 2 > /b\nRUN rm /a /etc/passwd\nRUN cat /b > /o; ls /a /etc/passwd 2>/dev/null >> /o || echo gone >> /o", "2\ngone\n"),
             ("umask and /tmp", "RUN umask > /o; touch /tmp/x; stat -c %a /tmp/x /tmp >> /o", "0022\n644\n1777\n"),
@@ -893,6 +927,11 @@ def test_run_mount(sk):
         build(sk, "FROM busybox\nRUN --mount=source=nosuch,target=/m ls /m\n").exits(1, "nosuch")
     with sk.case("bind: variables in the flag"):
         run("ARG d=d\nRUN --mount=source=$d,target=/m cat /m/e > /o", want="E")
+    with sk.case("mounts within mounts, over a file, and twice the same source"):
+        run("RUN --mount=target=/m --mount=source=b.txt,target=/n/b --mount=type=cache,target=/c/d --mount=type=tmpfs,target=/c/d/e cat /m/a.txt /n/b > /o; touch /c/d/e/gone /c/d/kept\n"
+            "RUN --mount=type=cache,target=/c/d find /c -type f >> /o\nRUN --mount=source=a.txt,target=/etc/passwd cat /etc/passwd >> /o\nRUN head -c4 /etc/passwd >> /o", want="AB/c/d/kept\nAroot")
+    with sk.case("the type and the id from variables, also of a base"):
+        eq(out(sk, "FROM busybox AS stage\nENV T=cache I=vid\nRUN --mount=type=$T,id=$I,target=/$I echo v > /vid/f\nFROM stage\nRUN --mount=type=$T,id=$I,target=/w cat /w/f > /o"), "v\n")
     with sk.case("the mount is no part of the layer"):
         build(sk, "FROM busybox\nRUN --mount=target=/m1 --mount=type=cache,target=/m2 --mount=type=tmpfs,target=/m3 true", files=F).ok
         eq([n for n in result(sk).tree if re.match("m[123]/", n)], [])
@@ -1155,6 +1194,8 @@ def test_secret(sk):
 def test_run_network(sk):
     with sk.case("--network=none"):
         eq(out(sk, "FROM busybox\nRUN --network=none ls /sys/class/net | grep -v lo > /o; ip -4 addr | grep -c 'inet ' >> /o; true").split()[-1] in ("0", "1"), True)
+    with sk.case("RUN --network=none: /sys shows no other network"):
+        eq(out(sk, "FROM busybox\nRUN --network=none ls /sys/class/net > /o; grep -c ' /sys sysfs ' /proc/mounts >> /o"), "lo\n1\n")
     with sk.case("the host's network can be reached unless it is none"):
         web = Web({"/f": b"data"})
         fetch = "printf 'GET /f HTTP/1.0\\r\\n\\r\\n' | nc -w 5 %s %s | tail -n 1 > /x" % tuple(web.url[7:].split(":"))
@@ -1165,10 +1206,35 @@ def test_run_network(sk):
     with sk.case("proxies that are predefined: in the step, not in the image"):
         eq(out(sk, "FROM busybox\nRUN echo $http_proxy $NO_PROXY > /o", "--build-arg", "http_proxy=http://u:pw@p", "--build-arg", "NO_PROXY=x"), "http://u:pw@p x\n")
         no_match(json.dumps(result(sk).config), "u:pw@p")
+    with sk.case("a proxy from the environment"):
+        eq(out(sk, "FROM busybox\nRUN echo $NO_PROXY > /o", "--build-arg", "NO_PROXY", env={"NO_PROXY": "from-env"}), "from-env\n")
+    with sk.case("another proxy is no reason to run again, unless it is an ARG"):
+        for arg, want in ("", (1, 0)), ("ARG HTTP_PROXY\n", (0, 1)):
+            d = "FROM busybox\n%sRUN echo \"[$HTTP_PROXY]\"\n" % arg
+            match(build(sk, d, "--build-arg", "HTTP_PROXY=one").ok.err, r"\[one\]$")
+            eq(steps(build(sk, d, "--build-arg", "HTTP_PROXY=two").ok), want)
+    with sk.case("--add-host: IPv6, in brackets, and the gateway"):
+        eq(out(sk, "FROM busybox\nRUN grep -e six -e gw /etc/hosts | tr -s '\\t ' ' ' > /o", "--add-host", "six:[::2]", "--add-host", "gw:host-gateway").split("\n")[0], "::2 six")
     with sk.case("--add-host, --shm-size, --ulimit"):
         eq(out(sk, "FROM busybox\nRUN grep -c 1.2.3.4.*hosty /etc/hosts > /o; df -k /dev/shm | tail -1 | awk '{print $2}' >> /o; ulimit -n >> /o",
                "--add-host", "hosty:1.2.3.4", "--shm-size", "1m", "--ulimit", "nofile=123:456"), "1\n1024\n123\n")
         true("hosty" not in json.dumps(result(sk).tree), "no host entry in the image")
+
+
+LOOK = ("grep -E '^(Cap|Seccomp|NoNew|Groups)' /proc/self/status; cat /proc/self/uid_map /proc/self/gid_map /proc/1/comm; ls /dev /proc/acpi /sys/firmware; ls /proc/kcore; cat /proc/timer_list | wc -c; "
+        "for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /sys/x; do echo x > $f; done; mount -t tmpfs t /mnt; unshare -U true; unshare -n true; mknod /n c 1 3; chroot / true && echo chroot; hostname x; umask; cat /proc/self/oom_score_adj; "
+        "ls -l /proc/self/ns | grep -c net:; grep -c . /proc/net/dev")
+
+
+def test_isolation(sk):
+    """A step is as confined as a container of `run`."""
+    for network in "host", "none":
+        with sk.case("--network " + network):
+            r = build(sk, "FROM busybox\nRUN <<'E'\n%s\nE\n" % LOOK.replace("; ", "\n"), "--no-cache", "--network", network).ok
+            seen = [re.sub("^/bin/sh", "sh", x) for x in re.findall(r"^#2 [\d.]+ (.*)$", r.err, re.M)]
+            p = sk("run --rm --network", network, "busybox", "sh", "-c", "exec 2>&1; " + LOOK).ok
+            eq(seen, p.lines)
+            match(p.out, r"^Seccomp:\s+2$")
 
 
 def test_failing_run(sk):
@@ -1252,6 +1318,9 @@ def test_onbuild(sk):
         eq(len(config(sk, "trig2")["OnBuild"]), 3)
         t = check(sk, "FROM trig2\nRUN cat /h/* >> /o\n", {"h/B": "644 0:0 $v\n"})
         match(t.tree["o"], "^644 0:0 line 1\\n  line .*\\nscript\\n.*\\n\\$v\\n$")
+    with sk.case("triggers that need a stage"):
+        check(sk, "FROM busybox AS src\nRUN echo 12 > /in\nFROM busybox AS base\nONBUILD COPY --from=src /in /out/foo\nONBUILD RUN --mount=from=src,target=/m cp /m/in /bar\nFROM base AS mid\nRUN cat /out/foo /bar > /o\n"
+              "FROM scratch\nCOPY --from=mid /o /o\n", {"o": "644 0:0 12\n12\n"})
     with sk.case("inside one Dockerfile"):
         check(sk, "FROM scratch AS x\nONBUILD COPY a.txt /o\nFROM x\nLABEL a=1", {"o": "644 0:0 A"}, files=F)
 
@@ -1265,7 +1334,16 @@ def test_flags(sk):
         eq((r.err, r.out), ("", sk.get("t", "{{.Id}}")))
         r = sk("build --progress quiet", c).ok
         match(r.out, "^sha256:[0-9a-f]{64}$")
-    with sk.case("--iidfile"):
+    with sk.case("--progress"):
+        for words in "", "--progress auto", "--progress plain":
+            r = sk("build --no-cache", *words.split(), c).ok
+            match(r.err, r"^#3 \[.*\] RUN echo \$a > /o$")
+            match(r.err, r"^#3 DONE [\d.]+s$")
+            eq(r.out, "")
+        t = lib.Terminal(sk, "build --no-cache", c)
+        t.expect("DONE")
+        t.expect("writing image sha256:")
+        t.exits(0)
         sk("build -t t --iidfile", sk.dir + "/iid", c).ok
         eq(open(sk.dir + "/iid").read(), sk.get("t", "{{.Id}}"))
     with sk.case("a fully cached build makes the same image"):
@@ -1309,7 +1387,7 @@ def test_flags(sk):
     plain = tar(entry("Dockerfile", "FROM scratch\nCOPY d /d\nCOPY s /s\n"), entry("alt/D", "FROM scratch\nLABEL f=alt\n"), entry("d/"), entry("d/x", "X", mode=0o755, uid=77), entry("d/l", link="x"),
                 entry("s", "S"), entry(".dockerignore", "d/no\n"), entry("d/no", "no"))
     zst = tool("zstd", "-qc", "-", input=plain, stdin=None)
-    for name, data in [("tar", plain), ("gzip", gzip.compress(plain)), ("zstd", zst)]:
+    for name, data in [("tar", plain), ("gzip", gzip.compress(plain)), ("zstd", zst), ("xz", lzma.compress(plain)), ("bzip2", bz2.compress(plain))]:
         with sk.case("- as a context: " + name):
             sk("build -q -t t -", input=data).ok
             eq(result(sk).tree, {"d": "d755 0:0", "d/x": "755 0:0 X", "d/l": "-> x 0:0", "s": "644 0:0 S"})
@@ -1357,6 +1435,28 @@ def test_flags(sk):
         eq(sk.get("t", "{{.Architecture}}"), "arm64")
         sk("build -q -t t -", input="FROM --platform=linux/%s %s\nLABEL a=b\n" % (lib.ARCH, ref)).ok
         eq(sk.get("t", "{{.Architecture}}"), lib.ARCH)
+    with sk.case("--pull takes what the registry has now"):
+        moving = "%s/moving-%s:%d" % (lib.ENV["REGISTRY_HTTP"], sk.who, os.getpid())
+        other = {"SKIFF_ROOT": sk.folder("pusher")}
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=other).ok
+        for n in "12":
+            sk("build -q --push -t", moving, "-", input="FROM busybox\nRUN echo %s > /v\n" % n, env=other).ok
+            want = "1" if n == "1" else "12"
+            got = [out(sk, "FROM %s\nRUN cp /v /o\n" % moving, *options).strip() for options in ([], ["--pull"])]
+            eq("".join(sorted(set(got))), want)
+    with sk.case("FROM and --from by digest"):
+        ref, _, digest = sk("image inspect -f", "{{index .RepoDigests 0}}", moving).ok.out.partition("@")
+        check(sk, "FROM %s@%s AS a\nFROM scratch\nCOPY --from=a /v /a\nCOPY --from=%s@%s /v /b\n" % (ref, digest, moving, digest), {"a": "644 0:0 2\n", "b": "644 0:0 2\n"})
+    with sk.case("--platform: what a stage of the build's own platform knows"):
+        d = "FROM --platform=$BUILDPLATFORM busybox AS a\nARG TARGETPLATFORM TARGETARCH TARGETVARIANT BUILDPLATFORM\nRUN echo $TARGETPLATFORM $TARGETARCH [$TARGETVARIANT] $BUILDPLATFORM > /o\nFROM scratch\nCOPY --from=a /o /o\n"
+        for platform, want in ("linux/arm64", "linux/arm64 arm64 []"), ("linux/arm/v7", "linux/arm/v7 arm [v7]"):
+            eq(out(sk, d, "--platform", platform), "%s linux/%s\n" % (want, lib.ARCH))
+            eq(result(sk).config["architecture"], platform.split("/")[1])
+    with sk.case("--build-context: an image, also instead of the Dockerfile's"):
+        ref = lib.ENV["REGISTRY_HTTP"] + "/busybox"
+        check(sk, "FROM n\nCOPY --from=n /etc/passwd /pw\n", {"bin/busybox": result(sk, "busybox").tree["bin/busybox"]}, "--build-context", "n=docker-image://busybox")
+        check(sk, "FROM busybox\nRUN cp /v /o\n", {"o": "644 0:0 2\n"}, "--build-context", "busybox=docker-image://" + moving)
+        build(sk, "FROM busybox\nCOPY --from=n x /\n", "--build-context", "n=/no/such").exits(1, "/no/such")
     with sk.case("push, and what others say of it"):
         name = "%s/built-%s:%d" % (lib.ENV["REGISTRY_HTTP"], sk.who, os.getpid())
         sk("build -q -t", name, c).ok
@@ -2082,6 +2182,58 @@ def test_bounds(sk):
 
 
 @timeout(150)
+def test_changed_context(sk):
+    """A file that changes after it was digested and before it is copied spoils no later build."""
+    with sk.case("COPY"):
+        c = context(sk, {"a": "x" * 150000000, "z": "first"}, "FROM busybox\nCOPY . /c\nRUN cp /c/z /o\n")
+        for i in range(5):
+            sk.file(c + "/z", "first%d" % i)
+            p = sk.popen(["build", "-q", c], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(0.1 + i * 0.12)
+            sk.file(c + "/z", "other%d" % i)
+            p.wait(40)
+            sk.file(c + "/z", "first%d" % i)
+            sk("build -q -t t", c).ok
+            sk("run --rm t cat /c/z /o").says("first%d" % i * 2)
+    with sk.case("RUN --mount"):
+        c = context(sk, {"z": "first"}, "FROM busybox\nRUN --mount=target=/m --mount=type=cache,id=sync,target=/s echo rea''dy; %s cp /m/z /o\nRUN cp /o /p\n" % (WAIT % "[ -e /s/go ]"))
+        p = sk.popen(["build", c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ready(p, b"ready")
+        sk.file(c + "/z", "other")
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=sync,target=/s touch /s/go").ok
+        ended(p)
+        sk.file(c + "/z", "first")
+        sk("build -q -t t", c).ok
+        sk("run --rm t cat /o /p").says("firstfirst")
+        eq(steps(sk("build", c).ok), (2, 0))
+    sk("system check").ok
+
+
+def test_optional_sources(sk):
+    """A pattern may match nothing, as in `COPY package.json yarn.lock* ./`."""
+    for text, want in [("COPY a.txt yarn.lock* /o/", {"o": "d755 0:0", "o/a.txt": "644 0:0 A"}), ("COPY no* /o/\nCOPY a.txt /p", {"o": None, "p": "644 0:0 A"}), ("ADD no?.tar d /o/", {"o/e": "644 0:0 E"}),
+                       ("COPY --from=busybox /etc/passwd /etc/no* /o/", {"o/passwd": result(sk, "busybox").tree["etc/passwd"]}), ("COPY no* <<E /o/\nx\nE", {"o/E": "644 0:0 x\n"})]:
+        with sk.case(text):
+            check(sk, "FROM scratch\n" + text, want, files=F)
+    with sk.case("one that comes later is no cache hit"):
+        c = context(sk, {"a": "A"}, "FROM scratch\nCOPY a b* /\n")
+        sk("build", c).ok
+        sk.file(c + "/b", "B")
+        eq(steps(sk("build -t t", c).ok), (0, 1))
+        eq(sorted(result(sk).tree), ["a", "b"])
+
+
+@image(None)
+def test_parents_deep(sk):
+    files = {"src/a.txt": "1", "src/x/b.txt": "2", "src/x/y/c.txt": "3", "src/x/y/d.c": "4", "e/f": "5"}
+    for text, want in [("./src/**/*.txt", "src/a.txt src/x/b.txt src/x/y/c.txt"), ("src/./**/y", "x/y/c.txt x/y/d.c"), ("**/f src/**/**/d*", "e/f src/x/y/d.c"), ("src/./x/b.txt e/f", "e/f x/b.txt"), ("s*/./**/b.txt", "x/b.txt")]:
+        for where in "COPY --parents %s /o/", "COPY . /\nFROM scratch\nCOPY --from=0 --parents %s /o/":
+            with sk.case(where.replace("\n", "; ") % text):
+                build(sk, "FROM scratch\n" + where % text, files=files).ok
+                eq(" ".join(sorted(n[2:] for n, w in result(sk).tree.items() if n.startswith("o/") and w[0] != "d")), want)
+
+
+@timeout(150)
 def test_two_at_once(sk):
     d = "FROM busybox\nCOPY . /c\n" + "".join("RUN echo %d >> /o; head -c 100000 /dev/zero > /z%d\n" % (i, i) for i in range(6))
     for round in range(3):
@@ -2185,10 +2337,39 @@ def test_epoch(sk):
         eq({s[:19] for s in stamps[0][2]}, {"2020-09-13T12:26:40"})
         true(stamps[0][3] <= 1600000000, "no file later than the epoch, got %s" % stamps[0][3])
         eq(img.times["old"] // 86400, 978307200 // 86400, "an older file's time")
+    with sk.case("what is written is the same, byte for byte"):
+        written = []
+        for i in range(2):
+            env = {"SKIFF_ROOT": sk.folder("epoch%d" % i), "SOURCE_DATE_EPOCH": "1600000000"}
+            sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+            kinds = "type=oci", "type=docker", "type=tar", "type=oci,compression=zstd,compression-level=7,force-compression=true", "type=oci,compression=gzip,force-compression=true"
+            sk(["build", "-q", "--no-cache", *[x for n, k in enumerate(kinds) for x in ("-o", "%s,dest=%s/w%d" % (k, sk.dir, n))], c], env=env).ok
+            sk(["build", "-q", "--squash", "-o", "type=oci,dest=%s/w%d" % (sk.dir, len(kinds)), c], env=env).ok
+            written.append([lib.digest(open("%s/w%d" % (sk.dir, n), "rb").read()) for n in range(len(kinds) + 1)])
+            time.sleep(1.1)
+        eq(*written)
+    with sk.case("as a build argument, which goes before"):
+        sk("build -q --no-cache -t t --build-arg SOURCE_DATE_EPOCH=1400000000", c, env={"SOURCE_DATE_EPOCH": "1600000000"}).ok
+        eq(result(sk).config["created"][:19], "2014-05-13T16:53:20")
     with sk.case("another epoch is another image"):
         true(sk("build -q --no-cache", c, env={"SOURCE_DATE_EPOCH": "1500000000"}).ok.out not in seen, "another id")
     with sk.case("an epoch that is no number"):
         sk("build -q", c, env={"SOURCE_DATE_EPOCH": "x"}).exits(1, "SOURCE_DATE_EPOCH")
+
+
+@only("fg")
+@timeout(150)
+def test_epoch_rungs(sk):
+    """One image, whatever the rung (plain copies aside, which see no directory that was made again)."""
+    files = dict(F, **{"t.tar": tar(entry("z", "z", mtime=5))})
+    c = context(sk, files, "FROM busybox AS a\nRUN mkdir -p /z/b && echo 1 > /z/1 && ln /z/1 /z/2 && ln -s 1 /z/l && mkfifo /z/p && rm -r /home && mkdir /home && echo x > /home/x\nFROM busybox\nCOPY . /c\nCOPY --from=a /z /z\n"
+                           "RUN rm /c/a.txt && echo new > /c/a.txt && mv /z/b /z/bb && mv /c/d /z/d\nADD t.tar /t\nWORKDIR /w/x\nRUN --mount=type=cache,target=/q echo 2 > rel\nUSER app\nRUN echo m > /tmp/m\n")
+    ids = {}
+    for driver in "overlay", "overlay-fuse", "fuse":
+        env = {"SKIFF_ROOT": sk.folder("e-" + driver), "SKIFF_STORAGE_DRIVER": driver, "SOURCE_DATE_EPOCH": "1600000000"}
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"], env=env).ok
+        ids[driver] = [sk("build -q", *words, c, env=env).ok.out for words in ([], ["--no-cache", "--squash"])]
+    eq(len({tuple(x) for x in ids.values()}), 1, "ids by rung: %s" % ids)
 
 
 @timeout(150)
@@ -2323,6 +2504,68 @@ def test_vanishing_file(sk):
     sk("build -q -t t", c).ok
     eq(len([n for n in result(sk).tree if n.startswith("d/")]), 200)
     sk("system check").ok
+
+
+def test_changing_file(sk):
+    """A file that grows or shrinks while it is read: one of its states or an error."""
+    c = context(sk, {"f": "x" * 30000000}, "FROM scratch\nCOPY . /c\n")
+    for name, step in ("grows", lambda f, i: f.write(b"y" * 300000)), ("shrinks", lambda f, i: f.truncate(29000000 - i * 200000)):
+        with sk.case(name):
+            p = sk.popen(["build", "--no-cache", "-q", "-t", "t", c], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            with open("%s/%s/f" % (sk.dir, c), "r+b") as f:
+                f.seek(0, 2)
+                for i in range(100):
+                    step(f, i)
+                    f.flush()
+            o, e = p.communicate(timeout=40)
+            if p.returncode:
+                match(e.decode(), "shorter|changed")
+            sk("build -q --no-cache -t t", c).ok
+            with open("%s/%s/f" % (sk.dir, c), "rb") as f:
+                eq(result(sk).tree["c/f"], "644 0:0 " + lib.digest(f.read()))
+            sk("system check").ok
+
+
+@image(None)
+def test_kill_between_steps(sk):
+    """kill -9 where a build waits for others: its input, a server, who reads its output, a registry."""
+    stop = threading.Event()
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(me):
+            me.send_response(200)
+            me.send_header("Content-Length", "1000000")
+            me.end_headers()
+            me.wfile.write(b"part")
+            waiting.set()
+            stop.wait(60)
+
+        def log_message(self, *args):
+            pass
+    waiting = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = "http://127.0.0.1:%d/f" % server.server_port
+    big = context(sk, {"f": os.urandom(3000000)}, "FROM scratch\nCOPY f /f\n")
+    half = tar(entry("Dockerfile", "FROM scratch\nCOPY f /f\n"), entry("f", "x" * 2000000))[:1000000]
+    for name, argv, ready in [("its context from a pipe", ["build", "-"], lambda p: p.stdin.write(half)), ("ADD of an address", ["build", "-"], lambda p: (p.stdin.write(b"FROM scratch\nADD %s /f\n" % url.encode()), p.stdin.close(), waiting.wait(30))),
+                              ("its context from an address", ["build", url], lambda p: waiting.wait(30)), ("its output", ["build", "-q", "-o", "-", big], lambda p: p.stdout.read(1000))]:
+        with sk.case(name):
+            waiting.clear()
+            p = sk.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+            ready(p)
+            p.kill()
+            p.wait(20)
+            for f in p.stdin, p.stdout:
+                f.close()
+            lib.until(lambda: not sk.processes(), "all of a killed build ends")
+            sk("system check").ok
+            check(sk, "FROM scratch\nCOPY a.txt /f\n", {"f": "644 0:0 A"}, files=F)
+            sk("system prune -f").ok
+            eq(os.listdir(sk.root + "/tmp"), [])
+    stop.set()
+    server.shutdown()
+    sk.check_store()
 
 
 # ---- beside another builder ----
