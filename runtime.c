@@ -16205,7 +16205,8 @@ static json_t *df_command(const json_t *run, const char *text) {
 static int df_pairs(const char *what, const char *text, char esc, const struct df_vars *v,
                     struct strv *ret, struct err *e) {
     AUTO_STRV w = { 0 };
-    size_t n = strcspn(text, " \t=");
+    size_t n = 0;
+    for (; text[n] && !strchr(" \t=", text[n]); n++) n += text[n] == esc && text[n + 1];
     if (text[n] != '=') {
         const char *rest = text + n + strspn(text + n, " \t");
         AUTO_FREE char *val = NULL;
@@ -17536,6 +17537,17 @@ static bool git_is(const char *where) {
             suffix);
 }
 
+/* Does --build-context give something this name? */
+static bool build_named(const struct build *b, const char *name) {
+    const json_t *v;
+    size_t i, n = strlen(name);
+    json_array_foreach (js_get(b->cli->opts, "build-context"), i, v) {
+        const char *s = json_string_value(v);
+        if (!strncmp(s, name, n) && s[n] == '=') return true;
+    }
+    return false;
+}
+
 /* --build-context NAME=docker-image://REF: another image by that name. */
 static const char *build_alias(const struct build *b, const char *name) {
     const json_t *v;
@@ -17634,6 +17646,10 @@ static int run_mount_parse(const char *text, struct run_mount *m, struct err *e)
     }
     if (strchr("bct", type) && !m->target)
         return err_set(e, 0, "RUN --mount=type=%s: target is required", m->type);
+    if (m->size && str_bytes(m->size) < 0)
+        return err_set(e, 0, "RUN --mount: invalid value '%.60s' for 'size'", m->size);
+    if (type == 'c' && *m->source && !m->from)
+        return err_set(e, 0, "RUN --mount=type=cache: source is supported with from only");
     AUTO_FREE char *at = m->target ? path_clean(m->target) : NULL;
     if (m->target && *m->target == '/' && !*at)
         return err_set(e, 0, "RUN --mount=type=%s: invalid mount target \"/\"", m->type);
@@ -17832,6 +17848,9 @@ static int run_secret_text(const char *spec, const char *want, struct buf *ret, 
     strv_split(&s, spec, ',');
     for (size_t k = 0; k < s.n; k++) {
         if (str_prefix(s.v[k], "id=")) id = s.v[k] + 3;
+        else if (str_prefix(s.v[k], "type=") &&
+                 !word_in("file env", s.v[k] + 5, strlen(s.v[k] + 5)))
+            return err_set(e, 0, "--secret %s: unsupported secret type", spec);
         else if (str_prefix(s.v[k], "src=")) src = s.v[k] + 4;
         else if (str_prefix(s.v[k], "source=")) src = s.v[k] + 7;
         else if (str_prefix(s.v[k], "env=")) env = s.v[k] + 4;
@@ -18729,6 +18748,51 @@ static void git_strip(int top, const char *path, int depth) {
         if (de->d_type == DT_DIR) git_strip(dir, de->d_name, depth + 1);
 }
 
+/* The text of a secret of the command line, by its id; NULL: there is none. Caller frees. */
+static char *build_secret(const struct build *b, const char *id) {
+    AUTO_STRV given = { 0 };
+    cli_list(b->cli, "secret", &given);
+    for (size_t i = 0; i < given.n; i++) {
+        AUTO_BUF text = { 0 };
+        struct err e;
+        if (run_secret_text(given.v[i], id, &text, &e)) continue;
+        return str_dupn(text.p, strcspn(text.p, "\r\n"));
+    }
+    return NULL;
+}
+
+/* scheme://host[:port]/ of a URL, and its host alone. NULL: it has none. Callers free both. */
+static char *url_host(const char *url, char **ret_host) {
+    const char *at = strstr(url, "://");
+    if (!at) return NULL;
+    size_t n = strcspn(at + 3, "/?#");
+    AUTO_FREE char *authority = str_dupn(at + 3, n);
+    const char *user = strrchr(authority, '@');
+    *ret_host = str_dup(user ? user + 1 : authority);
+    return str_fmt("%.*s://%s/", (int)(at - url), url, *ret_host);
+}
+
+/* The secrets GIT_AUTH_TOKEN and GIT_AUTH_HEADER, also with ".HOST" behind them, go to a
+ * repository's own host: by the environment, which no other process sees. */
+static void git_auth(const struct build *b, const char *url) {
+    AUTO_FREE char *host = NULL, *top = url_host(url, &host);
+    if (!top || !str_prefix(top, "http")) return;
+    AUTO_FREE char *of = str_fmt("GIT_AUTH_TOKEN.%s", host),
+                   *ofh = str_fmt("GIT_AUTH_HEADER.%s", host);
+    AUTO_FREE char *header = build_secret(b, ofh), *token = header ? NULL : build_secret(b, of);
+    if (!header && !token) header = build_secret(b, "GIT_AUTH_HEADER");
+    if (!header && !token) token = build_secret(b, "GIT_AUTH_TOKEN");
+    if (!header && !token) return;
+    AUTO_FREE char *pair = str_fmt("x-access-token:%s", token ? token : ""),
+                   *basic = b64_encode(pair, strlen(pair)),
+                   *value = header ? str_fmt("Authorization: %s", header)
+                                   : str_fmt("Authorization: basic %s", basic),
+                   *key = str_fmt("http.%s.extraHeader", top);
+    setenv("GIT_CONFIG_COUNT", "1", 1);
+    setenv("GIT_CONFIG_KEY_0", key, 1);
+    setenv("GIT_CONFIG_VALUE_0", value, 1);
+}
+
 /* Checks URL[#REF[:SUBDIR]] out below tmp/; a descriptor of what it asks for. */
 static int git_context(const struct store *s, const char *where, bool keep_git, char **ret_tmp,
                        struct err *e) {
@@ -18771,7 +18835,13 @@ static int git_context(const struct store *s, const char *where, bool keep_git, 
 
 /* ADD of a URL: downloaded into the context of a single file. */
 static int add_url(struct copying *k, struct copy_part *q, const char *url, struct err *e) {
-    struct http_req req = { .method = "GET", .url = url, .body_fd = -1 };
+    /* the secrets HTTP_AUTH_HEADER_host and HTTP_AUTH_TOKEN_host are for that host alone */
+    AUTO_FREE char *host = NULL, *top = url_host(url, &host);
+    AUTO_FREE char *idh = str_fmt("HTTP_AUTH_HEADER_%s", host ? host : ""),
+                   *idt = str_fmt("HTTP_AUTH_TOKEN_%s", host ? host : "");
+    AUTO_FREE char *header = build_secret(k->b, idh), *token = build_secret(k->b, idt);
+    AUTO_FREE char *auth = header ? str_dup(header) : token ? str_fmt("Bearer %s", token) : NULL;
+    struct http_req req = { .method = "GET", .url = url, .body_fd = -1, .auth = auth };
     AUTO_HTTP *h = http_open(&req, NULL, e);
     AUTO_BUF body = { 0 };
     char digest[DIGEST_LEN + 1];
@@ -18830,6 +18900,7 @@ static int copy_word(struct copying *k, const char *word, struct err *e) {
     if (k->checksum && !url)
         rc = err_set(e, 0, "checksum can't be specified for non-HTTP(S) sources");
     else if (git) {
+        git_auth(k->b, word);
         q->src.dir = git_context(k->b->s, word, k->keep_git, &q->tmp, e);
         if (q->src.dir < 0) rc = -1;
         strv_add(&q->from, "");
@@ -19146,27 +19217,19 @@ static int build_blame(struct build *b, const struct df_inst *in, struct err *e)
     return err_wrap(e, "%s%s %s%s%.120s", at, in->name, flags, *flags ? " " : "", shown);
 }
 
-/* The image below a stage: scratch, an earlier stage, or one of the store or a registry. */
-static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform,
-                      struct err *e) {
+/* The same for FROM; nothing where the stage is an image that another one names. */
+static int build_blame_from(struct build *b, const struct bstage *st, struct err *e) {
+    if (!st->df) return -1;
+    struct df_inst from = { .name = (char[]){ "FROM" }, .text = st->df->base };
+    from.line = st->df->line;
+    return build_blame(b, &from, e);
+}
+
+/* scratch, or an image of the store or a registry, below a stage. */
+static int build_image(struct build *b, struct bstage *st, const char *base, const char *want,
+                       struct err *e) {
     char now[40];
     struct platform p;
-    const char *want = platform ? platform : cli_text(b->cli, "platform");
-    for (size_t i = 0; i < b->df.n; i++) {
-        struct bstage *other = &b->stage[i];
-        if (other == st) break;
-        if (!b->df.stage[i].name || strcasecmp(b->df.stage[i].name, base)) continue;
-        if (build_stage(b, other, e)) return -1;
-        st->config = json_deep_copy(other->config);
-        st->layers = json_deep_copy(other->layers);
-        for (size_t k = 0; k < other->args.n; k++) strv_add(&st->args, other->args.v[k]);
-        st->own = other->own;
-        st->ran = other->ran;
-        memcpy(st->key, other->key, sizeof st->key);
-        memcpy(st->created, other->created, sizeof st->created);
-        return 0;
-    }
-    base = build_alias(b, base);
     if (platform_parse(want, &p, e)) return -1;
     if (!strcmp(base, "scratch")) {
         st->config = json_pack("{ss,ss,ss,s:{s:[s]},s:{s:s,s:[]},s:[]}", "architecture", p.arch,
@@ -19199,6 +19262,32 @@ static int build_base(struct build *b, struct bstage *st, const char *base, cons
     return 0;
 }
 
+/* What is below a stage: a build context of that name, an earlier stage, or an image. */
+static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform,
+                      struct err *e) {
+    const char *want = platform ? platform : cli_text(b->cli, "platform"),
+               *other_name = build_alias(b, base);
+    size_t i = st->df && !build_named(b, base) ? (size_t)(st - b->stage) : 0;
+    int dir = build_dir(b, base, e);
+    if (dir >= 0)
+        close(dir), err_set(e, 0, "the build context %s is a directory, not an image", base);
+    if (dir != -1) return build_blame_from(b, st, e);
+    while (i-- > 0) { /* of several of that name the last one */
+        struct bstage *other = &b->stage[i];
+        if (!b->df.stage[i].name || strcasecmp(b->df.stage[i].name, base)) continue;
+        if (build_stage(b, other, e)) return -1;
+        st->config = json_deep_copy(other->config);
+        st->layers = json_deep_copy(other->layers);
+        for (size_t k = 0; k < other->args.n; k++) strv_add(&st->args, other->args.v[k]);
+        st->own = other->own;
+        st->ran = other->ran;
+        memcpy(st->key, other->key, sizeof st->key);
+        memcpy(st->created, other->created, sizeof st->created);
+        return 0;
+    }
+    return build_image(b, st, other_name, want, e) ? build_blame_from(b, st, e) : 0;
+}
+
 static int build_triggers(struct build *b, struct bstage *st, struct err *e) {
     AUTO_STRV list = { 0 };
     js_to_strv(js_path(st->config, "config.OnBuild"), &list);
@@ -19225,11 +19314,9 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
                        df->name ? df->name : "0");
     st->building = true;
     if (df_text(df->base, b->df.escape, &v, &base, e) ||
-        (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e)))
-        return -1;
-    if (!*base)
-        return err_set(e, 0, "Dockerfile:%d: base name (%s) should not be blank", df->line,
-                       df->base);
+        (df->platform && df_text(df->platform, b->df.escape, &v, &platform, e)) ||
+        (!*base && err_set(e, 0, "base name (%s) should not be blank", df->base)))
+        return build_blame_from(b, st, e);
     unsigned within = b->step; /* of the stage that needs this one */
     b->step = 1;
     for (size_t i = 0; &b->df.stage[i] != df; i++) b->step += (unsigned)b->df.stage[i].n + 1;
@@ -19257,8 +19344,9 @@ static int build_stage(struct build *b, struct bstage *st, struct err *e) {
 /* --from: a stage by name or number, or an image. */
 static int build_from(struct build *b, const char *name, struct bstage **ret, struct err *e) {
     i64 n;
+    size_t stages = build_named(b, name) ? 0 : b->df.n; /* a build context goes before a stage */
     name = build_alias(b, name);
-    for (size_t i = 0; i < b->df.n; i++)
+    for (size_t i = stages; i-- > 0;)
         if ((b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, name)) ||
             (str_int(name, 0, 1000, &n) && (size_t)n == i)) {
             *ret = &b->stage[i];
@@ -19352,7 +19440,7 @@ static void stage_needs(const struct build *b, size_t at, bool *need) {
                 n && str_int(names.v[n], 0, DF_MAX_STAGES, &number) && (size_t)number == i;
             bool by_name = b->df.stage[i].name && !strcasecmp(b->df.stage[i].name, names.v[n]) &&
                            (n || i < at);
-            if (i != at && (by_name || by_number)) need[i] = true;
+            if (i != at && (by_name || by_number) && !build_named(b, names.v[n])) need[i] = true;
         }
 }
 
@@ -19414,6 +19502,33 @@ static int stage_join(struct build *b, struct bstage *st, pid_t pid, int fd, str
     AUTO_JSON *j = js_parse(in.p + sizeof ce, in.n - sizeof ce, "a stage's result", e);
     if (!j) return -1;
     stage_unpack(b, st, j);
+    return 0;
+}
+
+/* COPY --from and RUN --mount=from look upwards only. */
+static int build_order(struct build *b, struct err *e) {
+    for (size_t at = 0; at < b->df.n; at++)
+        for (size_t i = 0; i < b->df.stage[at].n; i++) {
+            const struct df_inst *in = &b->df.stage[at].inst[i];
+            for (size_t k = 0; k < in->flags.n; k++) {
+                const char *f = in->flags.v[k], *from = strstr(f, "from=");
+                if (!from || (!str_prefix(f, "--from=") && !str_prefix(f, "--mount="))) continue;
+                AUTO_FREE char *name = str_dupn(from + 5, strcspn(from + 5, ","));
+                bool before = build_named(b, name), later = false;
+                for (size_t n = 0; n < b->df.n; n++) {
+                    const char *other = b->df.stage[n].name;
+                    if (!other || strcasecmp(other, name)) continue;
+                    if (n < at) before = true;
+                    else later = true;
+                }
+                if (before || !later) continue;
+                err_set(e, 0,
+                        "cannot copy from stage \"%s\", it needs to be defined before current "
+                        "stage",
+                        name);
+                return build_blame(b, in, e);
+            }
+        }
     return 0;
 }
 
@@ -19500,6 +19615,7 @@ static int build_target(struct build *b, const char *target, struct bstage **ret
         if (at == b->df.n)
             return err_set(e, 0, "target stage \"%.60s\" could not be found", target);
     }
+    if (build_order(b, e)) return -1;
     *ret = &b->stage[at];
     int rc = build_parallel(b, at, e);
     b->step = 1;
@@ -23380,6 +23496,7 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
                          struct err *e) {
     const char *file = cli_text(b->cli, "file");
     if (git_is(where)) {
+        git_auth(b, where);
         if ((b->ctx = git_context(b->s, where, false, ret_tmp, e)) < 0) return -1;
     } else if (str_prefix(where, "http://") || str_prefix(where, "https://")) {
         if (http_context(b, where, ret_tmp, text, e)) return -1;

@@ -1103,6 +1103,83 @@ def test_ssh(sk):
         build(sk, here % "", "--ssh", "default=/no/such").exits(1, "/no/such")
 
 
+@image(None)
+def test_add_secrets(sk):
+    """HTTP_AUTH_TOKEN_host, HTTP_AUTH_HEADER_host and GIT_AUTH_TOKEN: for that host, for nobody else, and in no layer."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(me):
+            seen.append((me.path, me.headers.get("Authorization")))
+            if me.path.startswith("/away"):
+                me.send_response(302)
+                me.send_header("Location", "http://localhost:%d/there" % me.server.server_port)
+                me.end_headers()
+                return
+            me.send_response(200 if me.headers.get("Authorization") or me.path == "/there" else 401)
+            me.send_header("Content-Length", "2")
+            me.end_headers()
+            me.wfile.write(b"ok")
+
+        def log_message(self, *a):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = "127.0.0.1:%d" % server.server_port
+    try:
+        d = "FROM scratch\nADD http://%s/%%s /o\n" % host
+        token = sk.file("token", "tok-123\n")
+        with sk.case("without"):
+            build(sk, d % "f").exits(1, "401")
+        with sk.case("a token"):
+            check(sk, d % "f", {"o": "600 0:0 ok"}, "--secret", "id=HTTP_AUTH_TOKEN_%s,src=%s" % (host, token))
+            eq(seen[-1], ("/f", "Bearer tok-123"))
+        with sk.case("a header"):
+            check(sk, d % "g", {"o": "600 0:0 ok"}, "--secret", "id=HTTP_AUTH_HEADER_%s,env=H" % host, env={"H": "Basic eDp5"})
+            eq(seen[-1], ("/g", "Basic eDp5"))
+        with sk.case("another host's"):
+            build(sk, d % "h", "--secret", "id=HTTP_AUTH_TOKEN_localhost,src=" + token).exits(1, "401")
+        with sk.case("not across a redirect to another host"):
+            build(sk, d % "away", "--secret", "id=HTTP_AUTH_TOKEN_%s,src=%s" % (host, token)).ok
+            eq(seen[-2:], [("/away", "Bearer tok-123"), ("/there", None)])
+        with sk.case("Git"):
+            for secret, want in ("GIT_AUTH_TOKEN", "basic eC1hY2Nlc3MtdG9rZW46dG9rLTEyMw=="), ("GIT_AUTH_TOKEN." + host, "basic eC1hY2Nlc3MtdG9rZW46dG9rLTEyMw=="), ("GIT_AUTH_HEADER", "tok-123"), ("GIT_AUTH_TOKEN.localhost", None):
+                build(sk, "FROM scratch\nADD http://%s/r.git /o\n" % host, "--secret", "id=%s,src=%s" % (secret, token)).exits(1, "r.git")
+                eq([auth for path, auth in seen if path.startswith("/r.git/info/refs")][-1], want, secret)
+        with sk.case("in no layer"):
+            eq(grep_store(sk, b"tok-123"), [])
+    finally:
+        server.shutdown()
+
+
+def test_names_of_stages(sk):
+    """Which stage a name means, and what is said where there is none."""
+    with sk.case("of two of one name the last one"):
+        check(sk, "FROM busybox AS x\nRUN echo 1 > /f\nFROM busybox AS x\nRUN echo 2 > /f\nFROM x\nRUN cp /f /g\nFROM scratch\nCOPY --from=x /f /f\nCOPY --from=2 /g /g\n", {"f": "644 0:0 2\n", "g": "644 0:0 2\n"})
+    with sk.case("one that comes later"):
+        build(sk, "FROM busybox AS a\nCOPY --from=b /x /\nFROM busybox AS b\nRUN touch /x\nFROM a\n").exits(1, r"Dockerfile:2: .*defined before")
+    with sk.case("the line of FROM"):
+        for text, want in ("ARG x\nFROM busybox:$x", r"Dockerfile:2: FROM .*invalid reference"), ("ARG x\n\nFROM $x", r"Dockerfile:3: FROM .*blank"), ("FROM busybox AS q\nFROM 127.0.0.1:1/no", r"Dockerfile:2: FROM "):
+            r = build(sk, text + "\n").exits(1, want)
+            eq(r.err.count("Dockerfile:"), 1, "places named")
+        c = context(sk, {"other": "ARG x\nFROM $x\n"})
+        sk("build -f", c + "/other", c).exits(1, "other:2: FROM")
+    with sk.case("a build context goes before a stage, and is said where it cannot be used"):
+        c = context(sk, {"own": "X"}, "FROM busybox AS one\nRUN exit 1\nFROM scratch\nCOPY --from=one /bin/busybox /o\n")
+        sk("build -q -t t --build-context one=docker-image://busybox", c).ok
+        true("o" in result(sk).tree, "the image's file")
+        for kind in "oci-layout://x:y", "https://127.0.0.1:1/x.git":
+            for use in "FROM nb", "FROM scratch\nCOPY --from=nb / /":
+                build(sk, use + "\n", "--build-context", "nb=" + kind).exits(1, "supported")
+    with sk.case("escaped blanks in the names of ENV"):
+        check(sk, "FROM busybox\nENV a\\ b=c d=e\nRUN echo $d > /o\n", {"o": "644 0:0 e\n"})
+        true("a b=c" in config(sk)["Env"], config(sk)["Env"])
+    with sk.case("what is not understood is said"):
+        build(sk, "FROM busybox\nRUN --mount=type=tmpfs,target=/t,size=10x true\n").exits(1, "size")
+        build(sk, "FROM busybox\nRUN --mount=type=cache,target=/t,source=sel true\n").exits(1, "source")
+        build(sk, "FROM busybox\n", "--secret", "type=nosuch,id=HOME").exits(1, "secret type")
+
+
 @image("debian")
 def test_ssh_keys(sk):
     """--ssh ID=KEY: an agent that has the key and lives as long as the build."""
