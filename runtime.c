@@ -8217,6 +8217,9 @@ static int cgroup_place_v1(const char *path, const json_t *res, struct cgroup *c
                  { "freezer", "-" },      { "devices", "-" },     { "cpuacct", "-" },
                  { "net_cls", "network" } };
     AUTO_BUF list = { 0 };
+    AUTO_FREE char *first = NULL, *above = NULL; /* what could not be made, below which top */
+    int first_no = 0;
+    bool lacks = false;
     for (size_t i = 0; i < ARRAY_LEN(HAVE); i++) {
         const char *name = HAVE[i].controller;
         AUTO_FREE char *top = NULL, *own = NULL;
@@ -8236,16 +8239,24 @@ static int cgroup_place_v1(const char *path, const json_t *res, struct cgroup *c
             *s = was;
             if (!was) break;
         }
-        if (rc && need)
-            return err_set(e, no,
-                           "make cgroup %s: limits need one that is yours: an administrator can "
-                           "make it ('mkdir %s/%s; chown -R %s %s/%s') and start your session in "
-                           "it",
-                           dir, top, host_user(), host_user(), top, host_user());
         if (!rc && !access(dir, W_OK)) buf_addf(&list, "%s%s=%s", list.n ? "\n" : "", name, dir);
+        if (!rc || lacks || (first && !need)) continue;
+        free(first), first = str_dup(dir);
+        free(above), above = str_dup(top);
+        first_no = no;
+        lacks = need;
     }
     c->path = list.n ? str_dup(list.p) : NULL;
-    return c->path ? 0 : err_set(e, 0, "no cgroup can be made");
+    if (c->path && !lacks) return 0;
+    AUTO_STRV made = { 0 };
+    if (c->path) cgroup_dirs(c, &made);
+    for (size_t i = 0; i < made.n; i++) rmdir(made.v[i]);
+    cgroup_done(c);
+    return err_set(e, first_no,
+                   "make cgroup %s: limits need one that is yours: an administrator can make it "
+                   "('mkdir %s/%s; chown -R %s %s/%s') and start your session in it",
+                   first ? first : "", above ? above : "", host_user(), host_user(),
+                   above ? above : "", host_user());
 }
 
 /* Makes a directory for the container in this process's own cgroup, or below `parent`. */
@@ -21530,26 +21541,45 @@ static int cmd_port(struct cli *c, struct err *e) {
 
 struct usage {
     u64 cpu_ns, rss, pids;
+    u64 read, written, received, sent; /* bytes: of block devices, of the network */
 };
+
+/* What the network of a process has carried, all of its own devices but the loopback. */
+static void usage_net(pid_t pid, struct usage *u) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    char path[40], *save = NULL;
+    snprintf(path, sizeof path, "/proc/%d/net/dev", (int)pid);
+    if (file_read(AT_FDCWD, path, 1 << 20, &b, &e) || !b.p) return;
+    for (char *l = strtok_r(b.p, "\n", &save); l; l = strtok_r(NULL, "\n", &save)) {
+        unsigned long long in, out;
+        char *colon = strchr(l, ':');
+        if (!colon || str_prefix(l + strspn(l, " "), "lo:")) continue;
+        if (sscanf(colon + 1, "%llu %*u %*u %*u %*u %*u %*u %*u %llu", &in, &out) == 2)
+            u->received += in, u->sent += out;
+    }
+}
+
+/* What a process has moved to and from block devices. */
+static void usage_io(pid_t pid, struct usage *u) {
+    AUTO_BUF b = { 0 };
+    struct err e;
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%d/io", (int)pid);
+    if (file_read(AT_FDCWD, path, 4096, &b, &e) || !b.p) return;
+    const char *r = strstr(b.p, "\nread_bytes: "), *w = strstr(b.p, "\nwrite_bytes: ");
+    if (r && w) u->read += strtoull(r + 13, NULL, 10), u->written += strtoull(w + 14, NULL, 10);
+}
 
 static struct usage ctr_usage(const struct ctr *k) {
     struct usage u = { 0 };
     struct cgroup cg = { (char *)(uintptr_t)js_str(k->state, "cgroup") };
     bool v1 = cgroup_is_v1(&cg);
-    AUTO_FREE char *current =
-        cg.path ? cgroup_file(&cg, v1 ? "memory.usage_in_bytes" : "memory.current") : NULL;
-    if (current && ctr_alive(k) && !access(current, R_OK)) { /* as docker: without the page cache */
-        u64 cold = cgroup_counter(&cg, "memory.stat", v1 ? "total_inactive_file" : "inactive_file");
-        u.rss = cgroup_counter(&cg, strrchr(current, '/') + 1, NULL);
-        u.rss -= u.rss > cold ? cold : 0;
-        u.cpu_ns = v1 ? cgroup_counter(&cg, "cpuacct.usage", NULL)
-                      : cgroup_counter(&cg, "cpu.stat", "usage_usec") * 1000;
-        u.pids = cgroup_counter(&cg, "pids.current", NULL);
-        if (u.pids) return u;
-    }
-    pid_t *pids;
-    size_t n = ctr_pids((pid_t)js_int(k->state, "pid", 0), &pids);
+    pid_t pid = (pid_t)js_int(k->state, "pid", 0), *pids;
+    size_t n = ctr_pids(pid, &pids);
     u64 tick = 1000000000ull / (u64)sysconf(_SC_CLK_TCK), page = (u64)sysconf(_SC_PAGESIZE);
+    bool host_net = str_eq(js_str(k->config, "skiff.network"), "host");
+    if (n && !host_net) usage_net(pid, &u);
     for (size_t i = 0; i < n; i++) {
         char comm[64];
         unsigned long long f[22];
@@ -21557,6 +21587,18 @@ static struct usage ctr_usage(const struct ctr *k) {
         u.cpu_ns += (f[11] + f[12]) * tick;
         u.rss += f[21] * page;
         u.pids++;
+        usage_io(pids[i], &u);
+    }
+    AUTO_FREE char *current =
+        cg.path ? cgroup_file(&cg, v1 ? "memory.usage_in_bytes" : "memory.current") : NULL;
+    u64 count = current && n ? cgroup_counter(&cg, "pids.current", NULL) : 0;
+    if (count) { /* the cgroup's own numbers; memory as docker tells it, without the page cache */
+        u64 cold = cgroup_counter(&cg, "memory.stat", v1 ? "total_inactive_file" : "inactive_file");
+        u.rss = cgroup_counter(&cg, strrchr(current, '/') + 1, NULL);
+        u.rss -= u.rss > cold ? cold : 0;
+        u.cpu_ns = v1 ? cgroup_counter(&cg, "cpuacct.usage", NULL)
+                      : cgroup_counter(&cg, "cpu.stat", "usage_usec") * 1000;
+        u.pids = count;
     }
     free(pids);
     return u;
@@ -21583,9 +21625,12 @@ static json_t *stats_row(const struct ctr *k, const struct usage *before, const 
     AUTO_FREE char *mem = str_fmt("%s / %s", used, all),
                    *perc = str_fmt("%.2f%%", 100.0 * (double)now->rss / (double)limit),
                    *pids = str_fmt("%" PRIu64, now->pids);
+    AUTO_FREE char *in = size_human(now->received), *out = size_human(now->sent),
+                   *rd = size_human(now->read), *wr = size_human(now->written);
+    AUTO_FREE char *net = str_fmt("%s / %s", in, out), *block = str_fmt("%s / %s", rd, wr);
     return json_pack("{ss,ss,ss,ss,ss,ss,ss,ss,ss}", "Container", id, "ID", id, "Name", ctr_name(k),
-                     "CPUPerc", cpu, "MemUsage", mem, "MemPerc", perc, "NetIO", "-- / --",
-                     "BlockIO", "-- / --", "PIDs", pids);
+                     "CPUPerc", cpu, "MemUsage", mem, "MemPerc", perc, "NetIO", net, "BlockIO",
+                     block, "PIDs", pids);
 }
 
 static int cmd_stats(struct cli *c, struct err *e) {
