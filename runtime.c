@@ -6842,7 +6842,8 @@ static int idmap_helper(pid_t pid, const struct idmap *m, struct err *e) {
         int status = proc_end(&p[i], &out);
         if (out.n && out.p[out.n - 1] == '\n') out.p[out.n - 1] = 0;
         if (status && !rc)
-            rc = err_set(e, 0, "%s failed: %s", NAME[i], out.p && *out.p ? out.p : "no message");
+            rc = err_set(e, 0, "user namespace: %s failed: %s", NAME[i],
+                         out.p && *out.p ? out.p : "no message");
     }
     return rc;
 }
@@ -8697,8 +8698,11 @@ static const struct {
     { "diratime", MOUNT_ATTR_NODIRATIME, true },
     { "noatime", MOUNT_ATTR_NOATIME, false },
     { "relatime", MOUNT_ATTR__ATIME, true },
+    { "atime", MOUNT_ATTR__ATIME, true },
+    { "nostrictatime", MOUNT_ATTR__ATIME, true },
     { "strictatime", MOUNT_ATTR_STRICTATIME, false },
     { "nosymfollow", MOUNT_ATTR_NOSYMFOLLOW, false },
+    { "symfollow", MOUNT_ATTR_NOSYMFOLLOW, true },
 };
 
 static const struct {
@@ -9201,7 +9205,8 @@ struct launch {
     struct cgroup cgroup; /* owned */
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent, volatile_upper;
-    bool stubs;   /* the mount points that every container has lie below the image (cache/init) */
+    bool stubs; /* the mount points that every container has lie below the image (cache/init) */
+    int root;   /* launch_join: where to chroot(2) to in the container's namespaces; -1: nowhere */
     int start_fd; /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
     /* owned: bind sources of plan->mounts, opened before the user namespace; NULL: opened there */
     int *sources;
@@ -9226,6 +9231,7 @@ struct launch {
 static void launch_init(struct launch *l) {
     *l = (struct launch){ .store = -1,
                           .dir = -1,
+                          .root = -1,
                           .stdio = { -1, -1, -1 },
                           .pidfd = -1,
                           .sync = -1,
@@ -9300,7 +9306,9 @@ static int launch_ufs(const char *at, bool writable, int sync, struct err *e) {
 /* Mounts the container's tree and returns a descriptor of its root. cwd becomes l->dir. */
 static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     const struct plan *p = l->plan;
-    if (mount(NULL, "/", NULL,
+    bool own = p->ns_new & CLONE_NEWNS;
+    if (own &&
+        mount(NULL, "/", NULL,
               MS_REC | (p->propagation & MS_SHARED       ? MS_SLAVE
                         : p->propagation & MS_UNBINDABLE ? MS_PRIVATE
                                                          : p->propagation & ~(unsigned long)MS_REC),
@@ -9332,8 +9340,7 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
             return err_set(e, errno, "mount overlay (%s)", data.p);
     } else if (!strcmp(p->driver, "fuse")) {
         if (launch_ufs(at, true, sync, e)) return -1;
-    } else {
-        at = p->root ? p->root : "rootfs";
+    } else if ((at = p->root ? p->root : "rootfs"), own) {
         AUTO_FD tree = sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | AT_RECURSIVE);
         AUTO_FD on = tree >= 0 ? open(at, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
         if (on < 0) return err_set(e, errno, "root file system %s", at);
@@ -9707,7 +9714,10 @@ static int launch_console(struct launch *l, int root, int sync, int *ret_slave, 
     return 0;
 }
 
-static int launch_pivot(int root, struct err *e) {
+/* Without a mount namespace of the container's own, whose "/" is the host's, it gets chroot(2). */
+static int launch_pivot(const struct plan *p, int root, struct err *e) {
+    if (!(p->ns_new & CLONE_NEWNS))
+        return fchdir(root) || chroot(".") ? err_set(e, errno, "chroot") : 0;
     AUTO_FD old = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (old < 0 || fchdir(root)) return err_set(e, errno, "enter the root file system");
     /* pivot_root(2): "." on both sides stacks the old root on the new one, where it is cut loose;
@@ -9825,8 +9835,9 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
         if (launch_hear(sync, MSG_GO, e)) _exit(EXIT_ENGINE);
         if (l->run_hooks(l, "createContainer", e)) return -1;
     }
-    if (launch_pivot(root, e)) return -1;
-    if (js_str(p->spec, "linux.rootfsPropagation") && mount(NULL, "/", NULL, p->propagation, NULL))
+    if (launch_pivot(p, root, e)) return -1;
+    if (js_str(p->spec, "linux.rootfsPropagation") && p->ns_new & CLONE_NEWNS &&
+        mount(NULL, "/", NULL, p->propagation, NULL))
         return err_set(e, errno, "set /linux/rootfsPropagation");
     return 0;
 }
@@ -10072,14 +10083,16 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
     if (g_nofile_soft && !getrlimit(RLIMIT_NOFILE, &files))
         files.rlim_cur = g_nofile_soft, setrlimit(RLIMIT_NOFILE, &files);
     if (launch_rlimits(p, &e) || launch_policy(p, &e)) launch_fail(sync, &e);
-    bool entered = !chdir(p->cwd);
+    /* a cwd outside of the root has no name in it (CVE-2024-21626); asked before the filter, which
+     * may forbid the question */
+    bool entered = !chdir(p->cwd), inside = entered && getcwd(cwd, sizeof cwd) && *cwd == '/';
     if (launch_identity(l, sync, &e)) launch_fail(sync, &e);
     if (!entered && chdir(p->cwd)) {
         err_set(&e, errno, "working directory %s", p->cwd);
         launch_fail(sync, &e);
     }
-    /* a cwd outside of the root has no name in it (CVE-2024-21626) */
-    if (!getcwd(cwd, sizeof cwd) || *cwd != '/') {
+    if (!entered) inside = getcwd(cwd, sizeof cwd) && *cwd == '/';
+    if (!inside) {
         err_set(&e, 0, "working directory %s is outside of the container", p->cwd);
         launch_fail(sync, &e);
     }
@@ -10265,17 +10278,21 @@ static int launch_prepare(struct launch *l, struct err *e) {
     return 0;
 }
 
-/* Joins the plan's existing namespaces, the user namespace first. */
+/* Joins the plan's existing namespaces, the user namespace first. setns(2): a mount namespace's
+ * root becomes the working directory, from which a bundle's paths are not to be found. */
 static int launch_setns(const struct plan *p, struct err *e) {
+    AUTO_FREE char *cwd = getcwd(NULL, 0);
     int fds[ARRAY_LEN(p->ns_join)];
     for (unsigned i = 0; i < p->nns_join; i++)
         if ((fds[i] = open(p->ns_join[i].path, O_RDONLY | O_CLOEXEC)) < 0)
             return err_set(e, errno, "namespace %s", p->ns_join[i].path);
     for (int user = 1; user >= 0; user--)
-        for (unsigned i = 0; i < p->nns_join; i++)
-            if ((p->ns_join[i].type == CLONE_NEWUSER) == user &&
-                setns(fds[i], (int)p->ns_join[i].type))
+        for (unsigned i = 0; i < p->nns_join; i++) {
+            u64 type = p->ns_join[i].type;
+            if ((type == CLONE_NEWUSER) == user &&
+                (setns(fds[i], (int)type) || (type == CLONE_NEWNS && (!cwd || chdir(cwd)))))
                 return err_set(e, errno, "join namespace %s", p->ns_join[i].path);
+        }
     for (unsigned i = 0; i < p->nns_join; i++) close(fds[i]);
     return 0;
 }
@@ -10413,6 +10430,10 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         pid_t pid = sys_clone3(&b);
         if (!pid) {
             int slave = -1;
+            if (l->root >= 0 && (fchdir(l->root) || chroot("."))) {
+                err_set(&ce, errno, "chroot");
+                launch_fail(theirs, &ce);
+            }
             AUTO_FD root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
             if (l->in_root && l->in_root(l, root, &ce)) launch_fail(theirs, &ce);
             if (p->terminal && launch_console(l, root, theirs, &slave, &ce))
@@ -24103,6 +24124,20 @@ struct oci {
 };
 static struct oci g_oci = { .root = -1 };
 
+/* An error where the caller looks for it: the log file in its format, and stderr. */
+static void oci_error(const struct err *e) {
+    AUTO_FD fd = g_oci.log ? open(g_oci.log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644) : -1;
+    char now[40];
+    time_rfc3339(time_now_ns(), now);
+    AUTO_JSON *j = json_object();
+    js_sets(j, "msg", e->msg), js_sets(j, "level", "error"), js_sets(j, "time", now);
+    AUTO_FREE char *json = js_dump(j, JSON_COMPACT);
+    AUTO_FREE char *line =
+        str_eq(g_oci.log_format, "json") ? str_fmt("%s\n", json) : str_fmt("%s: %s\n", now, e->msg);
+    if (fd >= 0) (void)!fd_write_all(fd, line, strlen(line));
+    else fprintf(stderr, "%s", line);
+}
+
 /* Root that is pointed at a user's state, as Slurm's is, goes on as that user: what a state says (a
  * pid, a cgroup, hooks) its owner may have written. Only `make` makes the directory; where there is
  * none, no container is. */
@@ -24441,6 +24476,48 @@ static void oci_env(struct plan *p, unsigned *keep) {
     if (names) strv_take(&p->env, str_fmt("LISTEN_FDNAMES=%s", names));
 }
 
+/* ---- sd_notify: $NOTIFY_SOCKET ----
+ * As crun has it: the path of the caller's socket is in the container a directory, ROOT/ID/notify,
+ * with a socket "notify" in it. READY=1 and nothing else goes on to the caller. */
+static const char *oci_notify(void) {
+    const char *to = getenv("NOTIFY_SOCKET");
+    return to && *to == '/' && strlen(to) < sizeof((struct sockaddr_un *)0)->sun_path ? to : NULL;
+}
+
+/* The container's end; -1 where there is none. */
+static int oci_notify_open(const char *id) {
+    AUTO_FREE char *name = str_fmt("%s/notify", id);
+    AUTO_FD dir = oci_notify() ? openat(g_oci.root, name, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+    AUTO_FD s = dir < 0 ? -1 : socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/notify", dir);
+    return s < 0 || bind(s, (struct sockaddr *)&a, sizeof a) || fchmodat(dir, "notify", 0666, 0)
+               ? -1
+               : fd_steal(&s);
+}
+
+/* Takes one message of the container's; 1: it is ready, and the caller has been told; -1: none. */
+static int oci_notified(int fd) {
+    char msg[4096];
+    ssize_t k = recv(fd, msg, sizeof msg - 1, 0);
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    msg[k > 0 ? k : 0] = 0;
+    if (k < 0) return -1;
+    if (!str_prefix(msg, "READY=1") && !strstr(msg, "\nREADY=1")) return 0;
+    AUTO_FD s = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    strcpy(a.sun_path, oci_notify());
+    (void)!sendto(s, "READY=1", 7, MSG_NOSIGNAL, (struct sockaddr *)&a, sizeof a);
+    return 1;
+}
+
+/* Until the container says that it is ready, or ends. */
+static void oci_notify_wait(int fd, pid_t pid) {
+    AUTO_FD pidfd = sys_pidfd_open(pid);
+    struct pollfd p[2] = { { fd, POLLIN, 0 }, { pidfd, POLLIN, 0 } };
+    while (pidfd >= 0 && (poll(p, 2, -1) >= 0 || errno == EINTR))
+        if (p[0].revents ? oci_notified(fd) > 0 : p[1].revents) break;
+}
+
 /* A path that stays true after chdir(2). NULL stays NULL. Caller owns it. */
 static char *path_from_cwd(const char *path) {
     if (!path || *path == '/') return path ? str_dup(path) : NULL;
@@ -24480,6 +24557,9 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     }
     AUTO_FREE char *bundle = realpath(o->bundle, NULL);
     AUTO_FREE char *pid_file = path_from_cwd(o->pid_file), *console = path_from_cwd(o->console);
+    AUTO_FREE char *root = path_from_cwd(g_oci.root_path),
+                   *notify = oci_notify() ? str_fmt("%s/%s/notify", root, o->id) : NULL;
+    if (notify) mount_add(js_suba(spec, "mounts"), oci_notify(), "bind", notify, "bind", false);
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
@@ -24489,6 +24569,10 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     if (mkdirat(g_oci.root, o->id, 0700))
         return errno == EEXIST ? err_set(e, 0, "container `%s` already exists", o->id)
                                : err_set(e, errno, "make %s/%s", g_oci.root_path, o->id);
+    if (notify && (mkdir(notify, 0755) || chmod(notify, 0755))) {
+        oci_forget(o->id);
+        return err_set(e, errno, "make %s", notify);
+    }
     json_t *s = *ret_state = json_object();
     js_sets(s, "ociVersion", js_str_or(spec, "ociVersion", "1.0.0"));
     js_sets(s, "id", o->id);
@@ -24505,6 +24589,10 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     l->on_listener = oci_listener, l->on_listener_arg = s;
     if (js_get(spec, "hooks")) l->on_hooks = oci_hooks_parent, l->run_hooks = oci_hooks_child;
     oci_env(p, &l->keep_fds);
+    if (notify) {
+        AUTO_FREE char *pair = str_fmt("NOTIFY_SOCKET=%s/notify", oci_notify());
+        env_set(&p->env, pair);
+    }
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
     l->die_with_parent = !o->detach; /* who waits may be killed, as Slurm does: nothing stays */
@@ -24540,8 +24628,9 @@ static int oci_remove(const char *id, json_t *s, struct err *e) {
     return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
 }
 
-/* Lets a created container go. */
-static int oci_start(const char *id, struct err *e) {
+/* Lets a created container go. ret_notify: who hears what it notifies; NULL: waits here until it is
+ * ready. */
+static int oci_start(const char *id, int *ret_notify, struct err *e) {
     AUTO_JSON *s = oci_load(id, e);
     if (!s) return -1;
     if (!str_eq(js_str(s, "status"), "created"))
@@ -24551,6 +24640,7 @@ static int oci_start(const char *id, struct err *e) {
     AUTO_JSON *spec = js_load(g_oci.root, config, e);
     AUTO_FD back = openat(g_oci.root, fifo, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
     AUTO_FD fd = openat(g_oci.root, fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+    AUTO_FD notify = oci_notify_open(id);
     if (back < 0 || fd < 0 || write(fd, "S", 1) != 1)
         return err_set(e, errno, "start container `%s`", id);
     unlinkat(g_oci.root, fifo, 0);
@@ -24563,7 +24653,8 @@ static int oci_start(const char *id, struct err *e) {
     if (k > 0) {
         why[k] = 0;
         err_set(e, 0, "%s", why);
-    }
+    } else if (ret_notify) *ret_notify = fd_steal(&notify);
+    else if (notify >= 0) oci_notify_wait(notify, (pid_t)js_int(s, "pid", 0));
     js_sets(s, "status", "running");
     AUTO_JSON *hs = oci_state(s);
     if (k <= 0 && !oci_hooks(spec, "poststart", hs, e)) return 0;
@@ -24616,7 +24707,7 @@ static int oci_cmd_create(struct cli *c, struct err *e) {
     return rc;
 }
 
-static int oci_cmd_start(struct cli *c, struct err *e) { return oci_start(c->args[0], e); }
+static int oci_cmd_start(struct cli *c, struct err *e) { return oci_start(c->args[0], NULL, e); }
 
 /* Removes what is left of a container: cgroup, state, poststop hooks. */
 static int oci_cmd_run(struct cli *c, struct err *e) {
@@ -24631,9 +24722,10 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
     sigfillset(&set);
     sigprocmask(SIG_BLOCK, &set, &old);
     int rc = spec ? oci_create(&o, spec, &p, &l, &state, e) : -1;
+    AUTO_FD notify = -1;
     struct winsize ws;
     if (!rc && l.console >= 0 && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(l.console, TIOCSWINSZ, &ws);
-    if (!rc) rc = oci_start(o.id, e);
+    if (!rc) rc = oci_start(o.id, o.detach ? NULL : &notify, e);
     if (!rc && !o.detach) {
         if (l.console >= 0 && !o.console) {
             struct keys none = { .n = 0 };
@@ -24642,9 +24734,15 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
             sigprocmask(SIG_BLOCK, &set,
                         NULL); /* a SIGCHLD before this is found by waitpid below */
         }
+        /* SIGIO says that there is a message, perhaps since before it was asked for; ignored, it
+         * still comes while it is blocked, and does not kill when it no longer is */
+        if (notify >= 0 && signal(SIGIO, SIG_IGN) != SIG_ERR && !fcntl(notify, F_SETOWN, getpid()))
+            fcntl(notify, F_SETFL, O_NONBLOCK | O_ASYNC), raise(SIGIO);
         for (siginfo_t si; waitpid(l.pid, &status, WNOHANG) != l.pid;) {
             if (sigwaitinfo(&set, &si) < 0) continue;
-            if (si.si_signo != SIGCHLD) kill(l.pid, si.si_signo);
+            if (si.si_signo == SIGIO && notify >= 0)
+                while (oci_notified(notify) >= 0) continue;
+            else if (si.si_signo != SIGCHLD) kill(l.pid, si.si_signo);
         }
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         js_sets(state, "status", "stopped");
@@ -24871,6 +24969,97 @@ static u64 oci_namespaces(const struct plan *p, pid_t pid) {
     return ns;
 }
 
+/* The first process of a running container. */
+static int oci_pidfd(const char *id, const json_t *j, struct err *e) {
+    pid_t pid = (pid_t)js_int(j, "pid", 0);
+    AUTO_FD fd = pid && !str_eq(js_str(j, "status"), "stopped") ? sys_pidfd_open(pid) : -1;
+    return fd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0)
+               ? fd_steal(&fd)
+               : err_set(e, 0, "the container `%s` is not running", id);
+}
+
+/* ---- mounts: into and out of a running container ---- */
+struct oci_mounts {
+    const struct plan *p;
+    int pidfd, *sources; /* of bind mounts, opened where their paths are true; else -1 */
+    u64 ns;
+    bool add;
+};
+
+/* Detaches what is mounted at dest, without a path that the container could turn elsewhere. */
+static int oci_umount(int root, const char *dest, struct err *e) {
+    const char *name = strrchr(dest, '/') + 1;
+    AUTO_FREE char *parent = str_fmt("./%.*s", (int)(name - dest), dest);
+    AUTO_FD dir =
+        sys_openat2(root, parent, O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    return dir < 0 || fchdir(dir) || umount2(name, MNT_DETACH | UMOUNT_NOFOLLOW)
+               ? err_set(e, errno, "unmount %s", dest)
+               : 0;
+}
+
+/* In the container. A new procfs is of its mounter's pid namespace, which a child alone is in. */
+static int oci_mounts_run(int root, void *arg) {
+    struct oci_mounts *x = arg;
+    const struct plan *p = x->p;
+    struct err e = { 0 };
+    int status = 0, rc = launch_become_root(p, &e);
+    if (!rc && x->ns && setns(x->pidfd, (int)x->ns))
+        rc = err_set(&e, errno, "join the container's namespaces");
+    pid_t pid = rc ? -1 : fork();
+    if (!rc && pid < 0) rc = err_set(&e, errno, "fork");
+    if (pid > 0)
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    for (size_t i = 0; !pid && !rc && i < p->nmounts; i++) {
+        const struct plan_mount *m = &p->mounts[x->add ? i : p->nmounts - 1 - i];
+        rc = !x->add                                       ? oci_umount(root, m->dest, &e)
+             : launch_mount(p, m, x->sources[i], root, &e) ? err_wrap(&e, "mount %s", m->dest)
+                                                           : 0;
+    }
+    if (rc) oci_error(&e);
+    return rc || status ? 1 : 0;
+}
+
+static int oci_cmd_mounts(struct cli *c, struct err *e) {
+    const char *id = c->args[1];
+    bool add = str_eq(c->args[0], "add");
+    if (!add && !str_eq(c->args[0], "remove"))
+        return err_set(e, 0, "mounts %.40s: expected add or remove", c->args[0]);
+    AUTO_FREE char *config = str_fmt("%s/config.json", id);
+    AUTO_JSON *j = oci_load(id, e), *spec = j ? js_load(g_oci.root, config, e) : NULL;
+    AUTO_FD pidfd = spec ? oci_pidfd(id, j, e) : -1;
+    json_t *mounts = pidfd >= 0 ? js_load(AT_FDCWD, c->args[2], e) : NULL;
+    struct plan p = { 0 };
+    struct launch l;
+    if (!mounts) return -1;
+    js_set(spec, "mounts", mounts);
+    if (!json_is_array(mounts)) return err_set(e, 0, "%s: a list is required", c->args[2]);
+    int rc = plan_parse(spec, &p, e), status = 0;
+    if (!rc && !(p.ns_new & CLONE_NEWNS))
+        rc = err_set(e, 0, "container `%s` has no mount namespace of its own", id);
+    struct oci_mounts x = { &p, pidfd, mem_new((p.nmounts + 1) * sizeof *x.sources), 0, add };
+    for (size_t i = 0; i < p.nmounts; i++) {
+        struct plan_mount *m = &p.mounts[i];
+        bool whole;
+        x.sources[i] = -1;
+        m->copy_symlink = false;
+        if (!rc && add && m->bind && (x.sources[i] = launch_mount_source(&p, m, &whole, e)) < 0)
+            rc = err_wrap(e, "mount %s", m->dest);
+    }
+    launch_init(&l);
+    l.plan = &p;
+    x.ns =
+        oci_namespaces(&p, (pid_t)js_int(j, "pid", 0)) & ~(u64)(CLONE_NEWNS | CLONE_NEWUSER | 0x80);
+    fflush(NULL);
+    pid_t pid = rc ? -1 : launch_visit(&l, pidfd, oci_mounts_run, &x, e);
+    if (pid > 0)
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    for (size_t i = 0; i < p.nmounts; i++) fd_closep(&x.sources[i]);
+    free(x.sources);
+    launch_done(&l);
+    plan_done(&p);
+    return pid < 0 ? -1 : status ? 1 : 0;
+}
+
 static int oci_cmd_exec(struct cli *c, struct err *e) {
     AUTO_JSON *j = oci_load(c->args[0], e);
     AUTO_FREE char *config = str_fmt("%s/config.json", c->args[0]);
@@ -24879,11 +25068,8 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     struct launch l;
     if (!spec) return -1;
     pid_t pid = (pid_t)js_int(j, "pid", 0);
-    if (!pid || str_eq(js_str(j, "status"), "stopped"))
-        return err_set(e, 0, "the container `%s` is not running", c->args[0]);
-    AUTO_FD pidfd = sys_pidfd_open(pid);
-    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0))
-        return err_set(e, 0, "the container `%s` is not running", c->args[0]);
+    AUTO_FD pidfd = oci_pidfd(c->args[0], j, e);
+    if (pidfd < 0) return -1;
     if (oci_exec_process(c, spec, e) || plan_parse(spec, &p, e)) return -1;
     const char *console = cli_text(c, "console-socket"), *pid_file = cli_text(c, "pid-file");
     bool detach = cli_flag(c, "detach");
@@ -24912,6 +25098,10 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
         }
         l.cgroup.path = str_join(&lines, "\n");
     }
+    AUTO_FREE char *at = str_fmt("/proc/%d/root", (int)pid);
+    AUTO_FD in = p.ns_new & CLONE_NEWNS ? -1 : open(at, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (in < 0 && !(p.ns_new & CLONE_NEWNS)) return err_set(e, errno, "open %s", at);
+    l.root = in;
     fflush(NULL);
     int rc = launch_join(&l, pidfd, oci_namespaces(&p, pid), e), status = 0;
     if (!rc) rc = launch_wait(&l, e);
@@ -24961,12 +25151,13 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
     (void)c, (void)e;
     AUTO_JSON *j = json_pack(
         "{s:s,s:s,s:[s,s,s,s,s,s],s:{s:[s,s,s,s,s,s,s,s],s:{s:b,s:b,s:b,s:b},s:{s:b},s:{s:"
-        "b},s:{s:b}}}",
+        "b},s:{s:b},s:{s:{s:b}}},s:[s]}",
         "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
         "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces",
-        "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts", "cgroup", "v1", 0, "v2",
+        "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts", "cgroup", "v1", 1, "v2",
         1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled", 1, "apparmor", "enabled", 0,
-        "selinux", "enabled", 0);
+        "selinux", "enabled", 0, "mountExtensions", "idmap", "enabled", 1,
+        "potentiallyUnsafeConfigAnnotations", "run.oci.");
     json_t *opts = json_array();
     for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {
         AUTO_FREE char *below = str_fmt("r%s", MNT_OPTS[i].name);
@@ -24974,7 +25165,10 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
         js_push(opts, below);
     }
     for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++) js_push(opts, MNT_PROP[i].name);
-    static const char *const MORE[] = { "bind", "rbind", "tmpcopyup", "defaults" };
+    static const char *const MORE[] = { "bind",         "rbind",        "tmpcopyup", "defaults",
+                                        "async",        "sync",         "dirsync",   "mand",
+                                        "nomand",       "idmap",        "ridmap",    "copy-symlink",
+                                        "src-nofollow", "dest-nofollow" };
     for (size_t i = 0; i < ARRAY_LEN(MORE); i++) js_push(opts, MORE[i]);
     js_set(j, "mountOptions", opts);
     js_set(js_get(j, "linux"), "capabilities", cap_json(CAP_ALL));
@@ -25093,6 +25287,16 @@ static const struct cmd OCI_CMDS[] = {
       0,
       false,
       1 },
+    { "mounts",
+      NULL,
+      "[add|remove] CONTAINER FILE",
+      "Add mounts to a running container, or remove them",
+      oci_cmd_mounts,
+      { NULL },
+      3,
+      3,
+      false,
+      1 },
     { "pause",
       NULL,
       "CONTAINER",
@@ -25174,20 +25378,6 @@ static const struct cmd OCI_CMDS[] = {
       false,
       1 },
 };
-
-/* An error where the caller looks for it: the log file in its format, and stderr. */
-static void oci_error(const struct err *e) {
-    AUTO_FD fd = g_oci.log ? open(g_oci.log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644) : -1;
-    char now[40];
-    time_rfc3339(time_now_ns(), now);
-    AUTO_JSON *j = json_object();
-    js_sets(j, "msg", e->msg), js_sets(j, "level", "error"), js_sets(j, "time", now);
-    AUTO_FREE char *json = js_dump(j, JSON_COMPACT);
-    AUTO_FREE char *line =
-        str_eq(g_oci.log_format, "json") ? str_fmt("%s\n", json) : str_fmt("%s: %s\n", now, e->msg);
-    if (fd >= 0) (void)!fd_write_all(fd, line, strlen(line));
-    else fprintf(stderr, "%s", line);
-}
 
 static int oci_main(int argc, char **argv) {
     struct err e = { 0 };

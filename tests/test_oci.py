@@ -1129,3 +1129,79 @@ def test_state_of_another(sk):
         root("delete --force c")
         os.chown(sk.dir, *sk.user)
         eq(os.path.isdir(d), True, "a directory of root still to be there")
+
+
+@image(None)
+def test_mounts_command(sk):
+    """`mounts add` and `mounts remove` of a running container."""
+    b = Bundle(sk)
+    b.up("mm")
+    f = sk.file("m.json", json.dumps([{"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k"]}]))
+    with sk.case("added"):
+        b("mounts add mm", f).ok
+        match(b("exec mm grep /tmp /proc/mounts").ok.out, "^tmpfs /tmp tmpfs .*size=64k")
+    with sk.case("removed"):
+        b("mounts remove mm", f).ok
+        b("exec mm grep /tmp /proc/mounts").exits(1, "")
+    with sk.case("a link of the container leads nowhere else"):
+        b("exec mm ln -s /proc/1/root /tmp/x").ok
+        sk.file("m.json", json.dumps([{"destination": "/tmp/x/etc", "type": "tmpfs", "source": "tmpfs"}]))
+        b("mounts add mm", f)
+        b("exec mm sh -c", "[ $(grep -c ' tmpfs ' /proc/mounts) -le 3 ]")
+        eq(os.path.ismount("/etc"), False)
+    with sk.case("refused"):
+        b("mounts add nosuch", f).exits(1, "does not exist")
+        b("mounts twist mm", f).exits(1, "add or remove")
+        b("mounts add mm", sk.file("n.json", "{}")).exits(1, "list")
+        b("mounts add mm", sk.dir + "/missing").exits(1, "missing")
+    b("delete -f mm").ok
+
+
+@image(None)
+def test_notify_socket(sk):
+    """READY=1 of the container, and nothing else, reaches the caller's NOTIFY_SOCKET."""
+    b = Bundle(sk)
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    s.bind(sk.dir + "/notify.sock")
+    s.settimeout(20)
+    env = {"NOTIFY_SOCKET": sk.dir + "/notify.sock"}
+    with sk.case("the variable names a socket in the container"):
+        match(b.sh("echo $NOTIFY_SOCKET; [ -S $NOTIFY_SOCKET ] && echo there", env=env).ok.out, r"notify\.sock/notify\nthere$")
+    with sk.case("without it there is none"):
+        eq(b.sh("echo -$NOTIFY_SOCKET-").ok.out, "--")
+    with sk.case("start waits until it ends, where it never says that it is ready"):
+        b.create("nn", "sh", "-c", "exit 0", env=env)
+        b("start nn", env=env).ok
+        b("delete -f nn").ok
+
+
+@image(None)
+def test_features_of_mounts(sk):
+    """What `features` lists is understood."""
+    b = Bundle(sk)
+    known = b("features").ok.json
+    true(known["linux"]["mountExtensions"]["idmap"]["enabled"], "idmap")
+    for option in ("atime", "nostrictatime", "symfollow", "async", "dirsync", "mand", "nomand", "src-nofollow", "dest-nofollow"):
+        true(option in known["mountOptions"], option + " to be listed")
+    with sk.case("options that only say the default"), b.changed():
+        b.mount("/tmp", "tmpfs", "atime", "nostrictatime", "symfollow", type="tmpfs")
+        match(b.run("grep", " /tmp ", "/proc/mounts").ok.out, "^tmpfs /tmp tmpfs")
+
+
+@only("root")
+@image(None)
+def test_without_a_mount_namespace(sk):
+    """Root and a bundle that has no mount namespace of its own: the caller's tree stays what it is."""
+    b = sk.folder("bundle")
+    with tarfile.open(fileobj=io.BytesIO(lib.busybox_layer())) as t:
+        sk.file("bundle/rootfs/busybox", t.extractfile("bin/busybox").read(), 0o755)
+    for d in "proc", "dev", "sys":
+        sk.folder("bundle/rootfs/" + d)
+    # in a namespace that may be spoilt
+    script = ("set -e; %(s)s oci spec -b %(b)s; python3 - <<'E'\nimport json\nj = json.load(open('%(b)s/config.json'))\n"
+              "j['process'].update(terminal=False, args=['/busybox', 'ls', '/'])\nj['linux']['namespaces'] = [n for n in j['linux']['namespaces'] if n['type'] != 'mount']\n"
+              "j['linux'].pop('maskedPaths', None)\nj['linux'].pop('readonlyPaths', None)\nj['linux'].pop('resources', None)\nj['mounts'], j['root']['readonly'] = [], False\njson.dump(j, open('%(b)s/config.json', 'w'))\nE\n"
+              "before=$(ls / | md5sum); %(s)s oci --root %(b)s/state run -b %(b)s x || echo code $?; [ \"$before\" = \"$(ls / | md5sum)\" ] && [ -e /proc/self ] && echo whole")
+    r = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", script % {"s": lib.SKIFF, "b": b}], env=sk.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=lib.PATIENCE)
+    eq(r.stdout.split()[-1:], ["whole"], r.stdout)
+    match(r.stdout, "(?m)^busybox$")
