@@ -3782,6 +3782,25 @@ static ssize_t src_fd_read(struct src *s, void *out, size_t n, struct err *e) {
     }
 }
 
+struct src_http {
+    struct src src;
+    struct http *h; /* borrowed */
+};
+
+static ssize_t src_http_read(struct src *s, void *out, size_t n, struct err *e) {
+    return http_read(((struct src_http *)s)->h, out, n, e);
+}
+
+/* All of it into a file. */
+static int src_copy(struct src *s, int fd, struct err *e) {
+    char tmp[65536];
+    for (ssize_t k; (k = s->read(s, tmp, sizeof tmp, e));) {
+        if (k < 0) return -1;
+        if (fd_write_all(fd, tmp, (size_t)k)) return err_set(e, errno, "write");
+    }
+    return 0;
+}
+
 /* Digest and length of what passes. */
 struct src_hash {
     struct src src;
@@ -18875,13 +18894,9 @@ static int add_url(struct copying *k, struct copy_part *q, const char *url, stru
     AUTO_FREE char *auth = header ? str_dup(header) : token ? str_fmt("Bearer %s", token) : NULL;
     struct http_req req = { .method = "GET", .url = url, .body_fd = -1, .auth = auth };
     AUTO_HTTP *h = http_open(&req, NULL, e);
-    AUTO_BUF body = { 0 };
-    char digest[DIGEST_LEN + 1];
+    char digest[DIGEST_LEN + 1] = "sha256:";
     if (!h) return -1;
     if (h->status != 200) return err_set(e, 0, "ADD %s: HTTP %ld", url, h->status);
-    if (http_slurp(h, 1u << 30, &body, e)) return -1;
-    if (k->checksum && strcmp(digest_of(body.p, body.n, digest), k->checksum))
-        return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, k->checksum);
     const char *base = strrchr(url, '/') ? strrchr(url, '/') + 1 : url;
     AUTO_FREE char *name = str_dupn(base, strcspn(base, "?#"));
     if (!*name || *name == '.')
@@ -18893,9 +18908,18 @@ static int add_url(struct copying *k, struct copy_part *q, const char *url, stru
     if (dir < 0 || mkdirat(dir, sub, 0700)) return err_set(e, errno, "temporary directory");
     q->tmp = str_fmt("tmp/%s", sub);
     q->download = true;
-    if ((q->src.dir = dir_open(dir, sub, e)) < 0 ||
-        file_replace(q->src.dir, name, body.p ? body.p : "", body.n, 0600, 0, e))
-        return -1;
+    if ((q->src.dir = dir_open(dir, sub, e)) < 0) return -1;
+    AUTO_FD out = openat(q->src.dir, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    struct src_http from = { { src_http_read }, h };
+    struct src_hash hash = { .src = { src_hash_read }, .from = &from.src };
+    u8 raw[32];
+    sha_init(&hash.sha);
+    if (out < 0) return err_set(e, errno, "ADD %s: make %s", url, name);
+    if (src_copy(&hash.src, out, e)) return err_wrap(e, "ADD %s", url);
+    sha_end(&hash.sha, raw);
+    hex_of(raw, 32, digest + 7);
+    if (k->checksum && strcmp(digest, k->checksum))
+        return err_set(e, 0, "ADD %s: digest mismatch: %s, expected %s", url, digest, k->checksum);
     struct tm tm;
     struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { 0 } };
     if (h->modified && strptime(h->modified, "%a, %d %b %Y %H:%M:%S", &tm))
@@ -23424,7 +23448,8 @@ static int cmd_doctor(struct cli *c, struct err *e) {
                "chmod 0666 /dev/fuse");
     bool ours;
     int version = cgroup_version(&ours);
-    doctor_say(version, "cgroups", "limits only by --limits=best-effort",
+    doctor_say(version, version == 1 ? "cgroup v1" : "cgroup v2",
+               "limits only by --limits=best-effort",
                "boot with systemd.unified_cgroup_hierarchy=1");
     if (version)
         doctor_say(
@@ -23539,22 +23564,38 @@ static bool context_packed(const char *p) {
            !memcmp(p, "\xfd\x37zXZ", 4);
 }
 
-/* A context by http: an archive, or a Dockerfile alone (into text). */
+/* A context that comes as a stream: an archive, or a Dockerfile alone (into text). */
+static int build_context_stream(struct build *b, struct src *from, char **ret_tmp, struct buf *text,
+                                struct err *e) {
+    char head[512];
+    size_t n = 0;
+    for (ssize_t k; n < sizeof head; n += (size_t)k) {
+        if ((k = from->read(from, head + n, sizeof head - n, e)) < 0) return -1;
+        if (!k) break;
+    }
+    if (!(n == sizeof head && tar_head((u8 *)head)) && !(n > 4 && context_packed(head))) {
+        buf_add(text, head, n);
+        for (ssize_t k; (k = from->read(from, head, sizeof head, e));) {
+            if (k < 0) return -1;
+            buf_add(text, head, (size_t)k);
+            if (text->n > DF_MAX_BYTES) return err_set(e, 0, "this is too long for a Dockerfile");
+        }
+        return 0;
+    }
+    AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    if (tmp < 0 || fd_write_all(tmp, head, n)) return err_set(e, errno, "keep the context");
+    if (src_copy(from, tmp, e)) return -1;
+    if (lseek(tmp, 0, SEEK_SET) < 0) return err_set(e, errno, "keep the context");
+    return build_context_archive(b, tmp, ret_tmp, e);
+}
+
 static int http_context(struct build *b, const char *url, char **ret_tmp, struct buf *text,
                         struct err *e) {
     struct http_req q = { .method = "GET", .url = url, .body_fd = -1 };
     AUTO_HTTP *h = http_open(&q, NULL, e);
-    AUTO_BUF body = { 0 };
-    if (!h || (h->status != 200 && err_set(e, 0, "%s: HTTP %ld", url, h->status)) ||
-        http_slurp(h, 1u << 30, &body, e))
-        return -1;
-    bool packed = body.n > 4 && context_packed(body.p);
-    if (!packed && !(body.n > 512 && tar_head((u8 *)body.p)))
-        return buf_add(text, body.p, body.n), 0;
-    AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-    if (tmp < 0 || fd_write_all(tmp, body.p, body.n) || lseek(tmp, 0, SEEK_SET) < 0)
-        return err_set(e, errno, "keep the context");
-    return build_context_archive(b, tmp, ret_tmp, e);
+    struct src_http from = { { src_http_read }, h };
+    if (!h || (h->status != 200 && err_set(e, 0, "%s: HTTP %ld", url, h->status))) return -1;
+    return build_context_stream(b, &from.src, ret_tmp, text, e);
 }
 
 /* The context and the Dockerfile's text from PATH, "-" and -f. */
@@ -23568,18 +23609,9 @@ static int build_context(struct build *b, const char *where, char **ret_tmp, str
         if (http_context(b, where, ret_tmp, text, e)) return -1;
         if (text->n) return 0;
     } else if (!strcmp(where, "-")) {
-        AUTO_BUF in = { 0 };
-        buf_reserve(&in, 1024);
-        ssize_t k = fd_read_all(0, in.p, 512);
-        bool tar = (k == 512 && tar_head((u8 *)in.p)) || (k > 4 && context_packed(in.p));
-        if (k < 0) return err_set(e, errno, "read the context");
-        in.n = (size_t)k;
-        if (fd_slurp(0, 2047u << 20, &in)) return err_set(e, errno, "read the context");
-        if (!tar) return buf_add(text, in.p, in.n), 0;
-        AUTO_FD tmp = openat(b->s->dir, "tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-        if (tmp < 0 || fd_write_all(tmp, in.p, in.n) || lseek(tmp, 0, SEEK_SET) < 0)
-            return err_set(e, errno, "keep the context");
-        if (build_context_archive(b, tmp, ret_tmp, e)) return -1;
+        struct src_fd in = { { src_fd_read }, 0 };
+        if (build_context_stream(b, &in.src, ret_tmp, text, e)) return -1;
+        if (!*ret_tmp) return 0;
     } else {
         AUTO_FD fd = open(where, O_RDONLY | O_CLOEXEC);
         struct stat st;
