@@ -19864,9 +19864,16 @@ static void attach_signal(const struct attach *a, char how, int sig) {
     (void)!send(a->sock, msg, sizeof msg, MSG_NOSIGNAL);
 }
 
+/* The exit status where output of a program could not be written; no: errno, 0: all was. */
+static int output_lost(int no, int status) {
+    if (no) fprintf(stderr, "skiff: write the program's output: %s\n", strerror(no));
+    return no && !status ? EXIT_ENGINE : status;
+}
+
 /* Stands between the terminal and the supervisor until the container ends; its exit code, or
  * ATTACH_*. */
 static int attach_loop(struct attach *a) {
+    int lost = 0;
     struct terminal term = { .raw = false };
     sigset_t set;
     AUTO_FD sig = attach_signals(&set, a->proxy);
@@ -19901,8 +19908,10 @@ static int attach_loop(struct attach *a) {
             if (n <= 0) break;
             if (msg[0] == 'O' || msg[0] == 'E') {
                 bool mute = msg[0] == 'O' ? a->mute_out : a->mute_err;
-                if (a->output && !mute &&
-                    fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1) && errno == EPIPE) {
+                bool bad = a->output && !mute &&
+                           fd_write_all(msg[0] == 'O' ? 1 : 2, msg + 1, (size_t)n - 1);
+                if (bad && errno != EPIPE) lost = errno;
+                if (bad && errno == EPIPE) {
                     /* what would have ended a plain program ends the container that we are in front
                      * of */
                     if (a->ours && a->proxy) attach_signal(a, 'S', SIGKILL);
@@ -19922,7 +19931,7 @@ static int attach_loop(struct attach *a) {
     buf_done(&a->held);
     if (rc == ATTACH_DETACHED) fputs("\n", stderr);
     sigprocmask(SIG_UNBLOCK, &set, NULL);
-    return rc;
+    return output_lost(lost, rc);
 }
 
 /* Attaches this process to a running container. */
@@ -20620,7 +20629,8 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
 /* Pumps between our stdio and a process's pipes until it is gone and they are dry: our own
  * descriptors (a terminal, a file that can be opened again) never reach the container. Takes the
  * pipes. */
-static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
+static int exec_pump(int in, int out, int err, pid_t pid, bool input) {
+    int lost = 0;
     AUTO_FD pidfd = sys_pidfd_open(pid), w = in, o = out, r = err;
     struct buf held = { 0 };
     signal(SIGPIPE, SIG_IGN);
@@ -20640,6 +20650,7 @@ static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
             ssize_t k = read(p[i].fd, buf, sizeof buf);
             if (k > 0 && !fd_write_all(i + 1, buf, (size_t)k)) continue;
             if (k < 0 && errno == EINTR) continue;
+            if (k > 0 && errno != EPIPE) lost = errno;
             fd_closep(i ? &r : &o); /* its end, or nobody reads what we write */
         }
         if (p[2].revents) {
@@ -20656,6 +20667,7 @@ static void exec_pump(int in, int out, int err, pid_t pid, bool input) {
         if (p[4].revents) gone = true;
     }
     buf_done(&held);
+    return lost;
 }
 
 /* The plan of a process in a running container: its own, with another /process. */
@@ -20737,9 +20749,10 @@ static int cmd_exec(struct cli *c, struct err *e) {
     } else if (!detach) {
         int status = 0;
         bool left = l.console >= 0 && exec_tty(l.console, l.pid, input, &keys);
-        if (pipes) exec_pump(in[1], out[0], er[0], l.pid, input);
+        int lost = pipes ? exec_pump(in[1], out[0], er[0], l.pid, input) : 0;
         while (!left && waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        rc = output_lost(lost, rc);
     }
     launch_done(&l);
     plan_done(&p);

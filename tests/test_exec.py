@@ -252,3 +252,18 @@ def test_cp_race(sk):
         if os.path.exists(dst + "/out"):
             true(open(dst + "/out").read() != "untouched", "no file of the host's in a copy")
     eq(open(canary).read(), "untouched")
+
+
+def test_output_that_cannot_be_written(sk):
+    """A full disk behind our standard output is said, and is no success."""
+    sk.up("aa")
+    with open("/dev/full", "wb") as full:
+        for words in "exec aa echo hi", "run --rm busybox echo hi", "ps", "inspect aa":
+            with sk.case(words):
+                p = sk.popen(words.split(), stdout=full, stderr=subprocess.PIPE)
+                err = p.communicate(timeout=40)[1]
+                match(err.decode(), "No space left")
+                true(p.returncode != 0, "a failure")
+        with sk.case("the program's own status is kept"):
+            p = sk.popen(["exec", "aa", "sh", "-c", "echo hi; exit 3"], stdout=full, stderr=subprocess.DEVNULL)
+            eq(p.wait(40), 3)
