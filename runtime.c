@@ -829,7 +829,8 @@ static int file_replace(int dir, const char *name, const void *data, size_t n, m
     }
     if (flags & FILE_SYNC) {
         AUTO_FD d = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (d < 0 || (fsync(d) && errno != EINVAL)) return err_set(e, errno, "sync %s", name);
+        if (d < 0 || (fsync(d) && errno != EINVAL && errno != ENOSYS && errno != EOPNOTSUPP))
+            return err_set(e, errno, "sync %s", name);
     }
     return 0;
 }
