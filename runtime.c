@@ -7959,6 +7959,8 @@ static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct
     size_t i;
     const json_t *j;
     char number[2][24];
+    AUTO_FREE char *file = cgroup_file(c, "devices.allow");
+    if (!host_real_root() && (!file || access(file, W_OK))) return 0; /* as with v2 */
     json_array_foreach (rules, i, j) {
         i64 n[2] = { js_int(j, "major", -1), js_int(j, "minor", -1) };
         for (int k = 0; k < 2; k++)
@@ -8224,6 +8226,7 @@ static void cgroup_cpuset(const char *dir) {
         char text[4096] = "";
         AUTO_FREE char *from = str_fmt("%s/../%s", dir, FILES[i]),
                        *to = str_fmt("%s/%s", dir, FILES[i]);
+        if (!file_line(AT_FDCWD, to, text, sizeof text) && *text) continue; /* it has some */
         if (!file_line(AT_FDCWD, from, text, sizeof text)) file_poke(AT_FDCWD, to, text);
     }
 }
@@ -8321,22 +8324,54 @@ static int cgroup_place(const char *id, const char *parent, const json_t *res, s
                    path);
 }
 
+/* The processes of a cgroup and of those below it, added to *ret. */
+static void cgroup_pids(const char *dir, pid_t **ret, size_t *n) {
+    AUTO_BUF b = { 0 };
+    struct err ignored;
+    AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
+    file_read(AT_FDCWD, procs, 1 << 22, &b, &ignored);
+    char *save = NULL;
+    for (char *t = b.p ? strtok_r(b.p, "\n", &save) : NULL; t; t = strtok_r(NULL, "\n", &save)) {
+        *ret = mem_grow(*ret, *n + 1, sizeof **ret);
+        (*ret)[(*n)++] = atoi(t);
+    }
+    AUTO_DIR *d = opendir(dir);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        if (de->d_type != DT_DIR) continue;
+        AUTO_FREE char *below = str_fmt("%s/%s", dir, de->d_name);
+        cgroup_pids(below, ret, n);
+    }
+}
+
+/* rmdir(2) of a cgroup, those below it first. */
+static int cgroup_rmdir(const char *dir) {
+    if (!rmdir(dir) || errno != EBUSY) return errno == ENOENT ? 0 : -1;
+    AUTO_DIR *d = opendir(dir);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) {
+        AUTO_FREE char *below = str_fmt("%s/%s", dir, de->d_name);
+        if (de->d_type == DT_DIR) cgroup_rmdir(below);
+    }
+    return rmdir(dir);
+}
+
 /* Ends all processes in it, and it. */
 static void cgroup_remove(struct cgroup *c) {
     struct err ignored;
     if (!c->path) return;
     AUTO_STRV dirs = { 0 };
+    bool v1 = cgroup_is_v1(c);
     cgroup_dirs(c, &dirs);
-    if (!cgroup_is_v1(c)) cgroup_set(c, "cgroup.kill", "1", &ignored);
+    if (!v1) cgroup_set(c, "cgroup.kill", "1", &ignored);
     for (size_t k = 0; k < dirs.n; k++)
-        for (int i = 0; i < 50 && rmdir(dirs.v[k]) && errno == EBUSY; i++) {
-            AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dirs.v[k]);
-            AUTO_BUF b = { 0 };
-            char *save = NULL;
-            if (cgroup_is_v1(c)) file_read(AT_FDCWD, procs, 1 << 20, &b, &ignored);
-            for (char *p = b.p ? strtok_r(b.p, "\n", &save) : NULL; p;
-                 p = strtok_r(NULL, "\n", &save))
-                if (atoi(p) > 1) kill(atoi(p), SIGKILL);
+        for (int i = 0; i < 50 && cgroup_rmdir(dirs.v[k]) && errno == EBUSY; i++) {
+            AUTO_FREE pid_t *pids = NULL;
+            size_t n = 0;
+            if (v1) cgroup_pids(dirs.v[k], &pids, &n);
+            for (size_t p = 0; p < n; p++)
+                if (pids[p] > 1) kill(pids[p], SIGKILL);
+            if (v1) cgroup_set(c, "freezer.state", "THAWED", &ignored); /* or none would end */
             usleep(2000);
         }
     cgroup_done(c);
@@ -8391,8 +8426,15 @@ static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
 
 /* Stops all its processes, or lets them go on. -1: it has no freezer. */
 static int cgroup_freeze(const struct cgroup *c, bool freeze, struct err *e) {
-    return cgroup_is_v1(c) ? cgroup_set(c, "freezer.state", freeze ? "FROZEN" : "THAWED", e)
-                           : cgroup_set(c, "cgroup.freeze", freeze ? "1" : "0", e);
+    if (!cgroup_is_v1(c)) return cgroup_set(c, "cgroup.freeze", freeze ? "1" : "0", e);
+    if (cgroup_set(c, "freezer.state", freeze ? "FROZEN" : "THAWED", e)) return -1;
+    AUTO_FREE char *path = cgroup_file(c, "freezer.state");
+    char now[16];
+    for (int i = 0; freeze && i < 200; i++) { /* FREEZING until the last one has stopped */
+        if (file_line(AT_FDCWD, path, now, sizeof now) || !strcmp(now, "FROZEN")) break;
+        usleep(5000);
+    }
+    return 0;
 }
 
 /* A counter of a flat keyed file ("oom_kill 3"); 0 where it is not there. */
@@ -8406,6 +8448,12 @@ static u64 cgroup_counter(const struct cgroup *c, const char *file, const char *
     for (const char *p = b.p; p; p = strchr(p, '\n') ? strchr(p, '\n') + 1 : NULL)
         if (!strncmp(p, key, n) && p[n] == ' ') return strtoull(p + n + 1, NULL, 10);
     return 0;
+}
+
+/* After SIGKILL: v1 keeps what is frozen from ending. */
+static void cgroup_thaw(const struct cgroup *c) {
+    struct err ignored;
+    if (cgroup_is_v1(c)) cgroup_freeze(c, false, &ignored);
 }
 
 /* Has its kernel killed for want of memory? */
@@ -9848,7 +9896,9 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
     if (launch_sysctls(p, root, e)) return -1;
     for (size_t i = 0; i < p->readonly.n; i++)
         if (mnt_readonly(root, p->readonly.v[i], e)) return -1;
-    if (p->root_readonly && mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e))
+    /* without a mount namespace of its own the root is the caller's to write */
+    if (p->root_readonly && p->ns_new & CLONE_NEWNS &&
+        mnt_attr(root, MOUNT_ATTR_RDONLY, 0, false, e))
         return err_wrap(e, "make the root read-only");
     if (l->on_hooks) { /* config.md: prestart, createRuntime, createContainer, then pivot_root */
         if (launch_say(sync, MSG_HOOKS, NULL, 0, e)) return -1;
@@ -12002,7 +12052,7 @@ static void tar_holes(struct archive_entry *en, int fd, const struct stat *st) {
     off_t at = 0;
     for (int n = 0; at < st->st_size && n < 65536; n++) {
         off_t data = lseek(fd, at, SEEK_DATA);
-        if (data < 0) data = st->st_size; /* ENXIO: a hole up to the end */
+        if (data < 0) data = errno == ENXIO ? st->st_size : at; /* a hole to the end; else read */
         off_t end = data < st->st_size ? lseek(fd, data, SEEK_HOLE) : data;
         if (end < data || end > st->st_size || n == 65535) end = st->st_size;
         if (end > data || !n) archive_entry_sparse_add_entry(en, data, end - data);
@@ -12890,7 +12940,9 @@ static void super_pause(struct super *s, struct super_client *k, bool freeze) {
 
 static void super_signal(struct super *s, int sig, bool stop) {
     if (stop) s->stopped = true;
-    if (s->l.pidfd >= 0 && !s->exited) sys_pidfd_kill(s->l.pidfd, sig);
+    if (s->l.pidfd < 0 || s->exited) return;
+    sys_pidfd_kill(s->l.pidfd, sig);
+    if (sig == SIGKILL) cgroup_thaw(&s->l.cgroup);
 }
 
 static void super_client_read(struct super *s, struct super_client *k) {
@@ -13090,6 +13142,22 @@ static bool limits_affinity(const json_t *cpu, cpu_set_t *ret) {
     return CPU_COUNT(ret) > 0;
 }
 
+/* A limit of each process, on top of what --ulimit says: the smaller one counts. */
+static bool limits_each(struct plan *p, int resource, u64 n) {
+    struct rlimit own;
+    if (!getrlimit(resource, &own) && n > own.rlim_max) n = own.rlim_max;
+    for (unsigned i = 0; i < p->nrlimits; i++) {
+        if (p->rlimits[i].resource != resource) continue;
+        struct rlimit64_pair *v = &p->rlimits[i].v;
+        if (v->soft > n) v->soft = n;
+        if (v->hard > n) v->hard = n;
+        return true;
+    }
+    if (p->nrlimits == ARRAY_LEN(p->rlimits)) return false;
+    p->rlimits[p->nrlimits++] = (struct plan_rlimit){ resource, { n, n } };
+    return true;
+}
+
 /* --limits=best-effort without a cgroup: limits of each process, a set of processors, and a look
  * now and then at the memory of all. s->note says what became of each limit. */
 static void limits_fall_back(struct super *s, const struct err *why, cpu_set_t *ret_was,
@@ -13102,18 +13170,18 @@ static void limits_fall_back(struct super *s, const struct err *why, cpu_set_t *
     AUTO_BUF has = { 0 }, lacks = { 0 };
     cpu_set_t set;
     if (!uname(&u)) sscanf(u.release, "%d.%d", &major, &minor);
-    if (memory > 0 && p->nrlimits < ARRAY_LEN(p->rlimits)) {
+    bool each = memory > 0 && limits_each(p, RLIMIT_DATA, (u64)memory);
+    if (memory > 0 && p->ns_new & CLONE_NEWPID) { /* who is in a namespace of others is unknown */
         s->watch_memory = (u64)memory;
-        p->rlimits[p->nrlimits++] =
-            (struct plan_rlimit){ RLIMIT_DATA, { (u64)memory, (u64)memory } };
-        buf_adds(&has, "; memory: RLIMIT_DATA for each process, and all are killed when together "
-                       "they have more");
-    }
+        buf_addf(&has, "; memory: %sall are killed when together they have more",
+                 each ? "RLIMIT_DATA for each process, and " : "");
+    } else if (each) buf_adds(&has, "; memory: RLIMIT_DATA for each process");
+    else if (memory > 0) buf_adds(&lacks, ", memory");
+    /* counted by user namespace since Linux 5.14 */
     if (pids > 0 && p->ns_new & CLONE_NEWUSER && major * 100 + minor >= 514 &&
-        p->nrlimits < ARRAY_LEN(p->rlimits)) { /* counted by user namespace since then */
-        p->rlimits[p->nrlimits++] = (struct plan_rlimit){ RLIMIT_NPROC, { (u64)pids, (u64)pids } };
+        limits_each(p, RLIMIT_NPROC, (u64)pids))
         buf_adds(&has, "; pids: RLIMIT_NPROC for each user of the container");
-    } else if (pids > 0) buf_adds(&lacks, ", pids");
+    else if (pids > 0) buf_adds(&lacks, ", pids");
     if (js_path(res, "cpu.quota") || js_path(res, "cpu.cpus")) {
         *ret_set = limits_affinity(js_get(res, "cpu"), &set) &&
                    !sched_getaffinity(0, sizeof *ret_was, ret_was) &&
@@ -16919,9 +16987,9 @@ static int ignore_load(int dir, const char *name, struct strv *ret, struct err *
         if (!*l || *l == '#') continue;
         bool back = *l == '!', open = false;
         for (const char *p = l; *p; p++) { /* as Go's filepath.Match sees it */
-            if (*p == '\\' && !*++p)
-                return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
-            if (*p == '[') open = true;
+            if (*p == '\\') {
+                if (!*++p) return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
+            } else if (*p == '[') open = true;
             else if (*p == ']') open = false;
         }
         if (open) return err_set(e, 0, "%s: syntax error in pattern '%.100s'", name, l);
@@ -17980,7 +18048,7 @@ static int ssh_agent_fork(struct build *b, char *said, size_t size, struct err *
         pid_t agent = fork();
         if (!agent) {
             dup2(out[1], 1);
-            execlp("ssh-agent", "ssh-agent", "-D", (char *)NULL);
+            execlp("ssh-agent", "ssh-agent", "-s", "-D", (char *)NULL);
             _exit(127);
         }
         close(out[1]);
@@ -18498,6 +18566,8 @@ static int doc_text(struct build *b, const struct df_heredoc *h, const struct df
 
 static int copy_sources(struct copy_part *q, const char *pattern, struct err *e) {
     AUTO_FREE char *clean = path_clean(pattern);
+    for (char *p = clean; q->src.deep && (p = strstr(p, "**/**/"));) /* is the same as one */
+        memmove(p, p + 3, strlen(p + 3) + 1);
     if (q->src.dir >= 0) {
         if (!*clean) strv_add(&q->from, "");
         else copy_glob_dir(&q->src, q->src.dir, "", clean, false, &q->from, 0);
@@ -18511,7 +18581,11 @@ static int copy_sources(struct copy_part *q, const char *pattern, struct err *e)
 static int copy_digest_one(const struct copy_src *src, const char *p, struct sha *h,
                            struct err *e) {
     const char *base = strrchr(p, '/') ? strrchr(p, '/') + 1 : p;
-    if (src->dir < 0) return digest_idx(src->x, idx_resolve(src->x, p), base, h, 0), 0;
+    if (src->dir < 0) {
+        const struct idx_inode *i = idx_resolve(src->x, p);
+        if (!i) return err_set(e, 0, "\"/%s\": not found", p); /* a link that leads nowhere */
+        return digest_idx(src->x, i, base, h, 0), 0;
+    }
     AUTO_FREE char *parent = str_dupn(p, base == p ? 0 : (size_t)(base - p - 1));
     AUTO_FD dir =
         sys_openat2(src->dir, *parent ? parent : ".", O_RDONLY | O_DIRECTORY, 0, RESOLVE_IN_ROOT);
@@ -18524,6 +18598,13 @@ static int copy_digest_one(const struct copy_src *src, const char *p, struct sha
     return digest_dir(src, dir, *base ? base : ".", p, base, h, 0, e);
 }
 
+/* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
+static const char *copy_name(const struct copy_part *q, const char *p) {
+    const char *slash;
+    for (size_t i = 0; i < q->pivot && (slash = strchr(p, '/')); i++) p = slash + 1;
+    return p;
+}
+
 static int copy_digest(struct copying *k, char *digest, char *stamp, struct err *e) {
     struct sha h, s;
     u8 raw[32];
@@ -18532,8 +18613,11 @@ static int copy_digest(struct copying *k, char *digest, char *stamp, struct err 
         struct copy_part *q = &k->part[n];
         q->src.stamp = &s;
         q->src.stamp_only = !digest;
-        for (size_t i = 0; i < q->from.n; i++)
-            if (copy_digest_one(&q->src, q->from.v[i], &h, e)) return -1;
+        for (size_t i = 0; i < q->from.n; i++) {
+            const char *p = q->from.v[i], *named = k->parents ? copy_name(q, p) : "";
+            digest_field(&h, named, strlen(named)); /* with --parents it says where it goes */
+            if (copy_digest_one(&q->src, p, &h, e)) return -1;
+        }
     }
     for (unsigned i = 0; digest && i < k->in->docs; i++) {
         AUTO_FREE char *text = NULL;
@@ -18579,13 +18663,6 @@ static bool add_is_archive(const struct copying *k, const struct copy_part *q, c
         got += (size_t)n;
     src_inflate_done(&inf);
     return got == sizeof head && tar_head(head);
-}
-
-/* The name of a source under --parents: its whole path, or what follows the "/./" of its word. */
-static const char *copy_name(const struct copy_part *q, const char *p) {
-    const char *slash;
-    for (size_t i = 0; i < q->pivot && (slash = strchr(p, '/')); i++) p = slash + 1;
-    return p;
 }
 
 /* ADD of an archive: read as a layer is, so that its names can lead nowhere else; what it leaves in
@@ -18688,7 +18765,7 @@ static int copy_lay(struct laying *l, void *arg, struct err *e) {
     struct copying *k = arg;
     AUTO_FREE char *into = NULL, *as = NULL, *dest = path_clean(k->dest);
     struct found f;
-    l->t.squash_owner = k->src.dir >= 0;
+    l->t.squash_owner = !k->src.x;
     l->t.own = l->own_new = k->own;
     l->t.uid = k->uid, l->t.gid = k->gid;
     l->t.chmod = k->chmod;
@@ -18840,9 +18917,12 @@ static void git_auth(const struct build *b, const char *url) {
                    *value = header ? str_fmt("Authorization: %s", header)
                                    : str_fmt("Authorization: basic %s", basic),
                    *key = str_fmt("http.%s.extraHeader", top);
-    setenv("GIT_CONFIG_COUNT", "1", 1);
-    setenv("GIT_CONFIG_KEY_0", key, 1);
-    setenv("GIT_CONFIG_VALUE_0", value, 1);
+    i64 at = 0; /* behind what the user has there */
+    const char *count = getenv("GIT_CONFIG_COUNT");
+    if (count && !str_int(count, 0, 1000, &at)) at = 0;
+    AUTO_FREE char *nk = str_fmt("GIT_CONFIG_KEY_%d", (int)at),
+                   *nv = str_fmt("GIT_CONFIG_VALUE_%d", (int)at), *nc = str_fmt("%d", (int)at + 1);
+    setenv(nk, key, 1), setenv(nv, value, 1), setenv("GIT_CONFIG_COUNT", nc, 1);
 }
 
 /* Checks URL[#REF[:SUBDIR]] out below tmp/; a descriptor of what it asks for. */
@@ -18874,8 +18954,11 @@ static int git_context(const struct store *s, const char *where, bool keep_git, 
     bool inner = !faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW);
     if (inner) {
         /* a repository may name files of this host only where it comes from there itself */
-        if (str_prefix(url, "file://")) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
-        if (git_run(dir, modules, e)) return err_wrap(e, "%.200s: submodules", where);
+        bool own = str_prefix(url, "file://") && !getenv("GIT_ALLOW_PROTOCOL");
+        if (own) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
+        int rc = git_run(dir, modules, e);
+        if (own) unsetenv("GIT_ALLOW_PROTOCOL"); /* not for the next one */
+        if (rc) return err_wrap(e, "%.200s: submodules", where);
     }
     if (!keep_git && inner) git_strip(top, ".", 0);
     else if (!keep_git) tree_remove(top, ".git");
@@ -19323,9 +19406,9 @@ static int build_image(struct build *b, struct bstage *st, const char *base, con
 static int build_base(struct build *b, struct bstage *st, const char *base, const char *platform,
                       struct err *e) {
     const char *want = platform ? platform : cli_text(b->cli, "platform"),
-               *other_name = build_alias(b, base);
+               *other_name = st->df ? build_alias(b, base) : base;
     size_t i = st->df && !build_named(b, base) ? (size_t)(st - b->stage) : 0;
-    int dir = build_dir(b, base, e);
+    int dir = st->df ? build_dir(b, base, e) : -1;
     if (dir >= 0)
         close(dir), err_set(e, 0, "the build context %s is a directory, not an image", base);
     if (dir != -1) return build_blame_from(b, st, e);
@@ -20345,7 +20428,13 @@ static int update_one(struct cli *c, const char *what, struct err *e) {
                 "without limits: the change would only hold from its next start; stop it "
                 "first",
                 ctr_name(&k));
-        if (cgroup_apply(&cg, all, e)) return -1;
+        struct err ignored;
+        bool both = cgroup_is_v1(&cg) && limit > 0 && !js_path(all, "memory.swap");
+        for (int i = 0; i < 2; i++) { /* v1: what was set with the first limit goes along */
+            if (both)
+                cgroup_setf(&cg, "memory.memsw.limit_in_bytes", &ignored, "%" PRId64, 2 * limit);
+            if (!i && cgroup_apply(&cg, all, e)) return -1;
+        }
     }
     if (limits) json_object_set(js_sub(k.config, "linux"), "resources", all);
     if (js_save(k.dir, "config.json", k.config, 0, e)) return -1;
@@ -23016,7 +23105,7 @@ static int cmd_df(struct cli *c, struct err *e) {
     }
     for (size_t i = 0; i < ncache; i++) {
         const char *d = cache[i].digest;
-        if (*d && js_bool(seen, d)) held++;
+        if (*d && json_is_true(js_get(seen, d))) held++;
         else if (!*d || !js_get(seen, d))
             cached += cache[i].bytes, steps += *d ? cache[i].bytes : 0;
         if (*d && !js_get(seen, d)) js_setb(seen, d, false);
@@ -24139,9 +24228,15 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
     AUTO_FREE struct cache_entry *all = NULL;
     size_t n = cache_entries(c->store, &all);
     u64 freed = 0, kept = 0;
+    AUTO_JSON *seen = json_object(); /* layers that are kept: two records may have one */
     for (size_t i = 0; i < n; i++) {
-        kept += all[i].bytes;
-        if (kept <= (u64)keep || all[i].used > before) continue;
+        const char *d = all[i].digest;
+        u64 bytes = *d && js_get(seen, d) ? 0 : all[i].bytes;
+        if ((keep && kept + bytes <= (u64)keep) || all[i].used > before) {
+            kept += bytes;
+            if (*d) js_setb(seen, d, true);
+            continue;
+        }
         AUTO_FREE char *name = str_fmt("cache/%s", all[i].name),
                        *gone = str_fmt("tmp/gone-%s", all[i].name),
                        *file = str_fmt("locks/%s", all[i].name);
@@ -24150,7 +24245,6 @@ static int cmd_builder_prune(struct cli *c, struct err *e) {
         if (mount && lock < 0) continue; /* a step is using it */
         if (renameat(c->store->dir, name, c->store->dir, gone)) continue;
         if (mount) unlinkat(c->store->dir, file, 0), freed += all[i].bytes;
-        kept -= all[i].bytes;
     }
     freed += image_collect(c->store, false);
     AUTO_FREE char *size = size_human(freed);
@@ -24333,6 +24427,7 @@ static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, s
     const char *path = js_str_or(spec, "linux.cgroupsPath", "");
     const json_t *res = js_path(spec, "linux.resources");
     AUTO_FREE char *clean = path_clean(*path ? path : id);
+    if (!*clean) return 0; /* the top is nobody's to limit, and to end */
     AUTO_FREE char *at = str_fmt("%s%s", *path == '/' || !geteuid() ? "/" : "", clean);
     struct err none;
     if (cgroup_place_v1(at, NULL, c, &none)) return 0; /* not ours to write */
@@ -24383,25 +24478,6 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
 
 /* Processes of a container: its cgroup's; without one its pid namespace's, unless that is the
  * host's. */
-static void oci_pids_of(const char *dir, pid_t **ret, size_t *n) {
-    AUTO_BUF b = { 0 };
-    struct err ignored;
-    AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", dir);
-    file_read(AT_FDCWD, procs, 1 << 22, &b, &ignored);
-    char *save = NULL;
-    for (char *t = b.p ? strtok_r(b.p, "\n", &save) : NULL; t; t = strtok_r(NULL, "\n", &save)) {
-        *ret = mem_grow(*ret, *n + 1, sizeof **ret);
-        (*ret)[(*n)++] = atoi(t);
-    }
-    AUTO_DIR *d = opendir(dir);
-    struct dirent *de;
-    while (d && (de = dir_next(d))) {
-        if (de->d_type != DT_DIR) continue;
-        AUTO_FREE char *below = str_fmt("%s/%s", dir, de->d_name);
-        oci_pids_of(below, ret, n);
-    }
-}
-
 static size_t oci_pids(const json_t *j, pid_t **ret) {
     pid_t pid = (pid_t)js_int(j, "pid", 0);
     char path[40], own[64] = "", theirs[64] = "";
@@ -24411,7 +24487,7 @@ static size_t oci_pids(const json_t *j, pid_t **ret) {
         struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
         AUTO_STRV dirs = { 0 };
         cgroup_dirs(&cg, &dirs);
-        if (dirs.n) oci_pids_of(dirs.v[0], ret, &n);
+        if (dirs.n) cgroup_pids(dirs.v[0], ret, &n);
     }
     if (n || !pid) return n;
     snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
@@ -24642,8 +24718,10 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
     l->die_with_parent = !o->detach; /* who waits may be killed, as Slurm does: nothing stays */
-    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e))
+    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e)) {
+        cgroup_remove(&l->cgroup);
         return oci_forget(o->id), -1;
+    }
     js_sets(s, "cgroup", l->cgroup.path);
     fflush(NULL);
     int rc = launch_begin(l, e) || launch_wait(l, e) ? -1 : 0;
@@ -24773,6 +24851,11 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
     if (!rc && l.console >= 0 && !ioctl(0, TIOCGWINSZ, &ws)) ioctl(l.console, TIOCSWINSZ, &ws);
     if (!rc) rc = oci_start(o.id, o.detach ? NULL : &notify, e);
     if (!rc && !o.detach) {
+        if (notify >= 0 && !fork()) { /* tells the caller, whatever this process waits for */
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            oci_notify_wait(notify, l.pid);
+            _exit(0);
+        }
         if (l.console >= 0 && !o.console) {
             struct keys none = { .n = 0 };
             sigprocmask(SIG_SETMASK, &old, NULL);
@@ -24780,15 +24863,9 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
             sigprocmask(SIG_BLOCK, &set,
                         NULL); /* a SIGCHLD before this is found by waitpid below */
         }
-        /* SIGIO says that there is a message, perhaps since before it was asked for; ignored, it
-         * still comes while it is blocked, and does not kill when it no longer is */
-        if (notify >= 0 && signal(SIGIO, SIG_IGN) != SIG_ERR && !fcntl(notify, F_SETOWN, getpid()))
-            fcntl(notify, F_SETFL, O_NONBLOCK | O_ASYNC), raise(SIGIO);
         for (siginfo_t si; waitpid(l.pid, &status, WNOHANG) != l.pid;) {
             if (sigwaitinfo(&set, &si) < 0) continue;
-            if (si.si_signo == SIGIO && notify >= 0)
-                while (oci_notified(notify) >= 0) continue;
-            else if (si.si_signo != SIGCHLD) kill(l.pid, si.si_signo);
+            if (si.si_signo != SIGCHLD) kill(l.pid, si.si_signo);
         }
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         js_sets(state, "status", "stopped");
@@ -24832,9 +24909,11 @@ static int oci_cmd_kill(struct cli *c, struct err *e) {
         size_t n = oci_pids(j, &pids);
         for (size_t i = 0; i < n; i++) kill(pids[i], sig);
         free(pids);
-        return 0;
-    }
-    return sys_pidfd_kill(pidfd, sig) ? err_set(e, errno, "kill container `%s`", c->args[0]) : 0;
+    } else if (sys_pidfd_kill(pidfd, sig))
+        return err_set(e, errno, "kill container `%s`", c->args[0]);
+    const struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+    if (sig == SIGKILL) cgroup_thaw(&cg);
+    return 0;
 }
 
 static const struct opt OPT_OCI_DELETE[] = {
@@ -24851,12 +24930,14 @@ static int oci_delete(const char *id, bool force, struct err *e) {
     }
     pid_t pid = (pid_t)js_int(j, "pid", 0);
     const char *status = js_str(j, "status");
+    const struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
     if (pid && !force && strcmp(status, "created"))
         return err_set(e, 0, "cannot delete container `%s`: it is %s", id, status);
     if (pid) {
         AUTO_FD pidfd = sys_pidfd_open(pid);
         if (pidfd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0))
             sys_pidfd_kill(pidfd, SIGKILL);
+        cgroup_thaw(&cg);
         for (int i = 0; i < 500 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
              i++)
             usleep(10000);
@@ -25030,6 +25111,7 @@ struct oci_mounts {
     int pidfd, *sources; /* of bind mounts, opened where their paths are true; else -1 */
     u64 ns;
     bool add;
+    struct err *failed; /* shared with the process that is in the container */
 };
 
 /* Detaches what is mounted at dest, without a path that the container could turn elsewhere. */
@@ -25061,7 +25143,7 @@ static int oci_mounts_run(int root, void *arg) {
              : launch_mount(p, m, x->sources[i], root, &e) ? err_wrap(&e, "mount %s", m->dest)
                                                            : 0;
     }
-    if (rc) oci_error(&e);
+    if (rc) *x->failed = e;
     return rc || status ? 1 : 0;
 }
 
@@ -25082,7 +25164,10 @@ static int oci_cmd_mounts(struct cli *c, struct err *e) {
     int rc = plan_parse(spec, &p, e), status = 0;
     if (!rc && !(p.ns_new & CLONE_NEWNS))
         rc = err_set(e, 0, "container `%s` has no mount namespace of its own", id);
-    struct oci_mounts x = { &p, pidfd, mem_new((p.nmounts + 1) * sizeof *x.sources), 0, add };
+    struct oci_mounts x = { &p, pidfd, mem_new((p.nmounts + 1) * sizeof *x.sources), 0, add, NULL };
+    x.failed =
+        mmap(NULL, sizeof *x.failed, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (x.failed == MAP_FAILED) return err_set(e, errno, "map memory");
     for (size_t i = 0; i < p.nmounts; i++) {
         struct plan_mount *m = &p.mounts[i];
         bool whole;
@@ -25103,7 +25188,13 @@ static int oci_cmd_mounts(struct cli *c, struct err *e) {
     free(x.sources);
     launch_done(&l);
     plan_done(&p);
-    return pid < 0 ? -1 : status ? 1 : 0;
+    if (pid > 0 && status) {
+        *e = *x.failed;
+        e->msg[sizeof e->msg - 1] = 0;
+        if (!e->msg[0]) err_set(e, 0, "the mounts of container `%s` could not be changed", id);
+    }
+    munmap(x.failed, sizeof *x.failed);
+    return pid < 0 || status ? -1 : 0;
 }
 
 static int oci_cmd_exec(struct cli *c, struct err *e) {

@@ -1134,6 +1134,9 @@ def test_add_secrets(sk):
         with sk.case("a token"):
             check(sk, d % "f", {"o": "600 0:0 ok"}, "--secret", "id=HTTP_AUTH_TOKEN_%s,src=%s" % (host, token))
             eq(seen[-1], ("/f", "Bearer tok-123"))
+        with sk.case("a Dockerfile without a context: root's all the same"):
+            sk("build -q -t t --secret", "id=HTTP_AUTH_TOKEN_%s,src=%s" % (host, token), "-", input=d % "f").ok
+            eq(result(sk).tree["o"], "600 0:0 ok")
         with sk.case("a header"):
             check(sk, d % "g", {"o": "600 0:0 ok"}, "--secret", "id=HTTP_AUTH_HEADER_%s,env=H" % host, env={"H": "Basic eDp5"})
             eq(seen[-1], ("/g", "Basic eDp5"))
@@ -1630,6 +1633,10 @@ def test_git_context(sk):
         eq((seen[1:], result(sk).tree["o/sub/f"]), ([(1, 0), (0, 1)], "644 0:0 three"))
     with sk.case("--checksum is for files of the web"):
         build(sk, "FROM scratch\nADD --checksum=sha256:%s %s#v1 /o\n" % ("0" * 64, url)).exits(1, "checksum")
+    with sk.case("escaped brackets of .dockerignore, and what is no pattern"):
+        check(sk, "FROM scratch\nCOPY . /o/\n", {"o/a[b": None, "o/a.txt": "644 0:0 A"}, files={"a[b": "x", "a.txt": "A", ".dockerignore": "a\\[b\n"})
+        for bad in "a[b", "a\\", "!":
+            build(sk, "FROM scratch\nCOPY . /o/\n", files={"a.txt": "A", ".dockerignore": bad + "\n"}).exits(1, "dockerignore: .*pattern")
     with sk.case("submodules, of submodules too"):
         for name, inner in ("m1", "repo"), ("m2", "m1"):
             sub = lambda *argv: tool("git", "-C", sk.folder(name), "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always", *argv)
@@ -1982,6 +1989,13 @@ def test_link(sk):
             eq(result(sk).tree["o"], "644 0:0 %s\nE" % n)
     with sk.case("--link=false"):
         check(sk, "FROM busybox\nRUN mkdir /real && ln -s real /l\nCOPY --link=false a.txt /l/\n", {"l": "-> real 0:0", "real/a.txt": "644 0:0 A"}, files=F)
+    with sk.case("--parents: where a pattern finds a file counts"):
+        for at in "a", "b":
+            c = context(sk, {at + "/x.json": "{}"}, "FROM scratch\nCOPY --parents **/x.json /o/\n")
+            sk("build -t t", c).ok
+            eq([n for n in result(sk).tree if n.endswith(".json")], ["o/%s/x.json" % at])
+    with sk.case("a link to nowhere that a pattern finds"):
+        build(sk, "FROM busybox AS a\nRUN mkdir /d && ln -s /nowhere /d/l && echo 1 > /d/f\nFROM scratch\nCOPY --from=a /d/* /e/\n").exits(1, "/d/l.*not found")
     with sk.case("another owner, mode or place is another layer"):
         for flags, path, want in ("--chown=7:8", "d", "644 7:8 E"), ("--chown=7:8 --chmod=600", "d", "600 7:8 E"), ("--chown=7:8", "dd", "644 7:8 E"):
             check(sk, "FROM busybox\nCOPY --link %s d /%s\n" % (flags, path), {path + "/e": want}, files=F)

@@ -477,6 +477,7 @@ def test_fuse_rung(sk):
         sk("rm cc").ok
     with sk.case("a file server that is killed: errors, but an end, and a next start"):
         sk(fuse + "run -d --name kk busybox sh -c", "echo x >>/count; sleep 1000").ok
+        until(lambda: sk("exec kk cat /count").out == "x", "it has written")
         for pid, name in sk.processes():
             if name == "skiff-fs":
                 lib.kill(pid)
@@ -661,6 +662,9 @@ def test_limits_best_effort(sk):
     with sk.case("pids"):
         sk("run --rm --limits best-effort --pids-limit 12 busybox sh -c", "for i in $(seq 30); do sleep 1 & done; wait").exits(None, "can't fork")
         sk("run --rm --limits best-effort --pids-limit 40 busybox sh -c", "for i in $(seq 30); do sleep 0 & done; wait").ok
+    with sk.case("--ulimit of the same: the smaller one"):
+        eq(sk("run --rm --limits best-effort --pids-limit 30 --ulimit nproc=9:9 busybox sh -c", "grep processes /proc/self/limits").ok.out.split()[2:4], ["9", "9"])
+        eq(sk("run --rm --limits best-effort --pids-limit 9 --ulimit nproc=30:40 busybox sh -c", "grep processes /proc/self/limits").ok.out.split()[2:4], ["9", "9"])
     with sk.case("processors"):
         sk("run --rm --limits best-effort --cpuset-cpus 0 busybox sh -c", "grep Cpus_allowed_list /proc/self/status").says("Cpus_allowed_list:\t0")
         n = len(os.sched_getaffinity(0))
@@ -726,6 +730,18 @@ def test_cgroup_v1(sk):
             eq(get(at("freezer", leaf + "/freezer.state")), "FROZEN")
             sk("unpause cc").ok
             eq(get(at("freezer", leaf + "/freezer.state")), "THAWED")
+        with sk.case("a paused one can be killed"):
+            sk.up("pp", "sleep 1000", "--memory", "64m")
+            sk("pause pp").ok
+            sk("kill pp").ok
+            sk.becomes("pp", "{{.State.Status}}", "exited")
+            sk("start pp").ok
+            sk("pause pp").ok
+            sk("rm -f pp").ok
+        with sk.case("the processors of the directories above stay"):
+            put(at("cpuset", "cpuset.cpus"), "0")
+            sk("run --rm --cpuset-cpus 0 busybox true").ok
+            eq(get(at("cpuset", "cpuset.cpus")), "0")
         with sk.case("update, up and down"):
             for memory, swap in ("200m", "300m"), ("48m", "60m"):
                 sk("update --memory %s --memory-swap %s --pids-limit 44 cc" % (memory, swap)).ok
