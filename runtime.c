@@ -18103,12 +18103,14 @@ static char *ssh_agent_begin(struct build *b, const char *id, const struct strv 
 /* What --ssh ID[=SOCKET|KEY[,KEY]] give: an agent's socket for each id, in b->ssh. */
 static int build_ssh(struct build *b, struct err *e) {
     AUTO_STRV given = { 0 };
+    const char *mine = getenv("SSH_AUTH_SOCK");
+    AUTO_FREE char *caller = mine ? str_dup(mine) : NULL;
     cli_list(b->cli, "ssh", &given);
     for (size_t i = 0; i < given.n; i++) {
         AUTO_STRV paths = { 0 };
         char *id = given.v[i], *eq = strchr(id, '=');
         if (eq) *eq++ = 0;
-        const char *path = eq ? eq : getenv("SSH_AUTH_SOCK");
+        const char *path = eq ? eq : caller;
         struct stat st = { 0 };
         if (str_empty(path)) return err_set(e, 0, "--ssh %s: SSH_AUTH_SOCK is not set", id);
         strv_split(&paths, path, ',');
@@ -18851,7 +18853,8 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     return 0;
 }
 
-static int git_run(const char *dir, char *const more[], struct err *e) {
+/* ret: what it says, NULL: not asked for. */
+static int git_run(const char *dir, char *const more[], struct buf *ret, struct err *e) {
     AUTO_STRV args = { 0 };
     AUTO_BUF out = { 0 };
     static const char *const FIXED[] = {
@@ -18864,7 +18867,38 @@ static int git_run(const char *dir, char *const more[], struct err *e) {
     int rc = proc_run(args.v, NULL, &out, e);
     if (rc == 127) return err_set(e, 0, "a Git context needs the program git on this host");
     AUTO_FREE char *said = str_printable(out.p ? out.p : "");
-    return rc ? rc < 0 ? -1 : err_set(e, 0, "git: %.400s", said) : 0;
+    if (rc) return rc < 0 ? -1 : err_set(e, 0, "git: %.400s", said);
+    if (ret) buf_add(ret, out.p ? out.p : "", out.n);
+    return 0;
+}
+
+/* The submodules of a checkout, and theirs. A repository may name files of this host only where it
+ * comes from there itself. */
+static int git_modules(const char *dir, bool local, int depth, struct err *e) {
+    char *update[] = { "submodule", "update", "-q", "--init", "--depth", "1", NULL };
+    char *list[] = { "submodule", "-q", "foreach", "printf '%s\\n' \"$sm_path\"", NULL };
+    char *origin[] = { "config", "--get", "remote.origin.url", NULL };
+    AUTO_FREE char *file = str_fmt("%s/.gitmodules", dir);
+    AUTO_BUF names = { 0 };
+    AUTO_STRV paths = { 0 };
+    if (faccessat(AT_FDCWD, file, F_OK, AT_SYMLINK_NOFOLLOW)) return 0;
+    if (depth == 16) return err_set(e, ELOOP, "submodules");
+    bool allow = local && !getenv("GIT_ALLOW_PROTOCOL");
+    if (allow) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
+    int rc = git_run(dir, update, NULL, e) || git_run(dir, list, &names, e) ? -1 : 0;
+    if (allow) unsetenv("GIT_ALLOW_PROTOCOL"); /* not for the next one */
+    if (rc) return err_wrap(e, "submodules");
+    strv_split(&paths, names.p, '\n');
+    for (size_t i = 0; i < paths.n && !rc; i++) {
+        AUTO_BUF url = { 0 };
+        if (!*paths.v[i]) continue;
+        AUTO_FREE char *below = str_fmt("%s/%s", dir, paths.v[i]);
+        rc = git_run(below, origin, &url, e) ||
+                     git_modules(below, str_prefix(url.p, "file://"), depth + 1, e)
+                 ? -1
+                 : 0;
+    }
+    return rc;
 }
 
 /* Takes Git's own files away, those of submodules too. */
@@ -18943,24 +18977,14 @@ static int git_context(const struct store *s, const char *where, bool keep_git, 
     char *origin[] = { "remote", "add", "--", "origin", url, NULL };
     char *fetch[] = { "fetch", "-q", "--depth", "1", "origin", *ref ? ref : "HEAD", NULL };
     char *checkout[] = { "checkout", "-q", "--detach", "FETCH_HEAD", "--", NULL };
-    char *modules[] = {
-        "submodule", "update", "-q", "--init", "--recursive", "--depth", "1", NULL
-    };
-    if (git_run(dir, init, e) || git_run(dir, origin, e) || git_run(dir, fetch, e) ||
-        git_run(dir, checkout, e))
+    if (git_run(dir, init, NULL, e) || git_run(dir, origin, NULL, e) ||
+        git_run(dir, fetch, NULL, e) || git_run(dir, checkout, NULL, e) ||
+        git_modules(dir, str_prefix(url, "file://"), 0, e))
         return err_wrap(e, "%.200s", where);
     AUTO_FD top = dir_open(s->dir, *ret_tmp, e);
     if (top < 0) return -1;
-    bool inner = !faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW);
-    if (inner) {
-        /* a repository may name files of this host only where it comes from there itself */
-        bool own = str_prefix(url, "file://") && !getenv("GIT_ALLOW_PROTOCOL");
-        if (own) setenv("GIT_ALLOW_PROTOCOL", "file:http:https:ssh:git", 1);
-        int rc = git_run(dir, modules, e);
-        if (own) unsetenv("GIT_ALLOW_PROTOCOL"); /* not for the next one */
-        if (rc) return err_wrap(e, "%.200s: submodules", where);
-    }
-    if (!keep_git && inner) git_strip(top, ".", 0);
+    if (!keep_git && !faccessat(top, ".gitmodules", F_OK, AT_SYMLINK_NOFOLLOW))
+        git_strip(top, ".", 0);
     else if (!keep_git) tree_remove(top, ".git");
     /* a subdirectory that is a link could lead anywhere */
     int fd = sys_openat2(top, sub && sub[1] ? sub + 1 + strspn(sub + 1, "/") : ".",
@@ -25116,8 +25140,10 @@ struct oci_mounts {
 
 /* Detaches what is mounted at dest, without a path that the container could turn elsewhere. */
 static int oci_umount(int root, const char *dest, struct err *e) {
-    const char *name = strrchr(dest, '/') + 1;
-    AUTO_FREE char *parent = str_fmt("./%.*s", (int)(name - dest), dest);
+    AUTO_FREE char *clean = path_clean(dest);
+    const char *slash = strrchr(clean, '/'), *name = slash ? slash + 1 : clean;
+    AUTO_FREE char *parent = str_fmt("./%.*s", (int)(name - clean), clean);
+    if (!*clean) return err_set(e, 0, "unmount %s: it is the container's root", dest);
     AUTO_FD dir =
         sys_openat2(root, parent, O_PATH | O_DIRECTORY, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     return dir < 0 || fchdir(dir) || umount2(name, MNT_DETACH | UMOUNT_NOFOLLOW)

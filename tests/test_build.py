@@ -1647,6 +1647,19 @@ def test_git_context(sk):
             sub("commit", "-qm", "first")
         t = check(sk, "FROM scratch\nADD file://%s/m2/.git /o\n" % sk.dir, {"o/own": "644 0:0 m2", "o/in/own": "644 0:0 m1", "o/in/in/sub/f": "644 0:0 three"}).tree
         eq([n for n in t if n.endswith("/.git")], [])
+    with sk.case("a repository's permission to name files of the host is not another one's"):
+        sub = lambda *argv: tool("git", "-C", sk.dir + "/evil", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always", *argv)
+        tool("git", "init", "-q", sk.folder("evil"))
+        sub("submodule", "-q", "add", "file://%s/repo" % sk.dir, "in")
+        sub("commit", "-qm", "first")
+        p = subprocess.Popen(["git", "daemon", "--reuseaddr", "--export-all", "--base-path=" + sk.dir, "--listen=127.0.0.1", "--port=%d" % (20000 + os.getpid() % 20000), sk.dir + "/evil"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            remote = "git://127.0.0.1:%d/evil/.git" % (20000 + os.getpid() % 20000)
+            lib.until(lambda: subprocess.run(["git", "ls-remote", remote], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0, "the daemon answers")
+            build(sk, "FROM scratch\nADD file://%s/m2/.git /o\nADD %s /e\n" % (sk.dir, remote)).exits(1, "submodules: .*file.* not allowed")
+        finally:
+            p.kill()
+            p.wait()
     with sk.case("nothing of it stays"):
         eq(os.listdir(sk.root + "/tmp"), [])
 
