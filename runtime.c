@@ -17688,12 +17688,6 @@ static int build_dir(const struct build *b, const char *name, struct err *e) {
         const char *s = json_string_value(v);
         if (strncmp(s, name, n) || s[n] != '=' || str_prefix(s + n + 1, "docker-image://"))
             continue;
-        if (strstr(s + n + 1, "://") || git_is(s + n + 1))
-            return err_set(e, 0,
-                           "--build-context %s: only directories and docker-image:// are supported "
-                           "yet: clone or unpack it first",
-                           s),
-                   -2;
         int fd = open(s + n + 1, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         return fd < 0 ? (err_set(e, errno, "--build-context %s", s), -2) : fd;
     }
@@ -24147,6 +24141,54 @@ static int build_finish(struct build *b, struct bstage *st, struct err *e) {
     return rc;
 }
 
+/* One of --build-context that has to be fetched: a Git repository or an archive (then a directory
+ * of tmp/ takes its place), or an image of an OCI layout. NULL: an error. Caller frees. */
+static char *build_context_fetch(struct build *b, const char *from, char **ret_tmp, struct err *e) {
+    if (str_prefix(from, "oci-layout://")) { /* oci-layout://DIR[:TAG] */
+        char digest[DIGEST_LEN + 1];
+        digest_of(from, strlen(from), digest);
+        AUTO_FREE char *as = str_fmt("localhost/loaded:%.16s", digest + 7),
+                       *where = str_fmt("oci:%s", from + strlen("oci-layout://"));
+        return image_from_transport(b->s, where, as, true, e) ? NULL
+                                                              : str_fmt("docker-image://%s", as);
+    }
+    struct build one = { .s = b->s, .cli = b->cli, .ctx = -1 };
+    AUTO_BUF text = { 0 };
+    char link[40], path[PATH_MAX];
+    ssize_t n = -1;
+    git_auth(b, from);
+    if (!git_is(from)) {
+        if (http_context(&one, from, ret_tmp, &text, e)) return NULL;
+        if (!*ret_tmp) return err_set(e, 0, "this is no archive"), NULL;
+    } else one.ctx = git_context(b->s, from, false, ret_tmp, e);
+    if (one.ctx < 0) return NULL;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", one.ctx);
+    n = readlink(link, path, sizeof path - 1);
+    close(one.ctx);
+    if (n <= 0) return err_set(e, errno, "where it was put"), NULL;
+    path[n] = 0;
+    return str_dup(path);
+}
+
+/* Fetches what --build-context names elsewhere. tmps: what is to be removed afterwards. */
+static int build_contexts(struct build *b, struct strv *tmps, struct err *e) {
+    json_t *list = js_get(b->cli->opts, "build-context"), *v;
+    size_t i;
+    json_array_foreach (list, i, v) {
+        const char *text = json_string_value(v), *from = strchr(text, '=');
+        if (!from++) return err_set(e, 0, "--build-context %.200s: expected NAME=VALUE", text);
+        if (str_prefix(from, "docker-image://") || (!strstr(from, "://") && !git_is(from)))
+            continue;
+        char *tmp = NULL;
+        AUTO_FREE char *to = build_context_fetch(b, from, &tmp, e);
+        if (tmp) strv_take(tmps, tmp);
+        if (!to) return err_wrap(e, "--build-context %.200s", text);
+        AUTO_FREE char *now = str_fmt("%.*s=%s", (int)(from - 1 - text), text, to);
+        json_array_set_new(list, i, js_text(now));
+    }
+    return 0;
+}
+
 /* What can be told of the options before anything is read or run. */
 static int build_options(struct build *b, struct err *e) {
     AUTO_STRV secrets = { 0 }, outputs = { 0 }, caches = { 0 };
@@ -24196,6 +24238,7 @@ static int cmd_build(struct cli *c, struct err *e) {
     cli_list(c, "tag", &tags);
     for (size_t i = 0; i < tags.n; i++)
         if (ref_parse(tags.v[i], &r, e)) return -1;
+    AUTO_STRV named = { 0 };
     if (build_options(&b, e) || !(b.s = cli_store(c, e))) return -1;
     b.quiet = cli_flag(c, "quiet") || str_eq(progress, "quiet");
     b.no_cache = cli_flag(c, "no-cache");
@@ -24207,7 +24250,8 @@ static int cmd_build(struct cli *c, struct err *e) {
     cli_list(c, "cache-from", &caches);
     for (size_t i = 0; i < caches.n && !b.no_cache; i++) cache_import(&b, caches.v[i]);
     if (cli_has(c, "cache-to")) b.records = json_object();
-    int rc = build_context(&b, c->args[0], &tmp, &text, e);
+    int rc =
+        build_contexts(&b, &named, e) || build_context(&b, c->args[0], &tmp, &text, e) ? -1 : 0;
     if (!rc && (!text.p || dockerfile_parse(text.p, &b.df, e)))
         rc = text.p ? err_wrap(e, "%s: parse error",
                                cli_text(c, "file") ? cli_text(c, "file") : "Dockerfile")
@@ -24216,6 +24260,7 @@ static int cmd_build(struct cli *c, struct err *e) {
     if (!rc) rc = build_finish(&b, st, e);
     build_done(&b);
     if (tmp) tree_remove(b.s->dir, tmp);
+    for (size_t i = 0; i < named.n; i++) tree_remove(b.s->dir, named.v[i]);
     fd_closep(&gc);
     if (b.killed) image_collect(b.s, false);
     e->status = 1; /* the code of a command in a step is not the build's */

@@ -1171,9 +1171,27 @@ def test_names_of_stages(sk):
         c = context(sk, {"own": "X"}, "FROM busybox AS one\nRUN exit 1\nFROM scratch\nCOPY --from=one /bin/busybox /o\n")
         sk("build -q -t t --build-context one=docker-image://busybox", c).ok
         true("o" in result(sk).tree, "the image's file")
-        for kind in "oci-layout://x:y", "https://127.0.0.1:1/x.git":
+        for kind in "oci-layout://x:y", "https://127.0.0.1:1/x.git", "http://127.0.0.1:1/x.tar":
             for use in "FROM nb", "FROM scratch\nCOPY --from=nb / /":
-                build(sk, use + "\n", "--build-context", "nb=" + kind).exits(1, "supported")
+                build(sk, use + "\n", "--build-context", "nb=" + kind).exits(1, "build-context nb=")
+        build(sk, "FROM scratch\n", "--build-context", "nothing").exits(1, "NAME=VALUE")
+    with sk.case("a build context of an OCI layout"):
+        sk("build -q -t lay", context(sk, {"f": "of the layout"}, "FROM busybox\nCOPY f /f\n")).ok
+        tool("tar", "-x", "-C", sk.folder("layout"), input=sk("build -q --output type=oci,dest=- ", context(sk, {"f": "of the layout"}, "FROM busybox\nCOPY f /f\n")).ok.raw, stdin=None)
+        tag = json.load(open(sk.dir + "/layout/index.json"))["manifests"][0].get("annotations", {}).get("org.opencontainers.image.ref.name")
+        where = "nb=oci-layout://%s/layout%s" % (sk.dir, ":" + tag if tag else "")
+        check(sk, "FROM nb\nRUN cp /f /g\n", {"f": "644 0:0 of the layout", "g": "644 0:0 of the layout"}, "--build-context", where)
+        check(sk, "FROM scratch\nCOPY --from=nb /f /h\n", {"h": "644 0:0 of the layout"}, "--build-context", where)
+    with sk.case("a build context of Git and of an archive"):
+        git = lambda *argv: tool("git", "-C", sk.folder("grepo"), "-c", "user.name=t", "-c", "user.email=t@example.org", *argv)
+        git("init", "-q")
+        sk.file("grepo/sub/f", "of git")
+        git("add", ".")
+        git("commit", "-qm", "first")
+        web = Web({"/c.tar.xz": lzma.compress(packed("", [entry("a/"), entry("a/f", "of the web")]))})
+        check(sk, "FROM scratch\nCOPY --from=g /f /g\nCOPY --from=w /a/f /w\n", {"g": "644 0:0 of git", "w": "644 0:0 of the web"},
+              "--build-context", "g=file://%s/grepo/.git#:sub" % sk.dir, "--build-context", "w=%s/c.tar.xz" % web.url)
+        eq(os.listdir(sk.root + "/tmp"), [])
     with sk.case("escaped blanks in the names of ENV"):
         check(sk, "FROM busybox\nENV a\\ b=c d=e\nRUN echo $d > /o\n", {"o": "644 0:0 e\n"})
         true("a b=c" in config(sk)["Env"], config(sk)["Env"])
