@@ -24788,7 +24788,9 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     l->wait_start = true;
     l->die_with_parent = !o->detach; /* who waits may be killed, as Slurm does: nothing stays */
     if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e)) {
-        cgroup_remove(&l->cgroup);
+        AUTO_STRV made = { 0 }; /* others may be in them: only what is empty goes */
+        if (l->cgroup.path) cgroup_dirs(&l->cgroup, &made);
+        for (size_t i = 0; i < made.n; i++) rmdir(made.v[i]);
         return oci_forget(o->id), -1;
     }
     js_sets(s, "cgroup", l->cgroup.path);
