@@ -512,7 +512,8 @@ static void fuzz_ignore(const u8 *data, size_t n) {
     g.file = data;
     g.file_n = cut_at(data, n, "\n\n", &rest, &rest_n);
     AUTO_STRV patterns = { 0 }, paths = { 0 };
-    ignore_load(g.dir, "/FUZZ", &patterns);
+    struct err e;
+    if (ignore_load(g.dir, "/FUZZ", &patterns, &e) && !e.msg[0]) abort();
     AUTO_FREE char *text = text_of(rest, rest_n);
     strv_split(&paths, text, '\n');
     for (size_t i = 0; i < paths.n; i++) {
@@ -559,7 +560,7 @@ static void fuzz_proc(const u8 *data, size_t n) {
         cgroup_enable("/FUZZ");
         pid_t *pids = NULL;
         size_t count = 0;
-        oci_pids_of("/FUZZ", &pids, &count);
+        cgroup_pids("/FUZZ", &pids, &count);
         free(pids);
         break;
     }
