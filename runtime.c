@@ -7866,6 +7866,12 @@ static int cgroup_apply_v1(const struct cgroup *c, const json_t *res, struct err
         cgroup_setf(c, "blkio.weight", &ignored, "%" PRId64, n) &&
         cgroup_setf(c, "blkio.bfq.weight", e, "%" PRId64, n))
         return -1;
+    json_array_foreach (js_get(io, "weightDevice"), i, v)
+        if (cgroup_setf(c, "blkio.weight_device", e, "%" PRId64 ":%" PRId64 " %" PRId64,
+                        js_int(v, "major", 0), js_int(v, "minor", 0), js_int(v, "weight", 0)))
+            return -1;
+    if (json_object_size(js_get(res, "rdma")))
+        return err_set(e, 0, "/linux/resources/rdma: not supported with cgroup v1");
     for (size_t k = 0; k < ARRAY_LEN(THROTTLE); k++)
         json_array_foreach (js_get(io, THROTTLE[k].oci), i, v)
             if (cgroup_setf(c, THROTTLE[k].file, e, "%" PRId64 ":%" PRId64 " %" PRId64,
@@ -8278,7 +8284,8 @@ static int cgroup_place_v1(const char *path, const json_t *res, struct cgroup *c
     cgroup_done(c);
     return err_set(e, first_no,
                    "make cgroup %s: limits need one that is yours: an administrator can make it "
-                   "('mkdir %s/%s; chown -R %s %s/%s') and start your session in it",
+                   "('mkdir %s/%s; chown -R %s %s/%s') and start your session in it; or "
+                   "--limits=best-effort",
                    first ? first : "", above ? above : "", host_user(), host_user(),
                    above ? above : "", host_user());
 }
@@ -12913,9 +12920,8 @@ static void super_accept(struct super *s) {
 
 /* Freezes or thaws by the cgroup, or by a signal to every process where there is none. */
 static int super_freeze(struct super *s, bool freeze, struct err *e) {
-    if (s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup))
-        return cgroup_freeze(&s->l.cgroup, freeze, e);
     if (s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, e)) return 0;
+    if (s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup)) return -1; /* v1 may lack the freezer */
     pid_t *pids;
     size_t n = ctr_pids(s->l.pid, &pids);
     if (!n) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
@@ -13115,7 +13121,8 @@ static void health_start(struct super *s) {
     launch_done(&l);
 }
 
-/* ---- 21.5 life ---- */
+/* ---- 21.5 limits without a cgroup ---- */
+enum { LIMITS_WATCH_MS = 200 };
 
 /* The processors of a limit without a cgroup: those that it names, or the first so many of ours. */
 static bool limits_affinity(const json_t *cpu, cpu_set_t *ret) {
@@ -13218,6 +13225,8 @@ static u64 limits_memory(pid_t of) {
     return sum;
 }
 
+/* ---- 21.6 life ---- */
+
 /* Starts the container's process. */
 static int super_launch(struct super *s, struct err *e) {
     struct ctr *c = s->c;
@@ -13288,8 +13297,6 @@ static void super_reap(struct super *s) {
         else if (pid == s->l.server) s->l.server = 0;
     }
 }
-
-enum { LIMITS_WATCH_MS = 200 };
 
 /* The next timer, as a poll timeout. */
 static int super_timeout(const struct super *s) {
@@ -17567,6 +17574,11 @@ static void *build_feed(void *arg) {
     return NULL;
 }
 
+/* The container that the stage's steps run in, where there is one already, is to get this layer. */
+static void build_pend(struct bstage *st, const char *diff) {
+    if (st->open) strv_add(&st->pending, diff), st->stale = true;
+}
+
 static int build_layer(struct build *b, struct bstage *st, bool alone,
                        int (*feed)(struct laying *l, void *arg, struct err *e), void *arg,
                        struct err *e) {
@@ -17604,7 +17616,7 @@ static int build_layer(struct build *b, struct bstage *st, bool alone,
     }
     if (rc) return -1;
     build_layered(b, st, desc, diff);
-    if (st->open) strv_add(&st->pending, diff), st->stale = true;
+    build_pend(st, diff);
     return 0;
 }
 
@@ -17645,17 +17657,6 @@ static int build_who(struct build *b, struct bstage *st, const char *spec, struc
 }
 
 /* ---- 25.9 RUN ---- */
-
-/* Is this a Git repository's address, as Docker tells it? */
-static bool git_is(const char *where) {
-    size_t n = strcspn(where, "#");
-    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
-    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
-           str_prefix(where, "ssh://") ||
-           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
-             str_prefix(where, "file://")) &&
-            suffix);
-}
 
 /* Does --build-context give something this name? */
 static bool build_named(const struct build *b, const char *name) {
@@ -18482,7 +18483,7 @@ struct copying {
         stamp[HEX_LEN + 1]; /* of what it reads, and of the files themselves */
 };
 
-/* Expands the patterns of a COPY against the source; every pattern must match something. */
+/* Expands a pattern of a COPY against the source: wild, there was one in what is done of it. */
 static int copy_glob_dir(const struct copy_src *c, int dir, const char *path, const char *pat,
                          bool wild, struct strv *ret, int depth) {
     const char *slash = strchr(pat, '/');
@@ -18847,6 +18848,17 @@ static int copy_owner(struct copying *k, const char *chown, struct err *e) {
     return 0;
 }
 
+/* Is this a Git repository's address, as Docker tells it? */
+static bool git_is(const char *where) {
+    size_t n = strcspn(where, "#");
+    bool suffix = n > 4 && !strncmp(where + n - 4, ".git", 4);
+    return str_prefix(where, "git://") || str_prefix(where, "git@") ||
+           str_prefix(where, "ssh://") ||
+           ((str_prefix(where, "https://") || str_prefix(where, "http://") ||
+             str_prefix(where, "file://")) &&
+            suffix);
+}
+
 /* ret: what it says, NULL: not asked for. */
 static int git_run(const char *dir, char *const more[], struct buf *ret, struct err *e) {
     AUTO_STRV args = { 0 };
@@ -19117,7 +19129,7 @@ static int copy_take(struct copying *k, const char *chown, struct buf *reads, st
         build_say(b, "CACHED");
         build_take(st, record);
         idx_close(&st->x);
-        if (st->open) strv_add(&st->pending, js_str(record, "diff_id")), st->stale = true;
+        build_pend(st, js_str(record, "diff_id"));
         build_record_save(b, st->key, record);
         return 0;
     }

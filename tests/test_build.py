@@ -2255,7 +2255,6 @@ def test_cache_keys(sk):
                   {"d": "d755 0:0", "d/sub": "d755 0:0", "d/e": "644 0:0 new\nmore\n", "d/sub/g": "644 0:0 new\n", "d/f.txt": None}, files=F)
     with sk.case("files that change while they are copied are nobody's hit later"):
         c = context(sk, {"big": b"old" * 20000000}, "FROM scratch\nCOPY big /\n")
-        hits = 0
         for i in range(4):
             sk.file(os.path.basename(c) + "/big", b"old" * 20000000)
             p = sk.popen(["build", "-q", "-t", "x", c], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -2263,8 +2262,7 @@ def test_cache_keys(sk):
             sk.file(os.path.basename(c) + "/big", b"new" * 20000000)
             p.communicate(timeout=60)
             sk.file(os.path.basename(c) + "/big", b"old" * 20000000)
-            r = sk("build -t t", c).ok
-            hits += steps(r)[0]
+            sk("build -t t", c).ok
             eq(result(sk).tree["big"], "644 0:0 " + brief(b"old" * 20000000))
             sk("builder prune -f").ok
     with sk.case("bytes that are not UTF-8, in a script and in names of the Dockerfile"):
