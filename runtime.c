@@ -39,13 +39,14 @@
  *   layers/HEX.tree[-MAP]/     the same unpacked, where FUSE cannot be had; MAP = the id mapping
  *   cache/init/               the mount points of every container, the lowest layer of all
  *   merged/HEX.idx             one image, HEX = its chain-id; the same index format
- *   names/NAME                 symbolic link whose text is a container's id
+ *   names/NAME                 symbolic link whose text is a container's id, its 32 bytes in
+ *                              base64: it fits into an inode, where 64 digits take a block
  *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
  *   containers/ID/state.json   status, pid, exit code, times; none before the first start
  *   containers/ID/lock         flock held by the living supervisor
  *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
  *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
- *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to lower layers
+ *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to many layers
  *   containers/ID/rootfs/, laid       the whole tree, where there is no overlay; when it was made
  *   volumes/NAME/{meta.json,_data/}
  *   cache/                     compiled seccomp filters, build cache records; always safe to delete
@@ -760,7 +761,7 @@ static int fd_pwrite_all(int fd, const void *data, size_t n, u64 off) {
 /* Appends what fd gives, at most max bytes; EFBIG beyond. */
 static int fd_slurp(int fd, size_t max, struct buf *ret) {
     for (;;) {
-        buf_reserve(ret, 16384);
+        if (ret->cap < ret->n + 2) buf_reserve(ret, 16384);
         ssize_t k = read(fd, ret->p + ret->n, ret->cap - ret->n - 1);
         if (k < 0 && errno == EINTR) continue;
         if (k < 0) return -1;
@@ -781,7 +782,9 @@ static int file_read(int dir, const char *path, size_t max, struct buf *ret, str
     AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0) return err_set(e, errno, "open %s", path);
     struct stat st;
-    if (!fstat(fd, &st) && S_ISDIR(st.st_mode)) return err_set(e, EISDIR, "read %s", path);
+    if (fstat(fd, &st)) return err_set(e, errno, "stat %s", path);
+    if (S_ISDIR(st.st_mode)) return err_set(e, EISDIR, "read %s", path);
+    if (st.st_size > 0 && (u64)st.st_size <= max) buf_reserve(ret, (size_t)st.st_size + 2);
     if (fd_slurp(fd, max, ret)) return err_set(e, errno, "read %s (limit %zu bytes)", path, max);
     return 0;
 }
@@ -1389,7 +1392,9 @@ static void sha_of(const void *data, size_t n, u8 out[32]) {
 
 /* out holds 2*n+1 bytes */
 static char *hex_of(const u8 *b, size_t n, char *out) {
-    for (size_t i = 0; i < n; i++) sprintf(out + 2 * i, "%02x", b[i]);
+    for (size_t i = 0; i < 2 * n; i++)
+        out[i] = "0123456789abcdef"[b[i / 2] >> (i & 1 ? 0 : 4) & 15];
+    out[2 * n] = 0;
     return out;
 }
 
@@ -3021,6 +3026,33 @@ static int store_hold(const struct store *s, struct err *e) {
     return fd < 0 ? err_set(e, errno, "lock the store %s against collection", s->path) : fd;
 }
 
+/* A container's name (names/NAME): -1 and errno, EEXIST where somebody has it. */
+static int name_link(const char *id, int dir, const char *link) {
+    u8 raw[32];
+    AUTO_FREE char *text = hex_to(id, raw, sizeof raw) ? NULL : b64_encode(raw, sizeof raw);
+    return text ? symlinkat(text, dir, link) : (errno = EINVAL, -1);
+}
+
+/* Whose name it is; false and an empty id where it is nobody's. */
+static bool name_owner(int dir, const char *link, char id[HEX_LEN + 1]) {
+    enum { TEXT = 44 }; /* of 32 bytes */
+    char text[HEX_LEN + 1];
+    ssize_t n = readlinkat(dir, link, text, HEX_LEN);
+    u8 raw[32];
+    *id = 0;
+    if (n != TEXT && n != HEX_LEN) return false;
+    text[n] = 0;
+    if (n == HEX_LEN) { /* as skiff 0.1 wrote them */
+        if (hex_to(text, raw, sizeof raw)) return false;
+    } else {
+        AUTO_FREE char *bytes = strcspn(text, "=") == TEXT - 1 ? b64_decode(text) : NULL;
+        if (!bytes) return false;
+        memcpy(raw, bytes, sizeof raw);
+    }
+    hex_of(raw, sizeof raw, id);
+    return true;
+}
+
 /* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also
  * where another skiff is adding to the store (then that or a later call collects). all: what an
  * interrupted pull has left goes too. */
@@ -3049,8 +3081,8 @@ static u64 store_collect(const struct store *s, bool all) {
     }
     AUTO_DIR *names = dir_stream(s->dir, "names");
     while (names && (de = dir_next(names))) { /* of a create or rm that was killed */
-        char id[HEX_LEN + 1] = "";
-        if (readlinkat(dirfd(names), de->d_name, id, HEX_LEN) != HEX_LEN) continue;
+        char id[HEX_LEN + 1];
+        if (!name_owner(dirfd(names), de->d_name, id)) continue;
         AUTO_FREE char *home = str_fmt("containers/%s", id);
         if (faccessat(s->dir, home, F_OK, 0) && errno == ENOENT)
             unlinkat(dirfd(names), de->d_name, 0);
@@ -9249,7 +9281,8 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
  *   -> CONSOLE   pty master                keeps it
  *   -> HOOKS     the mounts are there      runs on_hooks, answers GO; then the child's own hooks
  *   -> LISTENER  seccomp's listener        hands it to on_listener at once: calls may wait for it
- *   -> READY     all is built              with wait_start: returns to its caller, who says START
+ *   -> READY     all is built; may bring   with wait_start: returns to its caller, who says START
+ *                the mount namespace
  *   <- START
  *   -> ERROR     struct err                the launch failed
  *   end of file after READY: executed. End of file before it: the child died.
@@ -9279,7 +9312,10 @@ struct launch {
     struct filter filter; /* owned */
     struct cgroup cgroup; /* owned */
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
-    bool wait_start, die_with_parent, volatile_upper;
+    bool wait_start, die_with_parent;
+    /* the writable layer goes with the container: it need not reach the disk, and `mounts` keeps
+     * the mounts, so that the end of the first process does not wait until they are taken down */
+    bool ephemeral;
     bool stubs; /* the mount points that every container has lie below the image (cache/init) */
     int root;   /* launch_join: where to chroot(2) to in the container's namespaces; -1: nowhere */
     int start_fd; /* with wait_start: START is a byte on this FIFO instead; owned; -1: none */
@@ -9300,6 +9336,7 @@ struct launch {
     /* results */
     pid_t pid;
     int pidfd, sync, console; /* owned; -1: none */
+    int mounts;               /* owned; the mount namespace, where it is ephemeral; -1: not kept */
     pid_t server;             /* the file server; 0: none */
 };
 
@@ -9311,6 +9348,7 @@ static void launch_init(struct launch *l) {
                           .pidfd = -1,
                           .sync = -1,
                           .console = -1,
+                          .mounts = -1,
                           .start_fd = -1 };
 }
 
@@ -9323,7 +9361,7 @@ static void launch_done(struct launch *l) {
     mem_freep(&l->nodes);
     for (size_t i = 0; l->sources && i < l->plan->nmounts; i++) fd_closep(&l->sources[i]);
     mem_freep(&l->sources);
-    fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console);
+    fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console), fd_closep(&l->mounts);
     if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x);
     l->ufs_open = false;
 }
@@ -9400,8 +9438,13 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         for (i64 i = js_int(p->spec, "skiff.rootfs.steps", 0); i-- > 0;)
             buf_addf(&data, "s%" PRId64 ":", i);
         if (!strcmp(p->driver, "overlay")) {
-            size_t n = json_array_size(js_path(p->spec, "skiff.rootfs.layers"));
-            for (size_t i = n; i-- > 0;) buf_addf(&data, "l/%zu%s", i, i ? ":" : "");
+            const json_t *lowers = js_path(p->spec, "skiff.rootfs.layers");
+            for (size_t i = json_array_size(lowers); i-- > 0;) {
+                const char *tree = json_string_value(json_array_get(lowers, i));
+                if (tree && str_prefix(tree, "../")) buf_adds(&data, tree);
+                else buf_addf(&data, "l/%zu", i);
+                if (i) buf_addc(&data, ':');
+            }
         } else {
             if (launch_ufs(at, false, sync, e)) return -1;
             buf_adds(&data, at);
@@ -9409,7 +9452,7 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         if (l->stubs && !access("../../cache/init", F_OK)) buf_adds(&data, ":../../cache/init");
         buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
         size_t plain = data.n;
-        if (l->volatile_upper) buf_adds(&data, ",volatile");
+        if (l->ephemeral) buf_adds(&data, ",volatile");
         if (mount("skiff", at, "overlay", 0, data.p) &&
             (data.p[plain] = 0, mount("skiff", at, "overlay", 0, data.p)))
             return err_set(e, errno, "mount overlay (%s)", data.p);
@@ -9844,7 +9887,7 @@ static int launch_become_root(const struct plan *p, struct err *e) {
 }
 
 /* A tmpfs with the files that are in memory, each by the number of its mount; -2: there are none.
- * It lies over the store's names/: a tree can only be cloned from a mount that is attached. */
+ * It lies over the store's locks/: a tree can only be cloned from a mount that is attached. */
 static int launch_texts(const struct plan *p, struct err *e) {
     AUTO_FD tmp = -1;
     for (size_t i = 0; i < p->nmounts; i++) {
@@ -9852,7 +9895,7 @@ static int launch_texts(const struct plan *p, struct err *e) {
         char name[24];
         if (!m->text) continue;
         if (tmp < 0) {
-            AUTO_FD on = open("../../names", O_PATH | O_DIRECTORY | O_CLOEXEC);
+            AUTO_FD on = open("../../locks", O_PATH | O_DIRECTORY | O_CLOEXEC);
             tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
             if (tmp < 0 || mnt_attach(tmp, on, e)) return -1;
         }
@@ -9892,7 +9935,7 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
     for (size_t i = 0; i < p->nmounts; i++)
         if (launch_mount(p, &p->mounts[i], launch_opened(l, i, texts), root, e))
             return err_wrap(e, "mount %s", p->mounts[i].dest);
-    launch_texts_detach(texts);
+    if (!(p->ns_new & CLONE_NEWNS)) launch_texts_detach(texts); /* else it goes with the old root */
     AUTO_FD cwd = mnt_target(root, p->cwd, MNT_DIR, e);
     if (cwd < 0) return err_wrap(e, "working directory");
     if (launch_dev(l, root, e)) return -1;
@@ -10183,7 +10226,7 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
     if (l->start_fd >= 0 && launch_find(p, &e))
         launch_fail(sync, &e); /* `create` reports it, not `start` */
     for (unsigned i = 3; i < keep; i++) fcntl((int)i, F_SETFD, 0);
-    if (launch_say(sync, MSG_READY, NULL, 0, &e)) launch_fail(sync, &e);
+    if (launch_say(sync, MSG_READY, &l->mounts, l->mounts >= 0, &e)) launch_fail(sync, &e);
     char start;
     if (l->start_fd >= 0)
         while (read(l->start_fd, &start, 1) != 1) continue;
@@ -10222,6 +10265,8 @@ __attribute__((noreturn)) static void launch_child(struct launch *l, int sync) {
         launch_fail(sync, &e);
     }
     if (p->ns_new & CLONE_NEWNET) launch_loopback();
+    if (l->ephemeral && p->ns_new & CLONE_NEWNS)
+        l->mounts = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
     umask(0);
     if (launch_mounts(l, sync, &slave, &e)) launch_fail(sync, &e);
     umask(022);
@@ -10260,7 +10305,7 @@ static int launch_server_writes(struct launch *l, int ns, const int dirs[2], str
     if (l->plan->ids.uids && setns(ns, CLONE_NEWUSER))
         return err_set(e, errno, "enter the container's user namespace");
     close(ns);
-    return rw_open(&l->u, dirs[0], dirs[1], l->volatile_upper, e);
+    return rw_open(&l->u, dirs[0], dirs[1], l->ephemeral, e);
 }
 
 /* Forks the file server. fds: the device, its clones; for a writable tree the user namespace. */
@@ -10313,8 +10358,10 @@ static int launch_wait(struct launch *l, struct err *e) {
                                 : err_set(e, 0, "nobody answers /linux/seccomp's listener");
         else if (msg[0] == MSG_HOOKS && l->on_hooks)
             rc = l->on_hooks(l, e) || launch_say(l->sync, MSG_GO, NULL, 0, e) ? -1 : 0;
-        else if (msg[0] == MSG_READY) ready = true;
-        else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid)
+        else if (msg[0] == MSG_READY) {
+            ready = true;
+            if (n == 1) l->mounts = fds[--n];
+        } else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid)
             memcpy(&l->pid, msg + 1, sizeof l->pid);
         else if (msg[0] == MSG_ERROR && k == (ssize_t)sizeof msg) {
             memcpy(e, msg + 1, sizeof *e);
@@ -12455,16 +12502,12 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
 
 /* By name, full id or unambiguous prefix. */
 static int ctr_find(const struct store *s, const char *what, struct ctr *ret, struct err *e) {
-    char id[HEX_LEN + 1] = "";
+    char id[HEX_LEN + 1];
     AUTO_FREE char *link = str_fmt("names/%s", what + (*what == '/'));
     AUTO_FREE char *shown = str_printable(what);
-    if (*what && !strchr(what + (*what == '/'), '/')) {
-        ssize_t k = readlinkat(s->dir, link, id, HEX_LEN);
-        if (k == HEX_LEN) {
-            id[k] = 0;
-            if (!ctr_open(s, id, ret, e)) return 0;
-        }
-    }
+    if (*what && !strchr(what + (*what == '/'), '/') && name_owner(s->dir, link, id) &&
+        !ctr_open(s, id, ret, e))
+        return 0;
     size_t n = strlen(what);
     *id = 0;
     if (n && n <= HEX_LEN && strspn(what, "0123456789abcdef") == n) {
@@ -12519,11 +12562,10 @@ static char *ctr_name_random(void) {
 /* Reserves a name for an id; EEXIST as an error that says who has it. */
 static int ctr_claim_name(const struct store *s, const char *name, const char *id, struct err *e) {
     AUTO_FREE char *link = str_fmt("names/%s", name);
-    for (int tries = 0; symlinkat(id, s->dir, link); tries++) {
-        char owner[HEX_LEN + 1] = "";
+    char owner[HEX_LEN + 1];
+    for (int tries = 0; name_link(id, s->dir, link); tries++) {
         if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
-        ssize_t k = readlinkat(s->dir, link, owner, HEX_LEN);
-        if (k > 0) owner[k] = 0;
+        name_owner(s->dir, link, owner);
         AUTO_FREE char *dir = str_fmt("containers/%s", owner),
                        *making = str_fmt("tmp/ctr-%s", owner);
         if (tries < 2 && faccessat(s->dir, dir, F_OK, 0) &&
@@ -12579,11 +12621,10 @@ static void ctr_hide_volumes(const struct ctr *c) {
 static int ctr_hide(const struct ctr *c, bool volumes, struct err *e) {
     AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
                    *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
-    char owner[HEX_LEN + 1] = "";
+    char owner[HEX_LEN + 1];
     if (renameat(c->s->dir, path, c->s->dir, gone))
         return err_set(e, errno, "remove container %.12s", c->id);
-    if (readlinkat(c->s->dir, link, owner, HEX_LEN) > 0 && !strcmp(owner, c->id))
-        unlinkat(c->s->dir, link, 0);
+    if (name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
     if (volumes) ctr_hide_volumes(c);
     ctr_event(c, "destroy", NULL);
     return 0;
@@ -12595,12 +12636,11 @@ static void ctr_purge(const struct ctr *c, bool volumes) {
     struct err ignored;
     AUTO_FREE char *gone = str_fmt("tmp/gone-%s", c->id);
     struct ctr_removal x = { c, gone, volumes };
-    if (!plan_parse(c->config, &p, &ignored)) {
-        /* with one id, or none, all files are ours */
-        if (p.ids.uids && !idmap_single(&p.ids))
-            launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
-        plan_done(&p);
-    }
+    /* most are the user's own; directories of other ids want their user namespace */
+    if (!ctr_remove_files(&x) || plan_parse(c->config, &p, &ignored)) return;
+    if (p.ids.uids && !idmap_single(&p.ids))
+        launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
+    plan_done(&p);
     ctr_remove_files(&x);
 }
 
@@ -12786,6 +12826,7 @@ struct super {
     u64 watch_memory;     /* bytes beyond which all is killed, where no cgroup does it; 0: none */
     i64 watch_ms;         /* when to look next */
     bool oom;             /* they were */
+    int mounts;           /* of the ended container, where its end is told first; owned; -1 */
     char note[512];       /* what the user is to know of the start; "": nothing */
     int code;
     i64 started_ms;
@@ -13234,7 +13275,7 @@ static int super_launch(struct super *s, struct err *e) {
     bool tty = s->plan.terminal, open_in = js_bool(c->config, "skiff.openStdin");
     ctr_launch_init(c, &s->plan, &s->l);
     s->l.die_with_parent = true;
-    s->l.volatile_upper = js_bool(c->config, "skiff.autoRemove");
+    s->l.ephemeral = js_bool(c->config, "skiff.autoRemove");
     s->exited = false;
     s->close_in = false;
     if (!tty) {
@@ -13416,6 +13457,7 @@ static void super_finish(struct super *s) {
     if (s->health.have) plan_done(&s->health.plan);
     s->health.have = false;
     cgroup_remove(&s->l.cgroup);
+    s->mounts = fd_steal(&s->l.mounts);
     launch_done(&s->l);
     js_sets(c->state, "status", "exited");
     js_seti(c->state, "pid", 0);
@@ -13457,9 +13499,10 @@ static int super_listen(struct super *s, struct err *e) {
     return bad ? err_set(e, errno, "make the supervisor's socket") : 0;
 }
 
-/* What `update` may have changed meanwhile. */
+/* What `update` may have changed meanwhile; a container that goes has no restart policy. */
 static void super_reread(struct super *s) {
     struct err ignored;
+    if (js_bool(s->c->config, "skiff.autoRemove")) return;
     AUTO_JSON *now = js_load(s->c->dir, "config.json", &ignored);
     json_t *policy = js_path(now, "skiff.restart"), *limits = js_path(now, "linux.resources");
     if (policy) json_object_set(js_sub(s->c->config, "skiff"), "restart", policy);
@@ -13471,7 +13514,9 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     struct super *s = mem_new(sizeof *s);
     struct err e = { 0 };
     sigset_t set;
-    *s = (struct super){ .c = c, .lock = lock, .listen = -1, .out = { -1, -1 }, .in = -1 };
+    *s = (struct super){
+        .c = c, .lock = lock, .listen = -1, .out = { -1, -1 }, .in = -1, .mounts = -1
+    };
     for (size_t i = 0; i < SUPER_CLIENTS; i++) s->client[i].fd = -1;
     launch_init(&s->l);
     prctl(PR_SET_NAME, "skiff-super");
@@ -13538,6 +13583,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, true, &e);
     close(s->lock);
     super_tell_exit(s);
+    fd_closep(&s->mounts);
     if (hidden) { /* nobody waits for the files to go */
         sigset_t none;
         sigemptyset(&none);
@@ -15242,6 +15288,9 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
     json_t *r = js_sub(m->sk, "rootfs");
     bool layers = !strcmp(m->driver, "overlay"), server = !strcmp(m->driver, "fuse"),
          overlay = layers || !strcmp(m->driver, "overlay-fuse");
+    /* mount(2) takes one page of options: many layers, and names of any kind, are linked */
+    enum { NAMED = 32 };
+    bool named = m->image.manifest && (m->image.diff_ids.n <= NAMED || m->image.diff_ids.n > 200);
     const struct {
         const char *name;
         mode_t mode;
@@ -15250,7 +15299,7 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
         { "rootfs", 0755, !overlay && !server },
         { "upper", 0755, overlay || server },
         { "work", 0700, overlay || server },
-        { "l", 0700, layers },
+        { "l", 0700, layers && !named },
     };
     for (size_t i = 0; i < ARRAY_LEN(DIRS); i++)
         if (DIRS[i].wanted && mkdirat(m->c.dir, DIRS[i].name, DIRS[i].mode))
@@ -15280,8 +15329,8 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
             if (image_tree(m->s, kind, hex, &m->ids, tree, e)) return -1;
             AUTO_FREE char *to = str_fmt("../../../%s", tree);
             snprintf(link, sizeof link, "l/%zu", lowers++);
-            if (symlinkat(to, m->c.dir, link)) return err_set(e, errno, "link a layer");
-            js_push(js_suba(r, "layers"), tree);
+            if (!named && symlinkat(to, m->c.dir, link)) return err_set(e, errno, "link a layer");
+            js_push(js_suba(r, "layers"), named ? to + 3 : link);
         }
     } else if (!strcmp(m->driver, "copy")) {
         struct copy_want w = { m };
@@ -18273,7 +18322,7 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     if (pipe2(out, O_CLOEXEC)) return plan_done(&p), err_set(e, errno, "pipe");
     ctr_launch_init(&st->m.c, &p, &l);
     l.stdio[1] = l.stdio[2] = out[1];
-    l.die_with_parent = l.volatile_upper = true;
+    l.die_with_parent = l.ephemeral = true;
     i64 began = time_mono_ms();
     fflush(NULL);
     int rc = launch_begin(&l, e) || launch_wait(&l, e) ? -1 : 0, status = 0;
