@@ -4938,6 +4938,8 @@ struct ufs {
     struct rw *rw;  /* owned: the writable tree; NULL: read-only */
     bool writeback; /* the kernel gathers writes; a full disk is then told at close or fsync */
     u32 *lookups;   /* with rw, owned: how often the kernel was told of each inode of the index */
+    u32 *listed;    /* with writeback, owned: bits, directories whose listing the kernel keeps */
+    u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
 };
 
 struct ufs_thread {
@@ -5016,6 +5018,38 @@ static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode 
     ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
+/* Where the kernel gathers writes, each close of a file makes it forget the file's blocks, written
+ * to or not (fuse_flush), and each stat(2) that follows is a GETATTR. A listing with attributes
+ * brings those of a whole directory in one answer, but a kept listing asks for nothing. So once
+ * some files were asked for, all kept listings are dropped: each was paid for with a request far
+ * dearer than its end, and a walk over the tree asks for the rest by directories. */
+static void ufs_listed(struct ufs *u, u32 ino) {
+    if (!u->listed || ino >= u->x.head->inodes) return;
+    u32 bit = 1u << ino % 32;
+    if (!(__atomic_fetch_or(&u->listed[ino / 32], bit, __ATOMIC_RELAXED) & bit))
+        __atomic_fetch_add(&u->nlisted, 1, __ATOMIC_RELAXED);
+}
+
+static void ufs_asked(struct ufs_thread *t) {
+    struct ufs *u = t->u;
+    u32 n = __atomic_add_fetch(&u->asked, 1, __ATOMIC_RELAXED);
+    if (n < 64 || n < __atomic_load_n(&u->nlisted, __ATOMIC_RELAXED) / 16 ||
+        !__atomic_compare_exchange_n(&u->asked, &n, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        return;
+    __atomic_store_n(&u->nlisted, 0, __ATOMIC_RELAXED);
+    for (u32 at = 0; at <= u->x.head->inodes / 32; at++) {
+        u32 bits = u->listed[at] ? __atomic_exchange_n(&u->listed[at], 0, __ATOMIC_RELAXED) : 0;
+        for (; bits; bits &= bits - 1) {
+            struct {
+                struct fuse_out_header h;
+                struct fuse_notify_inval_inode_out i;
+            } drop = { { sizeof drop, FUSE_NOTIFY_INVAL_INODE, 0 },
+                       { at * 32ull + (u32)__builtin_ctz(bits) + 1, 0, 0 } };
+            (void)!write(t->fd, &drop, sizeof drop); /* ENOENT: it has forgotten the directory */
+        }
+    }
+}
+
 static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct fuse_read_in *r,
                         bool plus) {
     const struct ufs *u = t->u;
@@ -5023,6 +5057,7 @@ static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct 
     u32 n, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
     const struct idx_dirent *d = idx_dir(&u->x, dir, &n);
     size_t used = 0, head = plus ? FUSE_NAME_OFFSET_DIRENTPLUS : FUSE_NAME_OFFSET;
+    ufs_listed(t->u, ino);
     for (u64 off = r->offset; off < n + 2ull; off++) {
         const char *name = off == 0 ? "." : "..";
         size_t len = off == 0 ? 1 : 2;
@@ -6199,6 +6234,7 @@ static int rw_readdir(struct ufs_thread *t, struct rw_node *d, const struct fuse
     u32 n = 0, max = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
     u64 off = r->offset;
     if (rw_load(w, d)) return -1;
+    ufs_listed(t->u, d->lower);
     const struct idx_dirent *l = d->lower == NO_INODE ? NULL : idx_dir(x, &x->inodes[d->lower], &n);
     for (; off < n + 2ull; off++) {
         struct rw_node *c = off == 0 ? d : d->parent ? d->parent : d;
@@ -6702,6 +6738,7 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     u->writeback =
         !fstatvfs(upper, &v) && /* a full disk must be said to the write, not the close */
         v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB;
+    if (u->writeback) u->listed = mem_new((u->x.head->inodes / 32 + 1) * sizeof *u->listed);
     w->next_id = (1ull << 32) + u->x.head->inodes;
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->copied, NULL);
@@ -6734,7 +6771,9 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
     case FUSE_GETATTR: {
         struct fuse_attr_out o = { .attr_valid = UFS_FOREVER };
         ufs_attr(u, ino, &o.attr);
-        return ufs_reply(t, h->unique, 0, &o, sizeof o);
+        ufs_reply(t, h->unique, 0, &o, sizeof o);
+        if (u->listed && S_ISREG(i->mode)) ufs_asked(t);
+        return;
     }
     case FUSE_READLINK: {
         const char *s = S_ISLNK(i->mode) ? idx_name(&u->x, i->data, i->count) : NULL;
