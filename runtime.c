@@ -2870,11 +2870,14 @@ static void image_done(struct image *m) {
 
 enum { IMAGE_MAX_LAYERS = 4096 };
 
-/* Reads the diff-ids of a configuration, checking each. */
+/* Reads the diff-ids of a configuration, checking each, and that its /config is what all take it
+ * for. */
 static int image_diff_ids(const json_t *config, struct strv *ret, struct err *e) {
-    const json_t *a = js_path(config, "rootfs.diff_ids");
+    const json_t *a = js_path(config, "rootfs.diff_ids"), *run = js_get(config, "config");
     size_t i;
     json_t *v;
+    if (run && !json_is_object(run) && !json_is_null(run))
+        return err_set(e, 0, "configuration: /config is not an object");
     if (json_array_size(a) > IMAGE_MAX_LAYERS)
         return err_set(e, 0, "image has %zu layers; the limit is %d", json_array_size(a),
                        IMAGE_MAX_LAYERS);

@@ -221,6 +221,10 @@ def test_load_bad(sk):
             ("wrong diff id", docker_archive(lib.busybox_layer(), rootfs={"type": "layers", "diff_ids": ["sha256:" + "0" * 64]})),
             ("diff id is a path", docker_archive(lib.busybox_layer(), rootfs={"type": "layers", "diff_ids": ["sha256:../../../x"]})),
             ("too few diff ids", docker_archive(lib.busybox_layer(), rootfs={"type": "layers", "diff_ids": []})),
+            ("its config is a list", tar(
+                entry("c.json", json.dumps({**lib.image_config([lib.busybox_layer()]), "config": [{"Cmd": ["true"]}]})),
+                entry("l.tar", lib.busybox_layer()),
+                entry("manifest.json", '[{"Config":"c.json","RepoTags":["x:y"],"Layers":["l.tar"]}]'))),
             ("bad tag", docker_archive(lib.busybox_layer(), tag="../../x:y")),
             ("tag with an escape", docker_archive(lib.busybox_layer(), tag="a\x1b[2J:y")),
             ("truncated gzip", gzip.compress(good)[:20000]),
