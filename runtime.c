@@ -1518,6 +1518,18 @@ static bool host_fuse(void) {
     return fd >= 0;
 }
 
+/* Security modules of the kernel that can confine a container. */
+static bool host_apparmor(void) {
+    char on[8];
+    return !file_line(AT_FDCWD, "/sys/module/apparmor/parameters/enabled", on, sizeof on) &&
+           *on == 'Y';
+}
+
+static bool host_selinux(void) {
+    struct statfs fs;
+    return !statfs("/sys/fs/selinux", &fs) && (u32)fs.f_type == SELINUX_MAGIC;
+}
+
 /* The machine's name for OCI platforms. */
 static const char *host_arch(void) {
 #if defined(__x86_64__)
@@ -8667,14 +8679,27 @@ static int mnt_attr(int mnt, u64 set, u64 clear, bool recursive, struct err *e) 
     return 0;
 }
 
-/* A new file system as a detached mount. data: comma-separated options. */
+/* Cuts mount options at commas. Those within double quotes, which go, are part of a value: SELinux'
+ * labels have some. */
+static void mnt_words(struct strv *ret, const char *data) {
+    AUTO_BUF word = { 0 };
+    bool quoted = false;
+    for (;; data++) {
+        if (*data == '"') quoted = !quoted;
+        else if (*data && (quoted || *data != ',')) buf_addc(&word, *data);
+        else strv_take(ret, buf_steal(&word));
+        if (!*data) return;
+    }
+}
+
+/* A new file system as a detached mount. data: its options. */
 static int mnt_new(const char *type, const char *source, const char *data, unsigned attr,
                    struct err *e) {
     AUTO_FD fs = sys_fsopen(type);
     if (fs < 0) return err_set(e, errno, "file system %s", type);
     AUTO_STRV opts = { 0 };
     if (!str_empty(source)) sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source);
-    if (!str_empty(data)) strv_split(&opts, data, ',');
+    if (!str_empty(data)) mnt_words(&opts, data);
     for (size_t i = 0; i < opts.n; i++) {
         char *eq = strchr(opts.v[i], '=');
         if (!*opts.v[i]) continue;
@@ -8695,8 +8720,9 @@ static int mnt_attach(int mnt, int target, struct err *e) {
 }
 
 /* Hides a file or directory: /dev/null over a file, an empty read-only tmpfs over a directory. A
- * path that is not there needs no hiding. null: the verified null device. */
-static int mnt_mask(int root, const char *path, int null, struct err *e) {
+ * path that is not there needs no hiding. null: the verified null device; data: the tmpfs' options.
+ */
+static int mnt_mask(int root, const char *path, int null, const char *data, struct err *e) {
     AUTO_FD at = sys_openat2(root, path + (*path == '/'), O_PATH, 0,
                              RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
     struct stat st;
@@ -8710,7 +8736,7 @@ static int mnt_mask(int root, const char *path, int null, struct err *e) {
         return err_set(e, 0, "mask %s: it is not in procfs", path);
     AUTO_FD mnt =
         S_ISDIR(st.st_mode)
-            ? mnt_new("tmpfs", "tmpfs", "size=0k",
+            ? mnt_new("tmpfs", "tmpfs", data,
                       MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                       e)
             : sys_open_tree(null, "", AT_EMPTY_PATH | OPEN_TREE_CLONE);
@@ -8785,9 +8811,11 @@ struct plan {
     struct plan_rlimit rlimits[16];
     unsigned nrlimits;
     bool no_new_privs;
-    i64 oom_score_adj; /* INT64_MIN: not told */
+    const char *apparmor, *selinux; /* profile and label of the process; NULL: not told */
+    i64 oom_score_adj;              /* INT64_MIN: not told */
 
-    const char *root; /* root.path; NULL: /skiff/rootfs says */
+    const char *mount_label; /* SELinux'; NULL: not told, or there is no SELinux */
+    const char *root;        /* root.path; NULL: /skiff/rootfs says */
     bool root_readonly;
     const char *hostname, *domainname;
     struct plan_mount *mounts; /* owned */
@@ -9003,10 +9031,28 @@ static int plan_mount_idmap(struct plan_mount *m, const json_t *j, size_t at,
                : err_set(e, 0, "/mounts/%zu: uidMappings and gidMappings go together", at);
 }
 
+/* Gives the mount options in data what labels all that is in the file system. */
+static void plan_label(const struct plan *p, struct buf *data) {
+    if (p->mount_label) buf_addf(data, "%scontext=\"%s\"", data->n ? "," : "", p->mount_label);
+}
+
+/* What plan_label makes of options. The caller owns it. */
+static char *plan_labelled(const struct plan *p, const char *options) {
+    struct buf data = { 0 };
+    buf_adds(&data, options);
+    plan_label(p, &data);
+    return data.p;
+}
+
 static int plan_mounts(struct plan *p, struct err *e) {
+    /* those that SELinux lets a user namespace label (its selinux_set_mnt_opts) */
+    static const char *const LABELLED[] = { "tmpfs", "devpts", "ramfs", "overlay" };
     const json_t *a = js_get(p->spec, "mounts");
+    const char *label = js_str(p->spec, "linux.mountLabel");
     size_t n = json_array_size(a);
     if (n > 1024) return err_set(e, 0, "/mounts: more than 1024");
+    if (label && strpbrk(label, "\"\n")) return err_set(e, 0, "/linux/mountLabel: not a label");
+    if (!str_empty(label) && host_selinux()) p->mount_label = label;
     p->mounts = mem_new((n + 1) * sizeof *p->mounts);
     for (size_t i = 0; i < n; i++) {
         const json_t *j = json_array_get(a, i);
@@ -9023,6 +9069,9 @@ static int plan_mounts(struct plan *p, struct err *e) {
             if (!str_prefix(opts.v[k], "idmap") && !str_prefix(opts.v[k], "ridmap"))
                 plan_mount_option(m, opts.v[k], &data);
         if (!strcmp(m->type, "bind")) m->bind = true;
+        for (size_t k = 0; !m->bind && k < ARRAY_LEN(LABELLED); k++)
+            if (!strcmp(m->type, LABELLED[k]) && !(data.p && strstr(data.p, "context=")))
+                plan_label(p, &data);
         m->data = data.p;
         if (plan_mount_idmap(m, j, i, &opts, e)) return -1;
         m->optional = js_bool(j, "skiffOptional");
@@ -9281,6 +9330,10 @@ static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
         return -1;
     if (plan_sched(p, proc, e)) return -1;
     p->no_new_privs = js_bool(proc, "noNewPrivileges");
+    p->apparmor = js_str(proc, "apparmorProfile");
+    p->selinux = js_str(proc, "selinuxLabel");
+    if (str_empty(p->apparmor)) p->apparmor = NULL;
+    if (str_empty(p->selinux)) p->selinux = NULL;
     p->oom_score_adj = js_int(proc, "oomScoreAdj", INT64_MIN);
     const json_t *rl = js_get(proc, "rlimits"), *j;
     size_t i;
@@ -9515,6 +9568,7 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         }
         if (l->stubs && !access("../../cache/init", F_OK)) buf_adds(&data, ":../../cache/init");
         buf_adds(&data, ",upperdir=upper,workdir=work,userxattr");
+        plan_label(p, &data);
         size_t plain = data.n;
         if (l->ephemeral) buf_adds(&data, ",volatile");
         if (mount("skiff", at, "overlay", 0, data.p) &&
@@ -9753,8 +9807,8 @@ static int launch_nodes(struct launch *l, struct err *e) {
     if (!pid) {
         umask(0);
         if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL)) _exit(1);
-        AUTO_FD tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
-                              e),
+        AUTO_FREE char *data = plan_labelled(p, "mode=0755");
+        AUTO_FD tmp = mnt_new("tmpfs", "tmpfs", data, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, e),
                 on = open("/", O_PATH | O_CLOEXEC);
         if (tmp < 0 || mnt_attach(tmp, on, e)) _exit(1);
         json_array_foreach (all, i, j) {
@@ -9911,6 +9965,49 @@ static int launch_pivot(const struct plan *p, int root, struct err *e) {
     return 0;
 }
 
+/* Tells a security module what the next execve(2) gets; a fork inherits it. The word is written
+ * while /proc still is the host's: the container's could be whatever it likes (CVE-2019-16884), and
+ * not to a file that something is mounted over. own: the module's directory in attr/ (Linux 5.8),
+ * NULL: it has none. */
+static int launch_attr(const char *own, const char *text) {
+    AUTO_FD proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct statfs fs;
+    const u64 how = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS;
+    if (proc < 0 || fstatfs(proc, &fs)) return -1;
+    if (fs.f_type != PROC_SUPER_MAGIC) return errno = EXDEV, -1;
+    AUTO_FREE char *name = str_fmt("self/attr/%s/exec", own ? own : "");
+    AUTO_FD fd = sys_openat2(proc, own ? name : "self/attr/exec", O_WRONLY, 0, how);
+    if (fd < 0 && own && errno == ENOENT)
+        fd = sys_openat2(proc, "self/attr/exec", O_WRONLY, 0, how);
+    return fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -1;
+}
+
+/* AppArmor's profile and SELinux' label for the process. Nothing is dropped silently but
+ * "unconfined" where there is nothing to be confined by. */
+static int launch_confine(const struct plan *p, struct err *e) {
+    char now[256] = "";
+    if (p->selinux && !host_selinux())
+        return err_set(e, 0, "/process/selinuxLabel: SELinux is not enabled on this host");
+    if (p->selinux && launch_attr(NULL, p->selinux))
+        return err_set(e, errno, "set the SELinux label %s", p->selinux);
+    if (!p->apparmor) return 0;
+    if (!host_apparmor())
+        return !strcmp(p->apparmor, "unconfined")
+                   ? 0
+                   : err_set(e, 0,
+                             "/process/apparmorProfile: AppArmor is not enabled on this host");
+    if (file_line(AT_FDCWD, "/proc/self/attr/apparmor/current", now, sizeof now))
+        file_line(AT_FDCWD, "/proc/self/attr/current", now, sizeof now);
+    /* who is confined and gains no privileges can only be confined further */
+    bool stack = (p->no_new_privs || p->fake_root) && strcmp(now, "unconfined");
+    AUTO_FREE char *text = str_fmt("%s %s", stack ? "stack" : "exec", p->apparmor);
+    return !launch_attr("apparmor", text) ? 0
+           : errno == ENOENT
+               ? err_set(e, 0, "AppArmor profile '%s' is not loaded (apparmor_parser -r loads it)",
+                         p->apparmor)
+               : err_set(e, errno, "set the AppArmor profile %s", p->apparmor);
+}
+
 static int launch_sysctls(const struct plan *p, int root, struct err *e) {
     const char *key;
     json_t *v;
@@ -9960,7 +10057,8 @@ static int launch_texts(const struct plan *p, struct err *e) {
         if (!m->text) continue;
         if (tmp < 0) {
             AUTO_FD on = open("../../locks", O_PATH | O_DIRECTORY | O_CLOEXEC);
-            tmp = mnt_new("tmpfs", "tmpfs", "mode=0755", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
+            AUTO_FREE char *data = plan_labelled(p, "mode=0755");
+            tmp = mnt_new("tmpfs", "tmpfs", data, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
             if (tmp < 0 || mnt_attach(tmp, on, e)) return -1;
         }
         snprintf(name, sizeof name, "%zu", i);
@@ -10005,8 +10103,9 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
     if (launch_dev(l, root, e)) return -1;
     if (p->terminal && launch_console(l, root, sync, ret_slave, e)) return -1;
     /* masked before the pivot: the null device is the host's, checked above */
+    AUTO_FREE char *data = plan_labelled(p, "size=0k");
     for (size_t i = 0; i < p->masked.n; i++)
-        if (mnt_mask(root, p->masked.v[i], null, e)) return -1;
+        if (mnt_mask(root, p->masked.v[i], null, data, e)) return -1;
     if (launch_sysctls(p, root, e)) return -1;
     for (size_t i = 0; i < p->readonly.n; i++)
         if (mnt_readonly(root, p->readonly.v[i], e)) return -1;
@@ -10019,6 +10118,7 @@ static int launch_mounts(struct launch *l, int sync, int *ret_slave, struct err 
         if (launch_hear(sync, MSG_GO, e)) _exit(EXIT_ENGINE);
         if (l->run_hooks(l, "createContainer", e)) return -1;
     }
+    if (launch_confine(p, e)) return -1;
     if (launch_pivot(p, root, e)) return -1;
     if (js_str(p->spec, "linux.rootfsPropagation") && p->ns_new & CLONE_NEWNS &&
         mount(NULL, "/", NULL, p->propagation, NULL))
@@ -10609,6 +10709,7 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         close(pair[0]);
         if (launch_hide(p, &ce))
             launch_fail(theirs, &ce); /* before the first namespace: CVE-2016-9962 */
+        if (launch_confine(p, &ce)) launch_fail(theirs, &ce);
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
         if (setns_patiently(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
@@ -14978,7 +15079,10 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         if (!strcmp(w, "ro") || !strcmp(w, "readonly")) ro = true;
         else if (!strcmp(w, "rw") || !*w) continue;
         else if (!strcmp(w, "z") || !strcmp(w, "Z"))
-            log_warn("volume option '%s': there is no SELinux labelling here; ignored", w);
+            log_warn("volume option '%s': %s", w,
+                     host_selinux()
+                         ? "files are not labelled anew; 'chcon -Rt container_file_t' does"
+                         : "there is no SELinux on this host; ignored");
         else if (!strcmp(w, "nocopy")) nocopy = true;
         else if (!strcmp(w, "cached") || !strcmp(w, "delegated") || !strcmp(w, "consistent"))
             continue; /* Docker's, for another system */
@@ -15471,9 +15575,81 @@ static int make_rlimits(struct make *m, json_t *proc, struct err *e) {
     return 0;
 }
 
+/* A default label of the policy: the value of `name` in the file that container engines share; the
+ * caller owns it. */
+static char *selinux_default(const char *name) {
+    AUTO_BUF config = { 0 }, text = { 0 };
+    struct err ignored;
+    AUTO_FREE char *kind = NULL;
+    char *save = NULL;
+    if (file_read(AT_FDCWD, "/usr/share/containers/selinux/contexts", 65536, &text, &ignored) &&
+        !file_read(AT_FDCWD, "/etc/selinux/config", 65536, &config, &ignored)) {
+        for (char *l = strtok_r(config.p, "\n", &save); l; l = strtok_r(NULL, "\n", &save))
+            if (str_prefix(l, "SELINUXTYPE=")) {
+                free(kind);
+                kind = str_fmt("/etc/selinux/%s/contexts/lxc_contexts", l + 12);
+            }
+        if (kind) file_read(AT_FDCWD, kind, 65536, &text, &ignored);
+    }
+    for (char *l = strtok_r(text.p ? text.p : (char[]){ "" }, "\n", &save); l;
+         l = strtok_r(NULL, "\n", &save)) {
+        char key[32], value[256];
+        if (sscanf(l, " %31[a-z_] = \"%255[^\"]\"", key, value) == 2 && !strcmp(key, name))
+            return str_dup(value);
+    }
+    return str_dup(!strcmp(name, "file") ? "system_u:object_r:container_file_t:s0"
+                                         : "system_u:system_r:container_t:s0");
+}
+
+/* --security-opt label=…: user, role, type, level for the process, user and level and filetype for
+ * the mounts. Without a level the container gets two categories that hardly another one has. */
+static int make_label(struct make *m, json_t *spec, const struct strv *words, struct err *e) {
+    static const char *const FIELD[] = { "user", "role", "type", "level", "filetype" };
+    const char *want[ARRAY_LEN(FIELD)] = { NULL };
+    bool disable = false;
+    for (size_t i = 0; i < words->n; i++) {
+        const char *w = words->v[i], *value = strpbrk(w, ":=");
+        bool known = !strcmp(w, "disable");
+        disable |= known;
+        for (size_t k = 0; value && value[1] && k < ARRAY_LEN(FIELD); k++)
+            if (strlen(FIELD[k]) == (size_t)(value - w) && str_prefix(w, FIELD[k]))
+                want[k] = value + 1, known = true;
+        if (!known || strpbrk(w, "\"\n"))
+            return err_set(e, 0,
+                           "invalid --security-opt: \"label=%.100s\": expected disable, or user, "
+                           "role, type, level or filetype, and a value",
+                           w);
+    }
+    if (!words->n || disable) return 0;
+    if (!host_selinux()) {
+        log_warn("--security-opt label: there is no SELinux on this host; ignored");
+        return 0;
+    }
+    char random[HEX_LEN + 1];
+    unsigned a, b;
+    do {
+        id_random(random);
+        sscanf(random, "%4x%4x", &a, &b), a %= 1024, b %= 1024;
+    } while (a >= b);
+    AUTO_FREE char *level = want[3] ? str_dup(want[3]) : str_fmt("s0:c%u,c%u", a, b);
+    for (int file = 0; file < 2; file++) {
+        AUTO_FREE char *base = selinux_default(file ? "file" : "process");
+        AUTO_STRV parts = { 0 };
+        strv_split(&parts, base, ':');
+        if (parts.n < 3) return err_set(e, 0, "the SELinux policy's label %s is none", base);
+        const char *type = want[file ? 4 : 2];
+        AUTO_FREE char *label =
+            str_fmt("%s:%s:%s:%s", want[0] ? want[0] : parts.v[0],
+                    want[1] && !file ? want[1] : parts.v[1], type ? type : parts.v[2], level);
+        if (file) js_sets(js_sub(spec, "linux"), "mountLabel", label);
+        else js_sets(js_sub(spec, "process"), "selinuxLabel", label);
+    }
+    return 0;
+}
+
 /* --security-opt */
 static int make_security(struct make *m, json_t *spec, struct err *e) {
-    AUTO_STRV l = { 0 };
+    AUTO_STRV l = { 0 }, labels = { 0 };
     cli_list(m->cli, "security-opt", &l);
     js_sets(m->sk, "seccomp", m->privileged ? "unconfined" : "default");
     for (size_t i = 0; i < l.n; i++) {
@@ -15488,15 +15664,18 @@ static int make_security(struct make *m, json_t *spec, struct err *e) {
             if (!p) return err_wrap(e, "opening seccomp profile (%s) failed", v);
             js_set(js_sub(spec, "linux"), "seccomp", p);
             js_sets(m->sk, "seccomp", "profile");
-        } else if (str_prefix(o, "label"))
-            log_warn("--security-opt %s: there is no SELinux labelling here; ignored", o);
-        else if (str_prefix(o, "apparmor") && str_eq(v, "unconfined")) continue;
-        else if (str_prefix(o, "systempaths") && str_eq(v, "unconfined"))
+        } else if (v && v - o == 6 && str_prefix(o, "label")) strv_add(&labels, v);
+        else if (v && *v && v - o == 9 && str_prefix(o, "apparmor")) {
+            if (strcmp(v, "unconfined") && !host_apparmor())
+                return err_set(e, 0, "--security-opt %.100s: AppArmor is not enabled on this host",
+                               o);
+            js_sets(js_sub(spec, "process"), "apparmorProfile", v);
+        } else if (str_prefix(o, "systempaths") && str_eq(v, "unconfined"))
             json_object_del(js_get(spec, "linux"), "maskedPaths"),
                 json_object_del(js_get(spec, "linux"), "readonlyPaths");
         else return err_set(e, 0, "invalid --security-opt: \"%.100s\"", o);
     }
-    return 0;
+    return make_label(m, spec, &labels, e);
 }
 
 static void make_paths(json_t *lin) {
@@ -20930,6 +21109,7 @@ static json_t *exec_spec(struct cli *c, const struct ctr *k, struct err *e) {
         js_set(caps, "effective", cap_json(CAP_ALL));
         js_set(caps, "permitted", cap_json(CAP_ALL));
         js_sets(js_get(spec, "skiff"), "seccomp", "unconfined");
+        json_object_del(proc, "apparmorProfile");
     }
     return spec;
 }
@@ -21282,9 +21462,9 @@ static json_t *ctr_inspect(const struct ctr *k) {
     js_set(j, "GraphDriver",
            json_pack("{s:s,s:{}}", "Name", js_str_or(c, "skiff.rootfs.driver", ""), "Data"));
     js_sets(j, "Platform", "linux");
-    js_sets(j, "MountLabel", "");
-    js_sets(j, "ProcessLabel", "");
-    js_sets(j, "AppArmorProfile", "");
+    js_sets(j, "MountLabel", js_str_or(c, "linux.mountLabel", ""));
+    js_sets(j, "ProcessLabel", js_str_or(c, "process.selinuxLabel", ""));
+    js_sets(j, "AppArmorProfile", js_str_or(c, "process.apparmorProfile", ""));
     js_set(j, "HostConfig", inspect_host_config(k));
     js_set(j, "Mounts", js_copy(c, "skiff.mounts", json_array()));
     js_set(j, "Config", inspect_config(k));
@@ -23619,6 +23799,8 @@ static int cmd_info(struct cli *c, struct err *e) {
                   (json_int_t)sysconf(_SC_PHYS_PAGES) * (json_int_t)sysconf(_SC_PAGESIZE),
                   "DockerRootDir", c->store->path, "SecurityOptions",
                   "name=seccomp,profile=builtin", "name=rootless", "name=userns");
+    if (host_apparmor()) js_push(js_get(j, "SecurityOptions"), "name=apparmor");
+    if (host_selinux()) js_push(js_get(j, "SecurityOptions"), "name=selinux");
     js_sets(j, "Name", u.nodename);
     js_sets(j, "LoggingDriver", "json-file");
     AUTO_BUF osr = { 0 };
@@ -25226,7 +25408,7 @@ static int oci_cmd_pause(struct cli *c, struct err *e) {
 }
 
 static const struct opt OPT_OCI_EXEC[] = {
-    { "apparmor", 0, OPT_TEXT, "Accepted where there is no AppArmor" },
+    { "apparmor", 0, OPT_TEXT, "An AppArmor profile" },
     { "cap", 'c', OPT_LIST, "Add a capability" },
     { "cgroup", 0, OPT_TEXT, "A cgroup below the container's" },
     { "console-socket", 0, OPT_TEXT, "A Unix socket that gets the pty's master" },
@@ -25237,7 +25419,7 @@ static const struct opt OPT_OCI_EXEC[] = {
     { "pid-file", 0, OPT_TEXT, "Write the pid here" },
     { "preserve-fds", 0, OPT_INT, "Descriptors beyond stdio" },
     { "process", 'p', OPT_TEXT, "A file with the process to run" },
-    { "process-label", 0, OPT_TEXT, "Accepted where there is no SELinux" },
+    { "process-label", 0, OPT_TEXT, "An SELinux label" },
     { "tty", 't', OPT_BOOL, "Allocate a pty" },
     { "user", 'u', OPT_TEXT, "uid[:gid]" },
     { NULL, 0, OPT_BOOL, NULL },
@@ -25265,6 +25447,8 @@ static int oci_exec_process(struct cli *c, json_t *spec, struct err *e) {
     js_set(proc, "env", js_strv(&env));
     js_setb(proc, "noNewPrivileges",
             cli_flag(c, "no-new-privs")); /* as crun and runc: not the container's */
+    if (cli_text(c, "apparmor")) js_sets(proc, "apparmorProfile", cli_text(c, "apparmor"));
+    if (cli_text(c, "process-label")) js_sets(proc, "selinuxLabel", cli_text(c, "process-label"));
     cli_list(c, "cap", &caps);
     static const char *const SETS[] = { "bounding", "effective", "permitted" };
     for (size_t i = 0; i < caps.n; i++)
@@ -25490,8 +25674,8 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
         "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
         "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces",
         "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts", "cgroup", "v1", 1, "v2",
-        1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled", 1, "apparmor", "enabled", 0,
-        "selinux", "enabled", 0, "mountExtensions", "idmap", "enabled", 1,
+        1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled", 1, "apparmor", "enabled", 1,
+        "selinux", "enabled", 1, "mountExtensions", "idmap", "enabled", 1,
         "potentiallyUnsafeConfigAnnotations", "run.oci.");
     json_t *opts = json_array();
     for (size_t i = 0; i < ARRAY_LEN(MNT_OPTS); i++) {

@@ -339,6 +339,18 @@ def test_errors(sk):
     bad("/linux/devices/0", lambda s: lin(s).update(devices=[{"path": "/dev/x", "type": "x"}]))
     bad("/defaultAction", lambda s: lin(s).update(seccomp={"defaultAction": "NONSENSE"}))
     bad("/syscalls/0", lambda s: lin(s).update(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "NONSENSE"}]}))
+    bad("/linux/mountLabel", lambda s: lin(s).update(mountLabel="a\"b"))
+    if not os.path.exists("/sys/module/apparmor"):
+        bad("/process/apparmorProfile", lambda s: proc(s).update(apparmorProfile="x"))
+    if not os.path.exists("/sys/fs/selinux/enforce"):
+        bad("/process/selinuxLabel", lambda s: proc(s).update(selinuxLabel="a:b:c:s0"))
+        with sk.case("labels of mounts, and unconfined, are nothing here"), b.changed() as spec:
+            lin(spec).update(mountLabel="a:b:c:s0:c1,c2")
+            proc(spec).update(apparmorProfile="unconfined", selinuxLabel="")
+            b.run("echo", "x").says("x")
+        with sk.case("a label of one mount has commas"), b.changed() as spec:
+            spec["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "t", "options": ["context=\"a:b:c:s0:c1,c2\"", "size=4k"]})
+            b.run("true").exits(1, "option context=a:b:c:s0:c1,c2")
     with sk.case("a root that is not there"), b.changed() as spec:
         spec["root"]["path"] = "nowhere"
         b.run("true").exits(1, "nowhere")

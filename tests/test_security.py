@@ -71,6 +71,24 @@ def test_masks(sk):
         sk("run --rm busybox sh -c", "cut -d' ' -f2 /proc/mounts | grep -v -e '^/proc' -e '^/dev' -e '^/sys' -e '^/etc/' | sort -u").says("/")
 
 
+def test_security_modules(sk):
+    """AppArmor and SELinux where the host has none, or no such profile; tests/vm tests them where it has."""
+    with sk.case("no profile of that name"):
+        sk("run --rm --security-opt apparmor=no-such busybox true").exits(125, "AppArmor.*(not enabled|not loaded)|not loaded")
+        sk("run --rm --security-opt apparmor= busybox true").exits(125, "security-opt")
+    with sk.case("unconfined"):
+        sk("run --name bare --security-opt apparmor=unconfined --security-opt label=disable busybox echo x").says("x")
+        sk("inspect -f", "{{.AppArmorProfile}},{{.ProcessLabel}},{{.MountLabel}}", "bare").says("unconfined,,")
+        sk("run --rm --security-opt apparmor:unconfined --security-opt label:disable busybox echo x").says("x")
+    with sk.case("bad labels"):
+        for word in "nonsense", "type", "type:", "nonsense:x", "type:a\"b":
+            sk("run --rm --security-opt", "label=" + word, "busybox", "true").exits(125, "label=")
+    if not os.path.exists("/sys/fs/selinux/enforce"):
+        with sk.case("a label without SELinux"):
+            r = sk("run --rm --security-opt label=type:x_t --security-opt label=level:s0:c1,c2 busybox echo x").ok
+            match(r.err, "no SELinux")
+
+
 def test_seccomp(sk):
     with sk.case("a filter is on"):
         sk("run --rm busybox sh -c", "grep -e ^Seccomp: /proc/self/status").prints(r"Seccomp:\s+2")

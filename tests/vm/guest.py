@@ -128,6 +128,29 @@ def load_tiny():
     contains(out('load', '-i', archive), 'tiny:1')
 
 
+def oci_bundle(process, linux={}):
+    """A bundle that says what it is confined by, with these settings changed; its directory, and how skiff is called for it."""
+    bundle = tempfile.mkdtemp(dir=WORK)
+    os.mkdir(bundle + '/rootfs')
+    with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as archive:
+        archive.extractall(bundle + '/rootfs')
+    out('oci', 'spec', '--rootless', '-b', bundle)
+    with open(bundle + '/config.json') as file:
+        spec = json.load(file)
+    spec['process'].update({'terminal': False, 'args': ['cat', '/proc/self/attr/current'], **process})
+    spec['linux'].update(linux)
+    with open(bundle + '/config.json', 'w') as file:
+        json.dump(spec, file)
+    os.mkdir(bundle + '/state', 0o700)
+    return bundle, ['oci', '--root', bundle + '/state']
+
+
+def skiff_quietly(*words):
+    """Runs skiff where what it starts keeps its output."""
+    child = subprocess.Popen(['skiff', *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    equal((child.wait(60), child.stderr.read() if child.returncode else ''), (0, ''))
+
+
 def overlay_for_users():
     """Whether this kernel lets a user mount an overlay, by trying."""
     places = {name: tempfile.mkdtemp(dir=WORK) for name in ('lower', 'upper', 'work', 'target')}
@@ -374,6 +397,35 @@ def build_and_commit():
     out('rmi', 'built:2', 'built:1')
 
 
+# ---- security modules ----
+
+def apparmor():
+    """A profile that root has loaded confines what a user runs: first processes, what exec adds, and those of bundles."""
+    mine, current = ['--security-opt', 'apparmor=skiff-test'], ['cat', '/proc/self/attr/current']
+    for more in [], ['--init'], ['--security-opt', 'no-new-privileges'], ['--user', 'guest'], ['--cap-drop', 'ALL']:
+        equal(run(*mine, *more, 'tiny:1', *current).stdout, 'skiff-test (enforce)\n')
+    contains(run(*mine, 'tiny:1', 'cat', '/kept', status=1).stderr, 'ermission denied')
+    equal(run('tiny:1', 'cat', '/kept').stdout, 'kept\n')
+    equal(run('--security-opt', 'apparmor=unconfined', 'tiny:1', *current).stdout, 'unconfined\n')
+    contains(run('--security-opt', 'apparmor=no-such', 'tiny:1', 'true', status=125).stderr, "'no-such' is not loaded")
+    out('run', '-d', '--name', 'confined', '--network', 'none', *mine, 'tiny:1', *FOREVER)
+    equal(inspect('confined', '{{.AppArmorProfile}}'), 'skiff-test')
+    equal(out('exec', 'confined', *current), 'skiff-test (enforce)')
+    contains(skiff('exec', 'confined', 'cat', '/kept', status=1).stderr, 'ermission denied')
+    equal(out('exec', '--privileged', 'confined', *current), 'unconfined')
+    out('rm', '-f', 'confined')
+    contains(out('info', '--format', '{{.SecurityOptions}}'), 'name=apparmor')
+    bundle, words = oci_bundle({'apparmorProfile': 'skiff-test'})
+    contains(out(*words, 'run', '-b', bundle, 'box'), 'skiff-test (enforce)')
+    bundle, words = oci_bundle({'args': ['sleep', '1000']})
+    skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
+    equal(out(*words, 'exec', 'box', *current), 'unconfined')
+    equal(out(*words, 'exec', '--apparmor', 'skiff-test', 'box', *current), 'skiff-test (enforce)')
+    out(*words, 'delete', '-f', 'box')
+    bundle, words = oci_bundle({'selinuxLabel': 'a:b:c:s0'})
+    contains(skiff(*words, 'run', '-b', bundle, 'box', status=1).stderr, '/process/selinuxLabel', 'SELinux is not enabled')
+
+
 # ---- limits: a cgroup v2 that is the user's own ----
 
 def own_cgroup():
@@ -511,22 +563,10 @@ def cgroup_conf():
 
 def oci_limits():
     """linux.resources of a bundle, and the runtime's own update."""
-    bundle = tempfile.mkdtemp(dir=WORK)
-    os.mkdir(bundle + '/rootfs')
-    with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as archive:
-        archive.extractall(bundle + '/rootfs')
-    out('oci', 'spec', '--rootless', '-b', bundle)
-    with open(bundle + '/config.json') as file:
-        spec = json.load(file)
-    spec['process'].update(terminal=False, args=['sleep', '1000'])
-    spec['linux']['resources'] = {'memory': {'limit': 64 << 20, 'swap': 128 << 20}, 'pids': {'limit': 40}, 'cpu': {'shares': 1024, 'quota': 50000, 'period': 100000},
-                                  'unified': {'memory.high': '60000000'}}
-    with open(bundle + '/config.json', 'w') as file:
-        json.dump(spec, file)
-    words = ['oci', '--root', bundle + '/state']
-    os.mkdir(bundle + '/state', 0o700)
-    child = subprocess.Popen(['skiff', *words, 'run', '-d', '-b', bundle, 'box'], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    equal((child.wait(60), child.stderr.read() if child.returncode else ''), (0, ''))
+    bundle, words = oci_bundle({'args': ['sleep', '1000']}, {'resources': {
+        'memory': {'limit': 64 << 20, 'swap': 128 << 20}, 'pids': {'limit': 40}, 'cpu': {'shares': 1024, 'quota': 50000, 'period': 100000},
+        'unified': {'memory.high': '60000000'}}})
+    skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
     own = '/sys/fs/cgroup' + open('/proc/%d/cgroup' % json.loads(out(*words, 'state', 'box'))['pid']).read().strip().split('::')[1]
     read = lambda *files: [open(own + '/' + file).read().strip() for file in files]
     equal(read('memory.max', 'memory.swap.max', 'pids.max', 'cpu.max', 'cpu.weight', 'memory.high'),
@@ -597,9 +637,9 @@ RUNGS = [rung_chosen, rung_overlay_fuse, rung_fuse, rung_overlay, rung_copy, bui
 CGROUPS = [own_cgroup, pause]
 LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats, update, cgroup_conf]
 GROUPS = {
-    'session': BASICS + [many_ids] + RUNGS + [scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
+    'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
-    'plain': BASICS + [one_id] + RUNGS + [limit_without_cgroup, nothing_left],
+    'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
