@@ -7699,11 +7699,12 @@ static int filter_load(const struct filter *f, struct err *e) {
 
 /* {==== 15 cgroup: limits ====
  * A container's cgroup is made below the nearest cgroup that this user may write: the process's own
- * delegated subtree (a systemd scope with Delegate=yes, a batch job's cgroup), otherwise a scope
+ * delegated subtree (a systemd scope with Delegate=yes), otherwise, from a login session, a scope
  * that the user's systemd makes for the asking; with v1, and the hybrid where v1 has the
  * controllers, a directory in the hierarchy of each controller. Where there is none a limit that
  * was asked for is an error that names the remedy; without a limit no cgroup is needed and none is
- * made. Uses: 1-5. Source: cgroup-v2.rst, cgroup-v1/, config-linux.md. */
+ * made: the container stays in that of its batch job, say. Uses: 1-5.
+ * Source: cgroup-v2.rst, cgroup-v1/, config-linux.md. */
 struct cgroup {
     char *path; /* owned; NULL: none. v2: absolute. v1: lines of CONTROLLER=DIRECTORY */
 };
@@ -7731,6 +7732,22 @@ static bool cgroup_own(char **ret) {
         return true;
     }
     return false;
+}
+
+/* May this process make cgroups below its own and fill them? Slurm gives a task's directory to the
+ * user, but none of its files. */
+static bool cgroup_delegated(const char *own) {
+    AUTO_FREE char *procs = str_fmt("%s/cgroup.procs", own);
+    return !access(own, W_OK) && !access(procs, W_OK);
+}
+
+/* Is this process in what confines a batch job or a service, and not in a login session? */
+static bool cgroup_confined(void) {
+    AUTO_FREE char *own = NULL;
+    if (!cgroup_own(&own)) return false;
+    const char *at = own + strlen("/sys/fs/cgroup");
+    if (str_prefix(at, "/unified")) at += strlen("/unified");
+    return *at && !str_prefix(at, "/user.slice/");
 }
 
 /* Where a file of the cgroup is; v1: in the directory of the controller that it is named after.
@@ -8329,7 +8346,7 @@ static int cgroup_version(bool *ret_ours) {
     AUTO_FREE char *own = NULL, *top = NULL;
     int version = cgroup_v1() ? 1 : cgroup_own(&own) ? 2 : 0;
     if (version == 1) cgroup_own_v1("memory", &top, &own);
-    *ret_ours = own && !access(own, W_OK);
+    *ret_ours = own && (version == 2 ? cgroup_delegated(own) : !access(own, W_OK));
     return version;
 }
 
@@ -8421,22 +8438,24 @@ static int cgroup_place(const char *id, const char *parent, const json_t *res, s
             str_prefix(own, "/sys/fs/cgroup/unified") ? "/sys/fs/cgroup/unified" : "/sys/fs/cgroup";
         below = str_fmt("%s/%s", *parent == '/' ? top : own, clean);
     }
-    if (!below || *parent != '/') cgroup_enable(own);
-    if (below && mkdir(below, 0755) && errno != EEXIST)
+    bool outside = below && *parent == '/', ours = outside || cgroup_delegated(own);
+    if (!outside && ours) cgroup_enable(own);
+    if (below && ours && mkdir(below, 0755) && errno != EEXIST)
         return err_set(e, errno,
                        "make cgroup %s: it needs to be below one that is delegated to you "
                        "('skiff doctor' says which)",
                        below);
-    if (below) cgroup_controllers(below);
+    if (below && ours) cgroup_controllers(below);
     c->path = str_fmt("%s/skiff-%.12s", below ? below : own, id);
-    if (!mkdir(c->path, 0755) || errno == EEXIST) return 0;
-    int no = errno;
+    if (ours && (!mkdir(c->path, 0755) || errno == EEXIST)) return 0;
+    int no = ours ? errno : EACCES;
     AUTO_FREE char *path = c->path;
     c->path = NULL;
-    return err_set(e, no,
-                   "make cgroup %s: limits need a delegated cgroup: 'systemd-run --user --scope -p "
-                   "Delegate=yes skiff run …'; or --limits=best-effort",
-                   path);
+    return err_set(
+        e, no,
+        "make cgroup %s: limits need a delegated cgroup%s: 'systemd-run --user --scope "
+        "-p Delegate=yes skiff run …'; or --limits=best-effort",
+        path, cgroup_confined() ? ", and that of a batch job or service is not left unasked" : "");
 }
 
 /* The processes of a cgroup and of those below it, added to *ret. */
@@ -8493,7 +8512,8 @@ static void cgroup_remove(struct cgroup *c) {
 }
 
 /* Makes the container's cgroup and sets its limits: in a scope that the user's systemd makes for
- * us, where this process's own cgroup is not ours. No limits: c->path may stay NULL. */
+ * us, where this process's own cgroup is not ours, unless that is a batch job's, which has limits
+ * that a scope would leave. No limits: c->path may stay NULL. */
 static int cgroup_make(const char *id, const json_t *resources, const char *parent,
                        struct cgroup *c, struct err *e) {
     struct err ignored, first = { 0 };
@@ -8501,7 +8521,7 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
     if (cgroup_place(id, parent, resources, c, &first)) {
-        if (!str_empty(parent) || !cgroup_scope(id)) return *e = first, -1;
+        if (!str_empty(parent) || cgroup_confined() || !cgroup_scope(id)) return *e = first, -1;
         if (cgroup_place(id, parent, resources, c, e)) return -1;
     }
     if (!cgroup_apply(c, resources, e)) {
@@ -24831,6 +24851,7 @@ static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, stru
             rel = str_fmt("/%s/%s-%s.scope", *p.v[0] ? p.v[0] : "system.slice", p.v[1], p.v[2]);
     }
     AUTO_FREE char *clean = path_clean(rel ? rel : path ? path : id);
+    if (geteuid() && !(path && *path == '/') && !cgroup_delegated(own)) return 0; /* as below */
     c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean)
                                                    : str_fmt("%s/%s", own, clean);
     AUTO_FREE char *made = str_dup(c->path);

@@ -7,6 +7,7 @@ GROUP says who runs the tests, and where:
     session    a user with subordinate ids, in a login session
     delegated  the same, in a scope of systemd whose cgroup is the user's own
     plain      a user with neither
+    slurm      as session, where Slurm runs
     nofuse     as session, but /dev/fuse cannot be opened
 
 skiff is the one in PATH. Each test is a function that raises when something is wrong. The last line
@@ -615,6 +616,61 @@ def limit_without_cgroup():
     contains(run('--memory', '64m', 'tiny:1', 'true', status=125).stderr, 'cgroup', 'systemd-run --user')
 
 
+# ---- in a batch job (tests/vm/slurm), whose cgroup has the job's limits ----
+
+def srun(*words, status=0):
+    """Runs a job step; its standard output, without which it may not end with the status."""
+    child = subprocess.run(['srun', '--quiet', '-n1', *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert status in (None, child.returncode), 'status %d instead of %s: srun %s\n%s%s' % (child.returncode, status, words, child.stdout, child.stderr)
+    return child.stdout, child.stderr
+
+
+JOB = re.compile(r'0::(/.*/job_\d+/step_\d+)/user')
+
+
+def job_is_not_left():
+    """A container is in the cgroup of its job, and so is what exec adds; limits that it cannot have there do not take it elsewhere."""
+    script = os.path.join(WORK, 'job')
+    with open(script, 'w') as file:
+        file.write('cat /proc/self/cgroup\nskiff run -d --name injob --network none tiny:1 sleep 1000 >&2\n'
+                   'cat /proc/$(skiff inspect -f "{{.State.Pid}}" injob)/cgroup\n'
+                   'skiff run --rm --network none --cgroupns host tiny:1 cat /proc/self/cgroup\n'
+                   'skiff run --rm --network none --memory 64m --limits best-effort --cgroupns host tiny:1 cat /proc/self/cgroup\n'
+                   'skiff rm -f injob >&2\n')
+    lines = srun('--mem=200', 'sh', script)[0].split()
+    equal(len(lines), 4)
+    equal({JOB.match(line).group(1) for line in lines}, {JOB.match(lines[0]).group(1)})
+    said = srun('skiff', 'run', '--rm', '--network', 'none', '--memory', '64m', 'tiny:1', 'true', status=125)[1]
+    contains(said, 'batch job', 'best-effort')
+
+
+def job_limits():
+    """The job's memory and processors are the container's."""
+    text, said = srun('--mem=100', 'sh', '-c', 'skiff run --rm --network none tiny:1 tail /dev/zero; echo $?', status=None)
+    equal(text, '137\n')
+    contains(said, 'oom-kill')
+    equal(srun('-c1', 'skiff', 'run', '--rm', '--network', 'none', 'tiny:1', 'nproc')[0], '1\n')
+
+
+def job_end():
+    """Nothing outlives the job."""
+    srun('skiff', 'run', '-d', '--name', 'left', '--network', 'none', 'tiny:1', 'sleep', '1000')
+    eventually(lambda: out('ps', '-q') == '', 'no container runs')
+    out('rm', 'left')
+
+
+def job_container():
+    """srun --container, with oci.conf."""
+    bundle = oci_bundle({}, {'namespaces': [{'type': name} for name in ('pid', 'ipc', 'uts', 'mount', 'user')]})[0]
+    box = '--container=' + bundle
+    equal(srun(box, '/bin/sh', '-c', 'echo $SLURM_STEP_ID; id -u')[0].split(), ['0', '0'])
+    assert JOB.match(srun(box, '/bin/cat', '/proc/self/cgroup')[0])
+    contains(srun('--mem=100', box, '/bin/tail', '/dev/zero', status=None)[1], 'oom-kill')
+    equal(srun('-c1', box, '/bin/nproc')[0], '1\n')
+    srun(box, '/bin/sh', '-c', 'exit 7', status=7)
+    eventually(lambda: os.listdir('/var/tmp/states-' + os.environ['USER']) == [], 'no state is left')
+
+
 # ---- at the end ----
 
 def nothing_left():
@@ -640,6 +696,7 @@ GROUPS = {
     'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
+    'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
