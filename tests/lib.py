@@ -390,7 +390,8 @@ class Terminal:
         end = time.monotonic() + PATIENCE
         while self.p.poll() is None and time.monotonic() < end:
             self.read(0.05)
-        self.read(0)
+        while self.read(0.1):  # more than one read of what was on its way
+            pass
         if self.p.poll() is None:
             self.p.kill()
             raise Failed("`%s` on a terminal: expected it to end; it showed %s"
