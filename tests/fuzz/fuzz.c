@@ -53,7 +53,7 @@ int __wrap_access(const char *path, int mode) { return ours(path) ? 0 : __real_a
 
 int __wrap_statfs(const char *path, struct statfs *fs) {
     if (!ours(path)) return __real_statfs(path, fs);
-    *fs = (struct statfs){ .f_type = CGROUP2_SUPER_MAGIC };
+    *fs = (struct statfs){ .f_type = strstr(path, "selinux") ? SELINUX_MAGIC : CGROUP2_SUPER_MAGIC };
     return 0;
 }
 
@@ -119,6 +119,11 @@ static void fuzz_plan(const u8 *data, size_t n) {
         filter_done(&f);
     }
     size_t i;
+    for (i = 0; i < p.nmounts; i++) {
+        AUTO_STRV options = { 0 };
+        if (p.mounts[i].data) mnt_words(&options, p.mounts[i].data);
+        must(!p.mounts[i].data || options.n);
+    }
     json_array_foreach (js_path(j, "linux.devices"), i, v) {
         mode_t mode;
         dev_t dev;
