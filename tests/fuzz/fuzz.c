@@ -9,7 +9,7 @@
 
 #define TARGETS                                                                                    \
     X(plan) X(ref) X(manifest) X(archive) X(index) X(load) X(place) X(dockerfile) X(ignore)        \
-    X(proc) X(http) X(format) X(env) X(users) X(words) X(flags)
+    X(proc) X(http) X(format) X(env) X(users) X(words) X(flags) X(holes)
 
 static struct {
     const u8 *file; /* what /FUZZ… and all of /proc and /sys, contains */
@@ -319,15 +319,15 @@ static void fuzz_index(const u8 *data, size_t n) {
     memcpy(all, data, n);
     memcpy(&h, all, sizeof h);
     memcpy(h.magic, "skiffidx", 8);
-    h.version = IDX_VERSION;
-    h.file_size = n;
+    if (h.version != IDX_VERSION_HOLES || h.file_size > n || h.file_size < sizeof h)
+        h.version = IDX_VERSION, h.file_size = n;
     if (h.packs > 4) h.packs = 1;
     for (u32 i = 0; i < h.packs && h.pack_off <= n && n - h.pack_off >= (i + 1) * 40; i++) {
         memset(all + h.pack_off + i * 40ull, 1, 32);
         u64 size = htole64(3 * PACK_ALIGN);
         memcpy(all + h.pack_off + i * 40ull + 32, &size, 8);
     }
-    sha_of(all + sizeof h, n - sizeof h, h.body_sha);
+    sha_of(all + sizeof h, h.file_size - sizeof h, h.body_sha);
     idx_head_sum(&h, h.head_sha);
     memcpy(all, &h, sizeof h);
     if (faccessat(s->dir, PACK, F_OK, 0)) { /* raw, raw, a zstd frame */
@@ -434,6 +434,158 @@ static void fuzz_archive(const u8 *data, size_t n) {
     unlinkat(s->dir, path, 0);
     snprintf(path, sizeof path, "merged/%s.idx", chain);
     unlinkat(s->dir, path, 0);
+}
+
+/* ---- a pack with holes, its blob's table, and readers at once ---- */
+enum { HOLE_FILES = 3, HOLE_READERS = 3 };
+
+static struct {
+    u8 *data[HOLE_FILES]; /* contents of /0, /1, … */
+    size_t n[HOLE_FILES];
+    unsigned asked[1024]; /* the provider was, for the chunk at a place */
+    bool refuse;
+    struct packs packs;
+} hole;
+
+static int hole_provide(struct holes *h, const struct idx_chunk *c, struct err *e) {
+    __atomic_add_fetch(&hole.asked[c->off / PACK_ALIGN], 1, __ATOMIC_RELAXED);
+    return hole.refuse ? -1 : holes_from_blob(h, c, e);
+}
+
+/* Each file of the layer, in pieces that begin within chunks. */
+static void *hole_read(void *arg) {
+    size_t step = 50000 + 60000 * (size_t)(uintptr_t)arg;
+    AUTO_FREE u8 *out = mem_new(step);
+    for (unsigned f = 0; f < HOLE_FILES; f++) {
+        char name[2] = { (char)('0' + f), 0 };
+        const struct idx *x = hole.packs.x;
+        const struct idx_dirent *d = idx_lookup(x, &x->inodes[0], name, 1);
+        for (size_t at = 0; d && at < hole.n[f]; at += step) {
+            ssize_t k = packs_read(&hole.packs, idx_inode(x, d->inode), out, step, at);
+            size_t want = hole.n[f] - at < step ? hole.n[f] - at : step;
+            must(hole.refuse ? k < 0 : k == (ssize_t)want && !memcmp(out, hole.data[f] + at, want));
+        }
+    }
+    return NULL;
+}
+
+/* A layer of three files, its blob compressed as members of `step` bytes each. */
+static void hole_layer(struct store *s, size_t step, char *diff_id, u8 blob_raw[32]) {
+    static struct buf tar, kept[2];
+    static size_t used;
+    struct buf *blob = &kept[step > 1000];
+    struct err e = { 0 };
+    char digest[DIGEST_LEN + 1];
+    static const size_t SIZES[HOLE_FILES] = { 5, 3 * 4096, (1 << CHUNK_SHIFT) + 777 };
+    if (blob->n) goto made;
+    buf_done(&tar);
+    buf_reserve(&tar, 1 << 20);
+    struct archive *a = archive_write_new();
+    archive_write_set_format_ustar(a);
+    archive_write_open_memory(a, tar.p, 1 << 20, &used);
+    for (unsigned f = 0; f < HOLE_FILES; f++) {
+        char name[2] = { (char)('0' + f), 0 };
+        struct archive_entry *en = archive_entry_new();
+        if (!hole.data[f]) {
+            hole.data[f] = mem_new(hole.n[f] = SIZES[f]);
+            for (size_t i = 0, v = f; i < SIZES[f]; i++) hole.data[f][i] = (u8)((v = v * 69069 + 5) >> 16);
+        }
+        archive_entry_set_pathname(en, name);
+        archive_entry_set_mode(en, S_IFREG | 0644);
+        archive_entry_set_size(en, (la_int64_t)hole.n[f]);
+        must(archive_write_header(a, en) == ARCHIVE_OK);
+        archive_write_data(a, hole.data[f], hole.n[f]);
+        archive_entry_free(en);
+    }
+    archive_write_free(a);
+    for (size_t at = 0; at < used; at += step) {
+        size_t n = used - at < step ? used - at : step;
+        buf_reserve(blob, ZSTD_compressBound(n));
+        blob->n += ZSTD_compress(blob->p + blob->n, ZSTD_compressBound(n), tar.p + at, n, 1);
+    }
+made:
+    must(!ingest_mem(s, tar.p, used, diff_id, &e) && !blob_add(s, blob->p, blob->n, digest, &e));
+    hex_to(digest_hex(digest), blob_raw, 32);
+}
+
+/* Takes from a layer what the bits of `gone` say. */
+static void hole_punch(struct store *s, const char *diff_id, const u8 blob[32], u32 gone) {
+    char path[96];
+    struct err e = { 0 };
+    AUTO_IDX x = { 0 };
+    AUTO_BUF out = { 0 };
+    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_id));
+    must(!idx_open(s->dir, path, true, &x, &e));
+    u64 places = x.packs[0].size / PACK_ALIGN, bits[16] = { 0 };
+    struct idx_head h = *x.head;
+    h.version = IDX_VERSION_HOLES;
+    idx_head_sum(&h, h.head_sha);
+    buf_add(&out, &h, sizeof h);
+    buf_add(&out, x.map + sizeof h, x.head->file_size - sizeof h);
+    memcpy(path + strlen(path) - 3, "pack", 5);
+    AUTO_FD pack = openat(s->dir, path, O_RDWR | O_CLOEXEC);
+    for (u32 k = 0; k < x.head->chunks; k++) {
+        const struct idx_chunk *c = &x.chunks[k];
+        AUTO_FREE u8 *zeros = mem_new(c->stored);
+        if (!(gone >> k & 1)) bits_set(bits, c->off / PACK_ALIGN);
+        else must(!fd_pwrite_all(pack, zeros, c->stored, c->off));
+    }
+    must(places <= 1024 && !ftruncate(pack, (off_t)x.packs[0].size + PACK_ALIGN));
+    buf_add(&out, blob, 32);
+    buf_add(&out, &places, 8);
+    buf_add(&out, bits, (places + 63) / 64 * 8);
+    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_id));
+    must(!file_replace(s->dir, path, out.p, out.n, 0600, 0, &e));
+}
+
+/* The input is the table, in our form or as JSON; whatever it says, contents are right, and each
+ * chunk is asked for once. */
+static void fuzz_holes(const u8 *data, size_t n) {
+    char diff[DIGEST_LEN + 1], path[96];
+    u8 blob[32];
+    struct err e = { 0 };
+    struct store *s = store_of();
+    if (n < 2) return;
+    hole_layer(s, data[0] & 4 ? 1000 : 100000, diff, blob);
+    AUTO_IDX x = { 0 };
+    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff));
+    must(!idx_open(s->dir, path, true, &x, &e));
+    if (data[0] & 1) {
+        AUTO_JSON *j = js_parse((const char *)data + 2, n - 2, "input", &e);
+        struct toc_making m = { .x = &x, .end = 1 << 20 };
+        toc_entries(&m, j);
+        must(!toc_write(s, digest_hex(diff), blob, &m, &e));
+        free(m.span), free(m.off), free(m.entry);
+    } else {
+        AUTO_BUF b = { 0 };
+        struct toc_head h = { .magic = "skifftoc", .version = TOC_VERSION };
+        memcpy(h.blob, blob, 32);
+        h.pieces = (u32)((n - 2) / sizeof(struct toc_piece));
+        buf_add(&b, &h, sizeof h);
+        buf_add(&b, data + 2, n - 2);
+        toc_sum(&b, ((struct toc_head *)(void *)b.p)->sha);
+        snprintf(path, sizeof path, "layers/%s.toc", digest_hex(diff));
+        must(!file_replace(s->dir, path, b.p, b.n, 0600, 0, &e));
+    }
+    hole_punch(s, diff, blob, data[1]);
+    AUTO_FD layers = dir_open(s->dir, "layers", &e);
+    packs_init(&hole.packs, &x, layers);
+    must(packs_fd(&hole.packs, 0) >= 0 && hole.packs.pack[0].holes);
+    hole.packs.pack[0].holes->provide = hole_provide;
+    memset(hole.asked, 0, sizeof hole.asked);
+    if (data[0] & 2 && data[1] == 0xff) { /* refused at first, all is there later */
+        hole.refuse = true;
+        hole_read(NULL);
+        hole.refuse = false;
+        memset(hole.asked, 0, sizeof hole.asked);
+    }
+    pthread_t th[HOLE_READERS];
+    for (uintptr_t i = 0; i < HOLE_READERS; i++)
+        must(!pthread_create(&th[i], NULL, hole_read, (void *)i));
+    for (unsigned i = 0; i < HOLE_READERS; i++) pthread_join(th[i], NULL);
+    for (u32 k = 0; k < x.head->chunks; k++)
+        must(hole.asked[x.chunks[k].off / PACK_ALIGN] <= (data[1] >> k & 1));
+    packs_done(&hole.packs);
 }
 
 /* ---- an archive of images ---- */
