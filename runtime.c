@@ -3184,8 +3184,10 @@ static void store_event(const struct store *s, const char *type, const char *act
  * of them brought, the pack is cut to its size; the index stays as it is.
  *
  * TABLE (layers/HEX.toc): little-endian, struct toc_head, then struct toc_piece, sorted by `to`.
- * Where in the blob the pieces of chunks lie, as its own table (zstd:chunked, eStargz) told; a hint
- * that SHA-256 of the chunks checks, always safe to delete.
+ * Where in the blob the pieces of chunks lie, as its own table (zstd:chunked, eStargz) tells, which
+ * was verified when the layer came and is read when a chunk is first missed: until then there are
+ * no pieces, and `pieces` is TOC_UNREAD. A hint that SHA-256 of the chunks checks, always safe to
+ * delete.
  *
  * Invariants: (1) an index reaches its name only whole and after its pack; (2) the head carries the
  * SHA-256 of itself and of the body: the first is checked on each open, the second when layers are
@@ -4626,16 +4628,21 @@ static int layer_merge(const struct store *s, const struct strv *diff_ids, char 
 
 enum {
     TOC_VERSION = 1,
+    TOC_STACK = 4 << 20,      /* jansson descends 2,048 levels */
     TOC_MAX_BYTES = 64 << 20, /* of a blob's own table */
     TOC_MAX_SKIP = 64 << 20,
     STARGZ_FOOTER = 51,
 };
 
+static const u32 TOC_UNREAD = UINT32_MAX;
+
 struct toc_head {
     char magic[8]; /* "skifftoc" */
     u32 version, pieces;
-    u8 blob[32]; /* the SHA-256 of the blob that is spoken of */
-    u8 sha[32];  /* of the file with this field zero */
+    u8 blob[32];       /* the SHA-256 of the blob that is spoken of */
+    u8 sha[32];        /* of the file with this field zero */
+    char digest[72];   /* of the blob's table: the annotation; zero-terminated */
+    char position[88]; /* zstd:chunked: the annotation; empty: eStargz */
 };
 
 /* The stream that starts at `off` gives, after `skip` bytes, n bytes of the pack from `to` on. */
@@ -4645,7 +4652,7 @@ struct toc_piece {
     u32 skip, n, unused;
 };
 
-static_assert(sizeof(struct toc_head) == 80, "on-disk format");
+static_assert(sizeof(struct toc_head) == 240, "on-disk format");
 static_assert(sizeof(struct toc_piece) == 32, "on-disk format");
 
 struct toc {
@@ -4663,25 +4670,6 @@ static void toc_sum(struct buf *b, u8 out[32]) {
     sha_add(&s, &h, sizeof h);
     sha_add(&s, in + 1, b->n - sizeof h);
     sha_end(&s, out);
-}
-
-/* What is missing, damaged or of another blob is as good as none. */
-static void toc_open(int layers, const char *hex, const u8 blob[32], struct toc *ret) {
-    char path[80];
-    u8 sum[32];
-    struct err none;
-    struct toc t = { 0 };
-    snprintf(path, sizeof path, "%s.toc", hex);
-    if (!file_read(layers, path, 1 << 30, &t.file, &none) && t.file.n >= sizeof(struct toc_head)) {
-        const struct toc_head *h = (void *)t.file.p;
-        toc_sum(&t.file, sum);
-        if (!memcmp(h->magic, "skifftoc", 8) && h->version == TOC_VERSION &&
-            !memcmp(h->sha, sum, 32) && !memcmp(h->blob, blob, 32) &&
-            (t.file.n - sizeof *h) / sizeof *t.piece == h->pieces)
-            t.piece = (const void *)(h + 1), t.n = h->pieces;
-    }
-    if (!t.n) buf_done(&t.file);
-    *ret = t;
 }
 
 /* A part of a file. */
@@ -4927,22 +4915,91 @@ static void toc_cut(const struct toc_making *m, const struct toc_span *p, struct
     }
 }
 
-static int toc_write(const struct store *s, const char *hex, const u8 blob[32],
-                     struct toc_making *m, struct err *e) {
-    AUTO_BUF out = { 0 };
+/* Writes a table of the pieces that follow its head in `out`. */
+static int toc_save(int layers, const char *hex, struct buf *out, struct err *e) {
     char path[80];
-    struct toc_head h = { .magic = "skifftoc", .version = TOC_VERSION };
-    memcpy(h.blob, blob, 32);
-    if (m->offs) qsort(m->off, m->offs, sizeof *m->off, toc_order_off);
-    buf_add(&out, &h, sizeof h);
-    for (u32 k = 0; k < m->spans; k++) toc_cut(m, &m->span[k], &out);
-    struct toc_head *to = (void *)out.p;
-    to->pieces = (u32)((out.n - sizeof h) / sizeof(struct toc_piece));
-    qsort(to + 1, to->pieces, sizeof(struct toc_piece), toc_order_piece);
-    toc_sum(&out, to->sha);
+    toc_sum(out, ((struct toc_head *)(void *)out->p)->sha);
     snprintf(path, sizeof path, "%s.toc", hex);
-    AUTO_FD layers = dir_open(s->dir, "layers", e);
-    return layers < 0 ? -1 : file_replace(layers, path, out.p, out.n, 0600, 0, e);
+    return file_replace(layers, path, out->p, out->n, 0600, 0, e);
+}
+
+/* The pieces of what was made, appended to `out`, which has the head. */
+static void toc_pieces(struct toc_making *m, struct buf *out) {
+    if (m->offs) qsort(m->off, m->offs, sizeof *m->off, toc_order_off);
+    for (u32 k = 0; k < m->spans; k++) toc_cut(m, &m->span[k], out);
+    struct toc_head *h = (void *)out->p;
+    h->pieces = (u32)((out->n - sizeof *h) / sizeof(struct toc_piece));
+    qsort(h + 1, h->pieces, sizeof(struct toc_piece), toc_order_piece);
+    free(m->span), free(m->off), free(m->entry);
+}
+
+/* The JSON of a blob's table, verified. */
+static int toc_text(int blob, const struct toc_head *h, struct buf *ret, u64 *ret_end,
+                    struct err *e) {
+    struct stat st;
+    if (fstat(blob, &st)) return err_set(e, errno, "stat the blob");
+    return *h->position
+               ? toc_chunked(blob, (u64)st.st_size, h->position, h->digest, ret, ret_end, e)
+               : toc_stargz(blob, (u64)st.st_size, h->digest, ret, ret_end, e);
+}
+
+/* Reads a table of a blob. What it cannot be made of has no pieces. */
+struct toc_reading {
+    const struct idx *x;
+    int blob;
+    struct buf *file; /* the head */
+};
+
+static void *toc_read(void *arg) {
+    struct toc_reading *r = arg;
+    struct toc_making m = { .x = r->x };
+    struct err e = { 0 };
+    AUTO_BUF text = { 0 };
+    AUTO_JSON *j = NULL;
+    if (!toc_text(r->blob, (void *)r->file->p, &text, &m.end, &e))
+        j = js_parse(text.p ? text.p : "", text.n, "the table", &e);
+    if (js_int(j, "version", 0) == 1) toc_entries(&m, js_get(j, "entries"));
+    toc_pieces(&m, r->file);
+    return NULL;
+}
+
+static bool toc_load(int layers, const char *hex, const u8 blob[32], struct buf *ret) {
+    char path[80];
+    u8 sum[32];
+    struct err none;
+    snprintf(path, sizeof path, "%s.toc", hex);
+    if (file_read(layers, path, 1 << 30, ret, &none) || ret->n < sizeof(struct toc_head))
+        return false;
+    const struct toc_head *h = (void *)ret->p;
+    toc_sum(ret, sum);
+    return !memcmp(h->magic, "skifftoc", 8) && h->version == TOC_VERSION &&
+           !memcmp(h->sha, sum, 32) && !memcmp(h->blob, blob, 32) &&
+           !h->digest[sizeof h->digest - 1] && !h->position[sizeof h->position - 1];
+}
+
+/* Opens a layer's table, and reads it from the blob where nobody has yet. What is missing, damaged
+ * or of another blob is as good as none. */
+static void toc_open(int layers, const char *hex, const struct idx *x, const u8 sha[32], int blob,
+                     struct toc *ret) {
+    struct toc t = { 0 };
+    if (!toc_load(layers, hex, sha, &t.file)) return buf_done(&t.file);
+    struct toc_head *h = (void *)t.file.p;
+    if (h->pieces == TOC_UNREAD) {
+        struct toc_reading r = { x, blob, &t.file };
+        struct err none;
+        pthread_t th;
+        pthread_attr_t a;
+        t.file.n = sizeof *h;
+        pthread_attr_init(&a);
+        pthread_attr_setstacksize(&a, TOC_STACK);
+        if (pthread_create(&th, &a, toc_read, &r)) return buf_done(&t.file);
+        pthread_join(th, NULL);
+        toc_save(layers, hex, &t.file, &none); /* the next one need not */
+        h = (void *)t.file.p;
+    }
+    if ((t.file.n - sizeof *h) / sizeof *t.piece != h->pieces) return buf_done(&t.file);
+    t.piece = (const void *)(h + 1), t.n = h->pieces;
+    *ret = t;
 }
 
 /* An annotation of zstd:chunked; NULL: there is none. */
@@ -4953,35 +5010,25 @@ static const char *toc_note(const json_t *annotations, const char *what) {
     return v ? v : json_string_value(js_get(annotations, old));
 }
 
-static int layer_table_read(const struct store *s, const char *blob, const char *diff_id,
+static int layer_table_keep(const struct store *s, const char *blob, const char *diff_id,
                             const json_t *annotations, struct err *e) {
     const char *position = toc_note(annotations, "manifest-position"),
                *checksum = toc_note(annotations, "manifest-checksum"),
                *stargz = json_string_value(js_get(annotations, STARGZ_DIGEST));
-    AUTO_BUF text = { 0 };
-    AUTO_IDX x = { 0 };
-    struct stat st;
-    struct toc_making m = { .x = &x };
-    char path[96];
-    u8 raw[32];
+    struct toc_head h = { .magic = "skifftoc", .version = TOC_VERSION, .pieces = TOC_UNREAD };
+    AUTO_BUF text = { 0 }, out = { 0 };
+    u64 end;
     if (checksum && stargz) return err_set(e, 0, "the manifest speaks of two");
-    if (checksum && !position) return err_set(e, 0, "the manifest does not say where it is");
+    if (checksum && str_empty(position))
+        return err_set(e, 0, "the manifest does not say where it is");
+    snprintf(h.digest, sizeof h.digest, "%s", checksum ? checksum : stargz ? stargz : "");
+    snprintf(h.position, sizeof h.position, "%s", checksum ? position : "");
+    hex_to(digest_hex(blob), h.blob, 32);
     AUTO_FD fd = blob_open(s, blob, e);
-    if (fd < 0 || fstat(fd, &st)) return -1;
-    if (checksum ? toc_chunked(fd, (u64)st.st_size, position, checksum, &text, &m.end, e)
-                 : toc_stargz(fd, (u64)st.st_size, stargz, &text, &m.end, e))
-        return -1;
-    AUTO_JSON *j = js_parse(text.p ? text.p : "", text.n, "it", e);
-    buf_done(&text);
-    if (!j) return -1;
-    if (js_int(j, "version", 0) != 1) return err_set(e, 0, "a version that is not known");
-    snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff_id));
-    if (idx_open(s->dir, path, false, &x, e)) return -1;
-    toc_entries(&m, js_get(j, "entries"));
-    hex_to(digest_hex(blob), raw, 32);
-    int rc = toc_write(s, digest_hex(diff_id), raw, &m, e);
-    free(m.span), free(m.off), free(m.entry);
-    return rc;
+    AUTO_FD layers = fd < 0 ? -1 : dir_open(s->dir, "layers", e);
+    if (layers < 0 || toc_text(fd, &h, &text, &end, e)) return -1;
+    buf_add(&out, &h, sizeof h);
+    return toc_save(layers, digest_hex(diff_id), &out, e);
 }
 
 /* Keeps the table of a stored layer, if its descriptor's annotations tell of one. A layer is
@@ -4994,7 +5041,7 @@ static void layer_table(const struct store *s, const char *blob, const char *dif
         (!toc_note(annotations, "manifest-checksum") && !js_get(annotations, STARGZ_DIGEST)))
         return;
     snprintf(path, sizeof path, "layers/%s.toc", digest_hex(diff_id));
-    if (faccessat(s->dir, path, F_OK, 0) && layer_table_read(s, blob, diff_id, annotations, &e))
+    if (faccessat(s->dir, path, F_OK, 0) && layer_table_keep(s, blob, diff_id, annotations, &e))
         log_warn("the table of contents in layer %s is not used: %s", blob, e.msg);
 }
 
@@ -5028,7 +5075,8 @@ struct holes {
      * for one chunk by one thread at a time. */
     int (*provide)(struct holes *h, const struct idx_chunk *c, struct err *e);
     struct toc toc;
-    pthread_mutex_t lock, fill; /* of `wanted`; held while all is being brought */
+    bool toc_open;
+    pthread_mutex_t lock, fill; /* of `wanted`; of toc, and while all is being brought */
     pthread_cond_t over;
     struct wanted *wanted; /* owned */
 };
@@ -5197,6 +5245,13 @@ static int holes_from_blob(struct holes *h, const struct idx_chunk *c, struct er
     snprintf(path, sizeof path, "../blobs/sha256/%s", hex_of(h->x.present->blob, 32, hex));
     AUTO_FD blob = openat(h->layers, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (blob < 0) return err_set(e, errno, "open blob sha256:%s", hex);
+    if (!__atomic_load_n(&h->toc_open, __ATOMIC_ACQUIRE)) {
+        hex_of(h->x.packs[0].diff_id, 32, hex);
+        pthread_mutex_lock(&h->fill);
+        if (!h->toc_open) toc_open(h->layers, hex, &h->x, h->x.present->blob, blob, &h->toc);
+        __atomic_store_n(&h->toc_open, true, __ATOMIC_RELEASE);
+        pthread_mutex_unlock(&h->fill);
+    }
     AUTO_FREE u8 *p = mem_new(c->len);
     if (!toc_chunk(&h->toc, blob, c, p, e) && !holes_put(h, c, p, e)) return 0;
     return holes_fill(h, blob, c, e);
@@ -5223,10 +5278,7 @@ static struct holes *holes_open(int layers, const char *hex, int pack) {
     snprintf(path, sizeof path, "%s.idx", hex);
     if (idx_map(layers, path, IDX_WRITE, &h->x, &e) || !h->x.present) return holes_free(h), NULL;
     h->seen = mem_new((h->x.present->places + 63) / 64 * sizeof *h->seen);
-    if (memcmp(h->x.present->blob, NONE, 32)) {
-        h->provide = holes_from_blob;
-        toc_open(layers, hex, h->x.present->blob, &h->toc);
-    }
+    if (memcmp(h->x.present->blob, NONE, 32)) h->provide = holes_from_blob;
     return h;
 }
 

@@ -259,6 +259,7 @@ def test_wrong_tables(sk):
             yield "ends", every("endOffset", 3)
             yield "zeros", lambda toc: [e.update(chunkType="zeros") for e in toc["entries"]] and None
             yield "types", lambda toc: dict(version=1, entries=[1, None, {}, [], {"type": 1, "name": 2, "offset": "x"}])
+            yield "depth", lambda toc: {**toc, "x": json.loads("[" * 900 + "]" * 900)}
             yield "no entries", lambda toc: dict(version=1, entries="x")
         for what, change in lies():
             with sk.case("%s, lying %s" % (kind.__name__, what)):

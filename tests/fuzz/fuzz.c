@@ -550,25 +550,22 @@ static void fuzz_holes(const u8 *data, size_t n) {
     AUTO_IDX x = { 0 };
     snprintf(path, sizeof path, "layers/%s.idx", digest_hex(diff));
     must(!idx_open(s->dir, path, true, &x, &e));
+    AUTO_FD layers = dir_open(s->dir, "layers", &e);
+    AUTO_BUF b = { 0 };
+    struct toc_head h = { .magic = "skifftoc", .version = TOC_VERSION };
+    memcpy(h.blob, blob, 32);
+    buf_add(&b, &h, sizeof h);
     if (data[0] & 1) {
         AUTO_JSON *j = js_parse((const char *)data + 2, n - 2, "input", &e);
         struct toc_making m = { .x = &x, .end = 1 << 20 };
-        toc_entries(&m, j);
-        must(!toc_write(s, digest_hex(diff), blob, &m, &e));
-        free(m.span), free(m.off), free(m.entry);
+        toc_entries(&m, js_get(j, "entries"));
+        toc_pieces(&m, &b);
     } else {
-        AUTO_BUF b = { 0 };
-        struct toc_head h = { .magic = "skifftoc", .version = TOC_VERSION };
-        memcpy(h.blob, blob, 32);
-        h.pieces = (u32)((n - 2) / sizeof(struct toc_piece));
-        buf_add(&b, &h, sizeof h);
         buf_add(&b, data + 2, n - 2);
-        toc_sum(&b, ((struct toc_head *)(void *)b.p)->sha);
-        snprintf(path, sizeof path, "layers/%s.toc", digest_hex(diff));
-        must(!file_replace(s->dir, path, b.p, b.n, 0600, 0, &e));
+        ((struct toc_head *)(void *)b.p)->pieces = (u32)((n - 2) / sizeof(struct toc_piece));
     }
+    must(!toc_save(layers, digest_hex(diff), &b, &e));
     hole_punch(s, diff, blob, data[1]);
-    AUTO_FD layers = dir_open(s->dir, "layers", &e);
     packs_init(&hole.packs, &x, layers);
     must(packs_fd(&hole.packs, 0) >= 0 && hole.packs.pack[0].holes);
     hole.packs.pack[0].holes->provide = hole_provide;
