@@ -9,14 +9,15 @@
  * PROCESSES
  *
  *   skiff (CLI) ──fork──► supervisor ──clone3──► container's pid 1 ──exec──► the user's program
- *                             └──fork──► file server (only with the FUSE rungs)
+ *                             └──fork──► file server (only with the FUSE rungs, and only where
+ *                                        none serves the same image yet)
  *
  *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
  *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
  *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
  *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
  *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
- *               the packs, and where it writes from the upper; dies with the mount.
+ *               the packs, and where it writes from the upper; dies with the last of its mounts.
  *   pid 1       created in its own user, mount, pid, ipc and uts namespaces; has every capability
  *               there until it has built the mounts, then drops to the plan's set and executes.
  *   exec        the CLI forks a child that joins the container's namespaces and executes there.
@@ -50,7 +51,8 @@
  *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to many layers
  *   containers/ID/rootfs/, laid       the whole tree, where there is no overlay; when it was made
  *   volumes/NAME/{meta.json,_data/}
- *   cache/                     compiled seccomp filters, build cache records; always safe to delete
+ *   cache/                     compiled seccomp filters, build cache records, sockets of file
+ *                              servers (fs-KEY, part 12); always safe to delete
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
  *   events.json                one line an event
  *
@@ -3035,6 +3037,14 @@ static u64 store_sweep(const struct store *s, const char *dir, const char *prefi
     return freed;
 }
 
+/* Nobody comes to the file servers that run now any more: what they read may be made anew. */
+static void store_part_servers(const struct store *s) {
+    AUTO_DIR *cache = dir_stream(s->dir, "cache");
+    struct dirent *de;
+    while (cache && (de = dir_next(cache)))
+        if (str_prefix(de->d_name, "fs-")) unlinkat(dirfd(cache), de->d_name, 0);
+}
+
 /* Keeps others from collecting garbage, among it what the caller is about to add and has not named
  * yet; closed to end. -1: an error. */
 static int store_hold(const struct store *s, struct err *e) {
@@ -3112,6 +3122,7 @@ static u64 store_collect(const struct store *s, bool all) {
         if (blob) js_setb(live, blob, true);
         if (diff) js_setb(live, diff, true);
     }
+    store_part_servers(s);
     u64 freed = store_sweep(s, "blobs/sha256", "", live);
     freed += store_sweep(s, "layers", "", live);
     freed += store_sweep(s, "merged", "chain:", live);
@@ -5683,14 +5694,17 @@ static int stack_resolve(const struct stack *k, const char *path, bool last, cha
  * of 2^30 s, ENOSYS to OPEN and OPENDIR, so that a warm walk never comes here. What is only read
  * (12.2) takes no lock: the index is read-only memory, a node id is an inode number + 1, and
  * FORGET needs no answer. Either the kernel's overlay above takes the writes, or the server itself
- * (12.3 and on). The device is opened, mounted and cloned by pid 1 inside its own user namespace
- * (the kernel wants opener and mounter in one) and handed to this process, which holds no mount
- * namespace alive. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4). */
+ * (12.3 and on). The device is opened and mounted by pid 1 inside its own user namespace (the
+ * kernel wants opener and mounter in one) and handed to this process, which holds no mount
+ * namespace of a container alive. One server answers for all read-only mounts of an image (12.11);
+ * a writable tree has its own. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4).
+ * */
 
 /* ---- 12.1 the server's threads ---- */
 struct rw;
 enum {
     UFS_MAX_THREADS = 8,
+    UFS_MAX_CONNS = 256,      /* mounts of one server, and sockets on which they are handed over */
     UFS_READ_MAX = 256 << 10, /* longest READ that is answered */
     UFS_BUFFER = 64 << 10,    /* longest request without the bytes of a WRITE */
     UFS_WRITE_MAX = 1 << 20,  /* longest WRITE to a writable tree */
@@ -5710,10 +5724,12 @@ struct ufs {
     u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
 };
 
+struct ufs_share;
 struct ufs_thread {
     struct ufs *u;
-    int fd;  /* owned */
-    u8 *out; /* UFS_READ_MAX bytes */
+    struct ufs_share *share; /* read-only: the mounts of this server; NULL: one writable tree */
+    int fd;                  /* owned; with share, borrowed: of the mount that asks */
+    u8 *out;                 /* UFS_READ_MAX bytes */
 };
 
 /* ---- 12.2 answers from the index ---- */
@@ -7596,28 +7612,40 @@ static void *ufs_loop(void *arg) {
     }
 }
 
-/* Serves until the mount is gone; never returns. fds: the mounted device and its clones, consumed.
- * */
-__attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
-    static struct ufs_thread threads[UFS_MAX_THREADS];
+/* Starts a thread for each of the first `n`, the first of which is the caller; never returns. */
+__attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, unsigned n,
+                                                  void *(*loop)(void *)) {
     prctl(PR_SET_NAME, "skiff-fs");
-    for (unsigned i = n < UFS_MAX_THREADS ? n : UFS_MAX_THREADS; i-- > 0;) {
-        threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i] };
+    for (unsigned i = n; i-- > 0;) {
         pthread_t th;
         pthread_attr_t a;
         pthread_attr_init(&a);
-        pthread_attr_setstacksize(&a, u->rw ? 1 << 20 : 64 << 10);
-        if (!i) ufs_loop(&threads[i]);
-        else if (pthread_create(&th, &a, ufs_loop, &threads[i])) close(fds[i]);
+        pthread_attr_setstacksize(&a, threads[i].u->rw ? 1 << 20 : 64 << 10);
+        if (!i) loop(&threads[i]);
+        else if (pthread_create(&th, &a, loop, &threads[i]) && threads[i].fd >= 0)
+            close(threads[i].fd);
     }
     _exit(1);
+}
+
+/* Serves a writable tree until the mount is gone; never returns. fds: the mounted device and its
+ * clones, consumed. */
+__attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
+    static struct ufs_thread threads[UFS_MAX_THREADS];
+    if (n > UFS_MAX_THREADS) n = UFS_MAX_THREADS;
+    for (unsigned i = 0; i < n; i++) threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i] };
+    ufs_threads(threads, n, ufs_loop);
+}
+
+static unsigned ufs_cpus(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > UFS_MAX_THREADS ? UFS_MAX_THREADS : (unsigned)n;
 }
 
 /* Opens and mounts the device in the caller's user namespace at `at` (relative paths are fine).
  * Returns how many descriptors ret_fds got (the device and its clones), -1 on failure. */
 static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e) {
-    int n = 0;
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    int n = 0, cpus = writable ? (int)ufs_cpus() : 1; /* who serves many mounts has no clones */
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     if (fd < 0) return err_set(e, errno, "open /dev/fuse");
     AUTO_FREE char *opts = str_fmt("fd=%d,rootmode=40755,user_id=%u,group_id=%u,allow_other,"
@@ -7630,7 +7658,7 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
         return -1;
     }
     ret_fds[n++] = fd;
-    while (n < cpus && n < UFS_MAX_THREADS) {
+    while (n < cpus) {
         u32 first = (u32)fd;
         int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC);
         if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &first)) {
@@ -7640,6 +7668,249 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
         ret_fds[n++] = clone;
     }
     return n;
+}
+
+/* ---- 12.11 many mounts, one server ----
+ * A read-only server listens on a socket in the store, cache/fs-KEY. Who mounts the same image
+ * hands the device to it, and waits for its word. Whatever goes wrong before that word, the
+ * server's death among it, the client starts a server of its own: nothing is lost between the two.
+ *
+ * KEY is a digest of all that a server's answers, or its life, depend on: the index, the ids it
+ * shows, the host, and the namespaces, cgroup, limits, processors and priority of who starts it.
+ * So no container is served, or charged, or ended, where it would not have been by a server of its
+ * own; a container's cgroup, which only its first process enters, is none of them.
+ *
+ * locks/fs is held while a socket is made or removed, and by a client that has found no server for
+ * as long as it makes one, so that of two that start at once one serves both. A server ends with
+ * its last mount.
+ *
+ * Threads wait for all connections at one epoll descriptor, edge-triggered: each request wakes one,
+ * which reads until there is no more. No thread holds a lock while it answers; the number of those
+ * at a connection keeps its descriptor from being closed, and its number from being used again,
+ * below them. */
+struct ufs_conn {
+    int fd;     /* owned */
+    bool hello; /* a socket on which a device is to come */
+    u32 users;  /* threads at it, and CONN_* */
+};
+
+enum {
+    CONN_GONE = 1 << 30,   /* closed by the last user */
+    CONN_FREE = 1 << 29,   /* holds no descriptor */
+    UFS_PATIENCE_S = 2,    /* of a client with a server that does not answer */
+    UFS_NAME = 3 + 32 + 1, /* fs-KEY */
+};
+
+struct ufs_share {
+    int store;           /* owned */
+    int listen, ep;      /* owned; listen -1: nobody else will come */
+    char name[UFS_NAME]; /* in cache/ */
+    ino_t ino;           /* of the socket there: the name may be another server's by now */
+    pthread_mutex_t lock;
+    unsigned mounts; /* under the lock */
+    bool ending;     /* the last one has gone */
+    struct ufs_conn conn[UFS_MAX_CONNS];
+};
+
+static void ufs_socket_path(int store, const char *name, struct sockaddr_un *a) {
+    *a = (struct sockaddr_un){ .sun_family = AF_UNIX };
+    snprintf(a->sun_path, sizeof a->sun_path, "/proc/self/fd/%d/cache/%s", store, name);
+}
+
+/* KEY; `index` is the merged index's path. */
+static void ufs_share_name(const struct ufs *u, int store, const char *index, char *out) {
+    static const char *const NS[] = { "/proc/self/ns/user", "/proc/self/ns/pid",
+                                      "/proc/self/ns/mnt" };
+    struct stat st;
+    struct utsname host;
+    struct err ignored;
+    cpu_set_t cpus = { 0 };
+    AUTO_BUF b = { 0 };
+    u8 sum[32];
+    buf_addf(&b, "%s %s %d %u %u %d ", SKIFF_VERSION, index, u->squash, u->uid, u->gid,
+             getpriority(PRIO_PROCESS, 0));
+    if (!fstatat(store, index, &st, 0))
+        buf_addf(&b, "%ju %ju %jd.%09ld ", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino,
+                 (intmax_t)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+    if (!uname(&host)) buf_adds(&b, host.nodename);
+    for (size_t i = 0; i < ARRAY_LEN(NS); i++)
+        if (!stat(NS[i], &st)) buf_addf(&b, " %ju", (uintmax_t)st.st_ino);
+    for (int i = 0; i < RLIM_NLIMITS; i++) {
+        struct rlimit r = { 0 };
+        getrlimit(i, &r);
+        buf_add(&b, &r, sizeof r);
+    }
+    sched_getaffinity(0, sizeof cpus, &cpus);
+    buf_add(&b, &cpus, sizeof cpus);
+    file_read(AT_FDCWD, "/proc/self/cgroup", 65536, &b, &ignored);
+    sha_of(b.p, b.n, sum);
+    memcpy(out, "fs-", 3);
+    hex_of(sum, 16, out + 3);
+}
+
+/* Hands a mounted device to the server of that name, if there is one and it takes it. */
+static bool ufs_hand_over(int store, const char *name, int fd) {
+    AUTO_FD s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    struct sockaddr_un a;
+    struct ucred who;
+    socklen_t n = sizeof who;
+    const struct timeval patience = { UFS_PATIENCE_S, 0 };
+    char taken;
+    ufs_socket_path(store, name, &a);
+    return s >= 0 && !setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) &&
+           !setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) &&
+           !connect(s, (struct sockaddr *)&a, sizeof a) &&
+           !getsockopt(s, SOL_SOCKET, SO_PEERCRED, &who, &n) && who.uid == geteuid() &&
+           !fd_send(s, "F", 1, &fd, 1) && recv(s, &taken, 1, 0) == 1;
+}
+
+/* Makes the socket of a new server; the caller holds locks/fs. -1: it stays alone. */
+static int ufs_listen(int store, const char *name) {
+    AUTO_FD s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct sockaddr_un a;
+    AUTO_FREE char *path = str_fmt("cache/%s", name);
+    ufs_socket_path(store, name, &a);
+    unlinkat(store, path, 0); /* of a server that was killed, or has no room left */
+    mode_t old = umask(077);
+    int rc = s < 0 ? -1 : bind(s, (struct sockaddr *)&a, sizeof a);
+    umask(old);
+    return rc || listen(s, 64) ? -1 : fd_steal(&s);
+}
+
+/* The last mount is gone. Who waits for an answer hears that there will be none. */
+__attribute__((noreturn)) static void ufs_share_end(struct ufs_share *s) {
+    AUTO_FREE char *path = str_fmt("cache/%s", s->name);
+    struct stat st;
+    fd_closep(&s->listen);
+    int lock = -1;
+    for (int i = 0; s->ino && lock < 0 && i < 50; i++) { /* its holder may be waiting for us */
+        lock = lock_take(s->store, "locks/fs", LOCK_EX | LOCK_NB);
+        if (lock < 0) usleep(2000);
+    }
+    if (lock >= 0 && !fstatat(s->store, path, &st, AT_SYMLINK_NOFOLLOW) && st.st_ino == s->ino)
+        unlinkat(s->store, path, 0);
+    _exit(0);
+}
+
+/* Takes a descriptor (consumed) to wait for. */
+static bool ufs_conn_add(struct ufs_share *s, int fd, bool hello) {
+    bool ok = false;
+    pthread_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < UFS_MAX_CONNS && !s->ending; i++) {
+        struct ufs_conn *c = &s->conn[i];
+        struct epoll_event ev = { EPOLLIN | EPOLLET, { .ptr = c } };
+        u32 free = CONN_FREE;
+        if (__atomic_load_n(&c->users, __ATOMIC_ACQUIRE) != CONN_FREE) continue;
+        c->fd = fd;
+        c->hello = hello;
+        if (!__atomic_compare_exchange_n(&c->users, &free, 0, false, __ATOMIC_ACQ_REL,
+                                         __ATOMIC_RELAXED))
+            continue; /* a late event looks at it */
+        ok = !epoll_ctl(s->ep, EPOLL_CTL_ADD, fd, &ev);
+        if (!ok) __atomic_fetch_or(&c->users, CONN_FREE, __ATOMIC_ACQ_REL);
+        s->mounts += ok && !hello;
+        break;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (!ok) close(fd);
+    return ok;
+}
+
+static bool ufs_conn_leave(struct ufs_share *s, struct ufs_conn *c) {
+    u32 gone = CONN_GONE;
+    if (__atomic_sub_fetch(&c->users, 1, __ATOMIC_ACQ_REL) != CONN_GONE ||
+        !__atomic_compare_exchange_n(&c->users, &gone, CONN_GONE | CONN_FREE, false,
+                                     __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        return false;
+    bool mount = !c->hello;
+    epoll_ctl(s->ep, EPOLL_CTL_DEL, c->fd, NULL); /* others may hold copies of it */
+    fd_closep(&c->fd);
+    __atomic_fetch_and(&c->users, ~(u32)CONN_GONE, __ATOMIC_ACQ_REL);
+    pthread_mutex_lock(&s->lock);
+    s->ending |= mount && !--s->mounts;
+    pthread_mutex_unlock(&s->lock);
+    if (mount && s->ending) ufs_share_end(s);
+    return false;
+}
+
+static bool ufs_conn_enter(struct ufs_share *s, struct ufs_conn *c) {
+    u32 now = __atomic_add_fetch(&c->users, 1, __ATOMIC_ACQ_REL);
+    return now & (CONN_GONE | CONN_FREE) ? ufs_conn_leave(s, c) : true;
+}
+
+static void ufs_accept(struct ufs_share *s) {
+    for (int fd; (fd = accept4(s->listen, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0;) {
+        struct ucred who;
+        socklen_t n = sizeof who;
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &n) || who.uid != geteuid()) close(fd);
+        else ufs_conn_add(s, fd, true);
+    }
+}
+
+/* A message of a client, or its end. True: nothing more is to come from it. */
+static bool ufs_hello(struct ufs_share *s, int sock) {
+    int fds[16];
+    unsigned n;
+    char what;
+    struct stat st;
+    ssize_t k = fd_recv(sock, &what, 1, fds, &n, MSG_DONTWAIT);
+    if (k < 0 && errno == EAGAIN) return false;
+    bool device = k == 1 && n == 1 && !fstat(fds[0], &st) && S_ISCHR(st.st_mode) &&
+                  st.st_rdev == makedev(10, 229) /* /dev/fuse: what comes of it is the kernel's */
+                  && !fcntl(fds[0], F_SETFL, O_RDWR | O_NONBLOCK);
+    if (device && ufs_conn_add(s, fds[0], false))
+        (void)!send(sock, "Y", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (!device && n) close(fds[--n]);
+    return true;
+}
+
+static void *ufs_loop_many(void *arg) {
+    struct ufs_thread *t = arg;
+    struct ufs_share *s = t->share;
+    u8 *in = mem_new(UFS_BUFFER);
+    t->out = mem_new(UFS_READ_MAX);
+    for (;;) {
+        struct epoll_event ev;
+        if (epoll_wait(s->ep, &ev, 1, -1) != 1) continue;
+        struct ufs_conn *c = ev.data.ptr;
+        if (!c) ufs_accept(s);
+        if (!c || !ufs_conn_enter(s, c)) continue;
+        bool over = c->hello && ufs_hello(s, c->fd);
+        t->fd = c->fd;
+        while (!c->hello && !over) {
+            ssize_t n = read(t->fd, in, UFS_BUFFER);
+            if (n < 0 && errno == EAGAIN) break;
+            if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
+            over = n < (ssize_t)sizeof(struct fuse_in_header); /* ENODEV: unmounted */
+            if (!over) ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
+        }
+        if (over) __atomic_fetch_or(&c->users, CONN_GONE, __ATOMIC_ACQ_REL);
+        ufs_conn_leave(s, c);
+    }
+    return NULL;
+}
+
+/* Serves the mounted device and all that will come to the socket (-1: none), until the last mount
+ * is gone; never returns. Descriptors are consumed. */
+__attribute__((noreturn)) static void ufs_serve_many(struct ufs *u, int fd, int store,
+                                                     const char *name, int listener) {
+    static struct ufs_share s = { .lock = PTHREAD_MUTEX_INITIALIZER };
+    static struct ufs_thread threads[UFS_MAX_THREADS];
+    struct epoll_event ev = { EPOLLIN | EPOLLET, { .ptr = NULL } };
+    struct stat st;
+    AUTO_FREE char *path = str_fmt("cache/%s", name);
+    s.store = store;
+    s.listen = listener;
+    snprintf(s.name, sizeof s.name, "%s", name);
+    if (listener >= 0 && !fstatat(store, path, &st, AT_SYMLINK_NOFOLLOW)) s.ino = st.st_ino;
+    for (unsigned i = 0; i < UFS_MAX_CONNS; i++) s.conn[i] = (struct ufs_conn){ -1, 0, CONN_FREE };
+    s.ep = epoll_create1(EPOLL_CLOEXEC);
+    if (s.ep < 0 || fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) || !ufs_conn_add(&s, fd, false))
+        _exit(1);
+    if (listener >= 0 && epoll_ctl(s.ep, EPOLL_CTL_ADD, listener, &ev)) fd_closep(&s.listen);
+    unsigned n = ufs_cpus();
+    for (unsigned i = 0; i < n; i++) threads[i] = (struct ufs_thread){ u, &s, -1, NULL };
+    ufs_threads(threads, n, ufs_loop_many);
 }
 /* }==== 12 ufs */
 
@@ -10214,6 +10485,7 @@ struct launch {
     int *nodes;    /* owned: linux.devices, made before the user namespace; NULL: made there */
     bool ufs_open; /* u below is open */
     struct ufs u;
+    const char *mounted; /* launch_server: a mount in the caller's own namespace; NULL: none is */
     /* launch_join: called in the child with the container's root, before the identity is dropped */
     int (*in_root)(struct launch *l, int root, struct err *e);
     void *in_root_arg;
@@ -10227,7 +10499,7 @@ struct launch {
     pid_t pid;
     int pidfd, sync, console; /* owned; -1: none */
     int mounts;               /* owned; the mount namespace, where it is ephemeral; -1: not kept */
-    pid_t server;             /* the file server; 0: none */
+    pid_t server;             /* the file server of a writable tree; 0: none */
 };
 
 static void launch_init(struct launch *l) {
@@ -11245,27 +11517,60 @@ static int launch_server_writes(struct launch *l, int ns, const int dirs[2], str
     return rw_open(&l->u, dirs[0], dirs[1], l->ephemeral, e);
 }
 
+/* In the file server, just forked: nothing of the parent's but the given descriptors. */
+static void launch_server_begin(const int *keep, unsigned n) {
+    setsid();
+    fd_close_except(keep, n);
+    AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int i = 0; i < 3; i++) dup2(null, i);
+    (void)!chdir("/");
+    launch_signals_default();
+}
+
+/* Has a read-only mount served: by the server that there is, or by a new one. That is nobody's
+ * child, since it may outlive who starts it. */
+static int launch_server_shared(struct launch *l, int fd, struct err *e) {
+    char name[UFS_NAME];
+    bool share = !host_disabled("share");
+    AUTO_FREE char *index =
+        str_fmt("merged/%s.idx", js_str_or(l->plan->spec, "skiff.rootfs.chain", ""));
+    ufs_share_name(&l->u, l->store, index, name);
+    if (share && ufs_hand_over(l->store, name, fd)) return 0;
+    AUTO_FD lock = share ? lock_take(l->store, "locks/fs", LOCK_EX) : -1;
+    if (lock >= 0 && ufs_hand_over(l->store, name, fd)) return 0;
+    AUTO_FD listener = lock < 0 ? -1 : ufs_listen(l->store, name);
+    pid_t between = fork();
+    if (!between) {
+        pid_t server = fork();
+        if (server) _exit(server < 0);
+        const int keep[] = { fd, l->u.packs.layers, l->store, listener < 0 ? fd : listener };
+        if (l->mounted && !unshare(CLONE_NEWNS)) { /* or the mount would live as long as we do */
+            mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+            umount2(l->mounted, MNT_DETACH);
+        }
+        launch_server_begin(keep, ARRAY_LEN(keep));
+        ufs_serve_many(&l->u, fd, l->store, name, listener);
+    }
+    int status = 1;
+    if (between > 0) waitpid(between, &status, 0);
+    return status ? err_set(e, between < 0 ? errno : 0, "fork the file server") : 0;
+}
+
 /* Forks the file server. fds: the device, its clones; for a writable tree the user namespace. */
 static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) {
-    bool writes = !strcmp(l->plan->driver, "fuse");
     int dirs[2] = { -1, -1 };
-    if (writes && ((dirs[0] = dir_open(l->dir, "upper", e)) < 0 ||
-                   (dirs[1] = dir_open(l->dir, "work", e)) < 0))
+    if (strcmp(l->plan->driver, "fuse")) return launch_server_shared(l, fds[0], e);
+    if ((dirs[0] = dir_open(l->dir, "upper", e)) < 0 || (dirs[1] = dir_open(l->dir, "work", e)) < 0)
         return fd_closep(&dirs[0]), -1;
     l->server = fork();
     if (!l->server) {
-        setsid();
         int keep[20];
         unsigned k = n;
         memcpy(keep, fds, n * sizeof *fds);
         keep[k++] = l->u.packs.layers;
-        if (writes) keep[k++] = dirs[0], keep[k++] = dirs[1];
-        fd_close_except(keep, k);
-        AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
-        for (int i = 0; i < 3; i++) dup2(null, i);
-        (void)!chdir("/");
-        launch_signals_default();
-        if (writes && launch_server_writes(l, fds[--n], dirs, e)) _exit(1);
+        keep[k++] = dirs[0], keep[k++] = dirs[1];
+        launch_server_begin(keep, k);
+        if (launch_server_writes(l, fds[--n], dirs, e)) _exit(1);
         ufs_serve(&l->u, fds, n);
     }
     fd_closep(&dirs[0]), fd_closep(&dirs[1]);
@@ -24301,6 +24606,7 @@ static int check_image(const struct store *s, const struct image *m, bool repair
         if (!bad) continue;
         faults++;
         bool mended = repair && !blob_bad && !layer_rebuild(s, blob, diff, &e);
+        if (mended) store_part_servers(s);
         printf("damaged layer %s%s\n", diff, mended ? ": rebuilt from its blob" : "");
     }
     return faults;
@@ -24421,6 +24727,7 @@ static int cmd_mount(struct cli *c, struct err *e) {
     l.plan = &p;
     p.spec = spec;
     p.driver = "overlay-fuse"; /* its file server is the one that only reads */
+    l.mounted = at;
     if (launch_prepare(&l, e)) return -1;
     int n = ufs_mount(at, false, fds, e);
     int rc = n < 0 ? -1 : launch_server(&l, fds, (unsigned)n, e);

@@ -229,3 +229,119 @@ def test_model(sk):
                     r = sk("exec %s /union/union check /t/%d /plain/%d %s" % (driver, i, i, f))
                     true(r.code == 0, "the same after a restart, phase %d: %s" % (phase, lib.short(r.out, 4000) + r.err))
             sk("rm -f -v", driver).ok
+
+
+def servers(sk):
+    return [pid for pid, name in sk.processes() if name == "skiff-fs"]
+
+
+def sockets(sk):
+    return [n for n in os.listdir(sk.root + "/cache") if n.startswith("fs-")]
+
+
+@timeout(240)
+def test_shared_server(sk):
+    """Many containers of one image have one file server, which ends with the last of them."""
+    over = "--storage-driver overlay-fuse "
+    files = {"f%d" % i: "%d\n" % i for i in range(400)}
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("many/"), *[entry("many/" + n, t) for n, t in files.items()]), tag="many")).ok
+
+    def start(*names, image="many", words=over):
+        for n in names:
+            sk(words + "run -d --name %s %s sleep 1000" % (n, image)).ok
+
+    def whole(name):
+        sk("exec %s sh -c" % name, "cat /many/*").says("".join(t for n, t in sorted(files.items())).rstrip("\n"))
+
+    with sk.case("five containers, one server"):
+        start("aa", "bb", "cc", "dd", "ee")
+        eq((len(servers(sk)), len(sockets(sk))), (1, 1))
+        one = servers(sk)
+        whole("cc")
+    with sk.case("the first one's end is not the others'"):
+        sk("rm -f aa").ok
+        for n in ("bb", "cc", "dd", "ee"):
+            whole(n)
+        eq(servers(sk), one)
+    with sk.case("all at the same time"):
+        ps = [sk.popen("exec %s sh -c" % n, "for i in 1 2 3; do cat /many/* | md5sum; find / -xdev | wc -l; done", stdout=lib.subprocess.PIPE) for n in ("bb", "cc", "dd", "ee")]
+        eq(len({p.communicate()[0] for p in ps}), 1)
+    with sk.case("a container that joins later, and leaves first"):
+        sk(over + "run --rm many cat /many/f7").says("7")
+        eq(servers(sk), one)
+    with sk.case("another image, another server"):
+        start("oo", image="busybox")
+        eq(len(servers(sk)), 2)
+        sk("rm -f oo").ok
+        until(lambda: servers(sk) == one, "it ends")
+    with sk.case("a writable tree has its own"):
+        start("ww", words="--storage-driver fuse ")
+        eq(len(servers(sk)), 2)
+        sk("rm -f ww").ok
+        until(lambda: servers(sk) == one, "it ends")
+    with sk.case("steps of a build"):
+        sk.file("ctx/Dockerfile", "FROM many\nRUN cat /many/f1 >/new\nRUN cat /new /many/f2 >/new2\n")
+        sk(over + "build -q -t built", sk.dir + "/ctx").ok
+        sk(over + "run --rm built cat /new2").says("1\n2")
+        until(lambda: servers(sk) == one, "theirs have ended")
+    with sk.case("a mount"):
+        sk.folder("m1"), sk.folder("m2")
+        sk("unshare sh -c", "%s %smount many m1 && %s %smount many m2 && cat m1/many/f1 m2/many/f2; %s umount m1; cat m2/many/f3"
+           % (sk.binary, over, sk.binary, over, sk.binary)).says("1\n2\n3")
+        until(lambda: servers(sk) == one, "its server has ended")
+    with sk.case("the last one's end is the server's"):
+        sk("rm -f bb cc dd").ok
+        whole("ee")
+        sk("rm -f ee").ok
+        until(lambda: not servers(sk) and not sockets(sk), "server and socket are gone: %s" % sockets(sk))
+    with sk.case("a server that is killed: errors for all, no hanging, and a next start"):
+        start("aa", "bb", "cc")
+        lib.kill(servers(sk)[0])
+        for n in ("aa", "bb", "cc"):
+            sk("exec %s cat /many/f9" % n).exits(None)
+        eq(len(sockets(sk)), 1, "what it leaves")
+        start("dd")
+        whole("dd")
+        eq((len(servers(sk)), len(sockets(sk))), (1, 1))
+        sk("rm -f aa bb cc").ok
+        whole("dd")
+        sk("restart -t 0 dd").ok
+        whole("dd")
+        sk("rm -f dd").ok
+    with sk.case("a server that stands still is not waited for long"):
+        start("aa")
+        os.kill(servers(sk)[0], lib.signal.SIGSTOP)
+        sk(over + "run --rm many cat /many/f3", wait=20).says("3")
+        os.kill(servers(sk)[0], lib.signal.SIGCONT)
+        whole("aa")
+        sk("rm -f aa").ok
+    with sk.case("files of another, and stale ones, where the socket would be"):
+        start("aa")
+        name = sk.root + "/cache/" + sockets(sk)[0]
+        os.unlink(name)
+        sk.file(name)
+        start("bb")
+        whole("bb")
+        eq((len(servers(sk)), sockets(sk)), (2, [os.path.basename(name)]))
+        sk("rm -f aa bb").ok
+        until(lambda: not servers(sk) and not sockets(sk), "nothing is left: %s" % sockets(sk))
+    with sk.case("after the collection of garbage nobody comes to the old server"):
+        start("aa")
+        sk("rmi -f busybox").ok
+        eq(sockets(sk), [])
+        start("bb")
+        whole("bb")
+        eq(len(servers(sk)), 2)
+        sk("rm -f aa bb").ok
+    with sk.case("two starts, and an end, at once"):
+        for i in range(30):
+            ps = [sk.popen(over + "run --rm many cat /many/f%d" % k, stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE) for k in (i, i + 1)]
+            for k, p in enumerate(ps):
+                out, err = p.communicate(timeout=lib.PATIENCE)
+                eq((p.returncode, out, err), (0, b"%d\n" % (i + k), b""), "round %d" % i)
+        until(lambda: not servers(sk) and not sockets(sk), "nothing is left: %s" % sockets(sk))
+    with sk.case("switched off"):
+        for n in ("aa", "bb"):
+            sk(over + "run -d --name %s many sleep 1000" % n, env={"SKIFF_DISABLE": "share"}).ok
+        eq((len(servers(sk)), sockets(sk)), (2, []))
+        sk("rm -f aa bb").ok
