@@ -5696,7 +5696,7 @@ static int stack_resolve(const struct stack *k, const char *path, bool last, cha
  * FORGET needs no answer. Either the kernel's overlay above takes the writes, or the server itself
  * (12.3 and on). The device is opened and mounted by pid 1 inside its own user namespace (the
  * kernel wants opener and mounter in one) and handed to this process, which holds no mount
- * namespace of a container alive. One server answers for all read-only mounts of an image (12.11);
+ * namespace of a container alive. One server answers for all read-only mounts of an image (12.12);
  * a writable tree has its own. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4).
  * */
 
@@ -5921,7 +5921,9 @@ static void ufs_statfs(struct ufs_thread *t, u64 unique) {
  * (2) a lower file with several names gets all of them in the upper when it is copied up, so links
  * hold and nlink is right; (3) a lower directory is never renamed (EXDEV, as overlay says); (4) a
  * file appears in the upper whole: made in work/skiff, then renamed; (5) all of it under one lock,
- * but the copying and the contents. */
+ * but the copying and the contents; (6) with a limit, `used` is the sum of what the nodes' objects
+ * and those without a node are charged with (rw_size), and of what is set aside for contents that
+ * are being written. */
 struct rw_entry {
     char *name; /* owned; NULL: gone */
     u64 id;     /* of its node; 0: not looked up yet */
@@ -5947,6 +5949,7 @@ struct rw_node {
     char *name;              /* owned */
     u64 ino;                 /* in the upper */
     u64 lookups;             /* of the kernel's; counted for ids above the index only */
+    u64 charge;              /* bytes of `used` that its object in the upper has */
     u32 kids, pins, writers; /* writers: of pages that the kernel kept, right now */
     struct timespec mtime;   /* while there are writers: the kernel's word on it */
     int fd;                  /* owned; a directory's O_PATH, a file's O_RDWR; -1: not open */
@@ -5964,6 +5967,9 @@ struct rw {
     struct ufs *u;
     int upper, work, nursery; /* owned; work and nursery, in it, are private to this server */
     bool is_volatile;
+    u64 limit;      /* bytes that the upper may have; 0: as many as there are */
+    i64 used;       /* of them, atomic; more than the limit by what is made while it is reached */
+    i64 removed_ms; /* when something was removed last */
     pthread_mutex_t lock;
     pthread_cond_t copied;
     u8 *touched; /* owned: a bit an inode of the index */
@@ -6043,11 +6049,26 @@ static struct rw_node *rw_node_new(struct rw *w, u64 id, u32 lower, u32 type,
     return n;
 }
 
-/* The node has an object in the upper from here on. */
-static void rw_mark_upper(struct rw *w, struct rw_node *n, u64 ino) {
+/* What an object is charged with. The blocks behind a file's end are the file system's to give and
+ * to take, and no directory shrinks: so the same is charged and given back. */
+static u64 rw_size(const struct stat *st) {
+    u64 blocks = (u64)st->st_blocks * 512, end = ((u64)st->st_size + 4095) & ~4095ull;
+    if (S_ISDIR(st->st_mode)) return 4096;
+    return !S_ISREG(st->st_mode) ? 0 : blocks < end ? blocks : end;
+}
+
+static void rw_charge(struct rw *w, struct rw_node *n, u64 now) {
+    if (w->limit) __atomic_add_fetch(&w->used, (i64)(now - n->charge), __ATOMIC_RELAXED);
+    n->charge = now;
+}
+
+/* The node has an object in the upper from here on; `counted`: it had one before we began. */
+static void rw_mark_upper(struct rw *w, struct rw_node *n, const struct stat *st, bool counted) {
     n->upper = true;
-    n->ino = ino;
+    n->ino = st->st_ino;
     rw_ino_add(w, n);
+    if (counted) n->charge = rw_size(st);
+    else rw_charge(w, n, rw_size(st));
 }
 
 static void rw_touch(struct rw *w, const struct rw_node *n) {
@@ -6212,12 +6233,39 @@ static int rw_file(struct rw *w, struct rw_node *n) {
     return n->fd;
 }
 
+/* Has what lost its place no other name either? */
+static bool rw_last(const struct rw_node *n) {
+    struct stat st;
+    return n->gone &&
+           (n->type == S_IFDIR || n->orphan < 0 || fstat(n->orphan, &st) || !st.st_nlink);
+}
+
+/* Charges a file with what it has by now. */
+static void rw_recharge(struct rw *w, struct rw_node *n) {
+    struct stat st;
+    int no = errno;
+    if (w->limit && !rw_stat(w, n, &st)) rw_charge(w, n, rw_size(&st));
+    errno = no;
+}
+
+/* Of a file with holes the disk may need more than it did: only its node knows what it was charged
+ * with, so that as much is given back. */
+static bool rw_keeps_charge(struct rw *w, struct rw_node *n) {
+    struct stat st;
+    if (!w->limit || n->gone || n->type != S_IFREG || !n->charge || rw_stat(w, n, &st))
+        return false;
+    rw_charge(w, n, rw_size(&st));
+    return n->charge < (u64)st.st_size;
+}
+
 /* Forgets a node that neither the kernel nor another node refers to. Nodes of the index stay: their
  * number is bounded by what was written. */
 static void rw_free(struct rw *w, struct rw_node *n) {
     while (n && n->id > w->u->x.head->inodes && !n->lookups && !n->kids && !n->pins) {
         struct rw_node *parent = n->parent, **p = &w->by_id[n->id & w->mask];
+        if (rw_keeps_charge(w, n)) return;
         rw_fd_drop(w, n);
+        if (w->limit && rw_last(n)) rw_charge(w, n, 0);
         fd_closep(&n->orphan);
         rw_ino_remove(w, n);
         while (*p != n) p = &(*p)->id_next;
@@ -6246,6 +6294,7 @@ static void rw_detach(struct rw *w, struct rw_node *n) {
     rw_touch(w, n);
     n->gone = true;
     rw_move(n, NULL, NULL);
+    if (w->limit) __atomic_store_n(&w->removed_ms, time_mono_ms(), __ATOMIC_RELAXED);
 }
 
 /* Reads a directory's listing from the upper, once. */
@@ -6321,7 +6370,7 @@ static struct rw_node *rw_adopt(struct rw *w, struct rw_node *d, struct rw_entry
     n = lower == NO_INODE ? NULL : rw_find(w, lower + 1ull);
     if (n) rw_move(n, d, e->name);
     else n = rw_node_new(w, lower == NO_INODE ? 0 : lower + 1ull, lower, type, d, e->name);
-    rw_mark_upper(w, n, st.st_ino);
+    rw_mark_upper(w, n, &st, true);
     rw_touch(w, n);
     e->id = n->id;
     return n;
@@ -6391,7 +6440,115 @@ static struct rw_node *rw_node(struct rw *w, u64 id) {
     return n;
 }
 
-/* ---- 12.6 the writable tree: copying up ---- */
+/* ---- 12.6 the writable tree: its size ----
+ * With a limit the server says ENOSPC as a disk would: to the write, so the kernel gathers none.
+ * Before contents grow, room for all that may be added is set aside; when they have, the node is
+ * charged with what it has, and the room is given back. Names are made as long as there is any room
+ * at all, and always taken away. */
+
+/* Sets n bytes aside if there is room for them. */
+static bool rw_reserve(struct rw *w, u64 n) {
+    i64 used = __atomic_add_fetch(&w->used, (i64)n, __ATOMIC_RELAXED);
+    if (!n || used <= (i64)w->limit) return true;
+    __atomic_sub_fetch(&w->used, (i64)n, __ATOMIC_RELAXED);
+    return false;
+}
+
+static void rw_unreserve(struct rw *w, u64 n) {
+    __atomic_sub_fetch(&w->used, (i64)n, __ATOMIC_RELAXED);
+}
+
+/* Without room: is it worth another try? That a removed file is not open any more the kernel says a
+ * little later. The lock must not be held. */
+static bool rw_patience(struct rw *w) {
+    enum { REMOVAL_MS = 200 };
+    if (time_mono_ms() - __atomic_load_n(&w->removed_ms, __ATOMIC_RELAXED) > REMOVAL_MS)
+        return false;
+    usleep(2000);
+    return true;
+}
+
+static bool rw_full(struct rw *w) {
+    while (w->limit && __atomic_load_n(&w->used, __ATOMIC_RELAXED) >= (i64)w->limit)
+        if (!rw_patience(w)) return true;
+    return false;
+}
+
+/* How much a file may grow by a write: what lies in holes or behind its end, and not more than it
+ * lacks of being whole. */
+static u64 rw_growth(int fd, u64 off, u64 n) {
+    u64 end = (off + n + 4095) & ~4095ull, at = off & ~4095ull, sum = 0;
+    struct stat st;
+    if (fstat(fd, &st)) return n;
+    u64 whole = ((u64)st.st_size + 4095) & ~4095ull, has = rw_size(&st);
+    if (whole < end) whole = end;
+    while (at < end) {
+        off_t data = lseek(fd, (off_t)at, SEEK_DATA);
+        u64 to = data < 0 || (u64)data > end ? end : (u64)data;
+        if (data >= 0 || errno == ENXIO) sum += to - at;
+        off_t hole = data < 0 || to == end ? -1 : lseek(fd, data, SEEK_HOLE);
+        if (hole < 0) break;
+        at = (u64)hole;
+    }
+    return sum < whole - has ? sum : whole - has;
+}
+
+/* Sets room aside for a write to a file; *size becomes less where only a part fits (whole: ENOSPC
+ * instead). rw_settle gives it back. */
+static int rw_room(struct rw *w, int fd, u64 off, u64 *size, bool whole, u64 *ret) {
+    *ret = 0;
+    while (w->limit) {
+        *ret = ((off + *size + 4095) & ~4095ull) - (off & ~4095ull);
+        if (rw_reserve(w, *ret) || rw_reserve(w, *ret = rw_growth(fd, off, *size))) return 0;
+        if (rw_patience(w)) continue;
+        *size = *size / 2 & ~4095ull;
+        if (whole || !*size) return *ret = 0, errno = ENOSPC, -1;
+    }
+    return 0;
+}
+
+/* After a change of a file's contents; the lock must not be held. */
+static void rw_settle(struct rw *w, struct rw_node *n, u64 room) {
+    if (!w->limit) return;
+    pthread_mutex_lock(&w->lock);
+    rw_recharge(w, n);
+    pthread_mutex_unlock(&w->lock);
+    rw_unreserve(w, room);
+}
+
+/* What a tree is charged with; a file with several names by a part at each. */
+static u64 rw_count(int dir, const char *name, int depth) {
+    struct stat st;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return 0;
+    u64 sum = rw_size(&st);
+    if (!S_ISDIR(st.st_mode)) return sum / (st.st_nlink ? st.st_nlink : 1);
+    AUTO_DIR *d = depth > MAX_TREE_DEPTH ? NULL : dir_stream(dir, name);
+    struct dirent *de;
+    while (d && (de = dir_next(d))) sum += rw_count(dirfd(d), de->d_name, depth + 1);
+    return sum;
+}
+
+static int rw_statfs(struct rw *w, struct fuse_kstatfs *ret) {
+    struct statvfs v;
+    if (fstatvfs(w->upper, &v)) return -1;
+    *ret = (struct fuse_kstatfs){ .blocks = v.f_blocks,
+                                  .bfree = v.f_bfree,
+                                  .bavail = v.f_bavail,
+                                  .files = v.f_files,
+                                  .ffree = v.f_ffree,
+                                  .bsize = (u32)v.f_bsize,
+                                  .frsize = (u32)v.f_frsize,
+                                  .namelen = NAME_LIMIT };
+    if (!w->limit) return 0;
+    i64 left = (i64)w->limit - __atomic_load_n(&w->used, __ATOMIC_RELAXED);
+    u64 room = left < 0 ? 0 : (u64)left / 4096, disk = v.f_bavail * v.f_frsize / 4096;
+    ret->bsize = ret->frsize = 4096;
+    ret->blocks = w->limit / 4096;
+    ret->bfree = ret->bavail = room < disk ? room : disk;
+    return 0;
+}
+
+/* ---- 12.7 the writable tree: copying up ---- */
 static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
 
 static void rw_temp_name(struct rw *w, char out[24]) {
@@ -6442,7 +6599,7 @@ static int rw_up_dir(struct rw *w, struct rw_node *d) {
     AUTO_FREE char *dot = str_fmt("/proc/self/fd/%d", at);
     utimensat(AT_FDCWD, dot, ts, 0);
     rw_list_set(w, &d->parent->list, d->name, strlen(d->name), d->id, DT_DIR, false);
-    rw_mark_upper(w, d, st.st_ino);
+    rw_mark_upper(w, d, &st, false);
     d->loaded = true; /* empty */
     rw_touch(w, d);
     return 0;
@@ -6559,6 +6716,18 @@ static int rw_copy(struct rw *w, const struct idx_inode *i, const char *temp, u6
     return rc ? -1 : rw_copy_attrs(w, i, w->work, temp);
 }
 
+/* What a copy of the first `size` bytes will be charged with. */
+static u64 rw_copy_size(const struct rw *w, const struct idx_inode *i, u64 size) {
+    u32 n;
+    u64 sum = 0;
+    const struct idx_chunk *c = idx_chunks(&w->u->x, i, &n);
+    for (u32 k = 0; k < n && (u64)k << i->chunk_shift < size; k++) {
+        u64 rest = size - ((u64)k << i->chunk_shift);
+        if (c[k].stored) sum += ((c[k].len < rest ? c[k].len : rest) + 4095) & ~4095ull;
+    }
+    return sum;
+}
+
 /* Makes sure that an object is in the upper; of a lower file at most `size` bytes are copied. The
  * lock is let go while it copies. */
 static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
@@ -6572,7 +6741,11 @@ static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
     rw_temp_name(w, temp);
     n->copying = true;
     pthread_mutex_unlock(&w->lock);
-    int rc = rw_copy(w, i, temp, size), no = errno;
+    u64 room = w->limit ? rw_copy_size(w, i, size) : 0;
+    bool fits = rw_reserve(w, room);
+    while (!fits && rw_patience(w)) fits = rw_reserve(w, room);
+    int rc = fits ? rw_copy(w, i, temp, size) : (errno = ENOSPC, -1), no = errno;
+    if (fits) rw_unreserve(w, room);
     pthread_mutex_lock(&w->lock);
     n->copying = false;
     pthread_cond_broadcast(&w->copied);
@@ -6587,12 +6760,12 @@ static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
     if (!rc) rc = fstatat(w->work, temp, &st, AT_SYMLINK_NOFOLLOW), no = errno;
     unlinkat(w->work, temp, 0);
     if (rc) return errno = no, -1;
-    rw_mark_upper(w, n, st.st_ino);
+    rw_mark_upper(w, n, &st, false);
     rw_touch(w, n);
     return 0;
 }
 
-/* ---- 12.7 the writable tree: changes ---- */
+/* ---- 12.8 the writable tree: changes ---- */
 
 /* A whiteout under a new name in work/: one inode for all of them. */
 static int rw_whiteout(struct rw *w, int at, const char *name) {
@@ -6684,7 +6857,7 @@ static struct rw_node *rw_new_end(struct rw *w, struct rw_new *x, const struct f
         if (is_dir) unlinkat(x->at, x->as, 0);
     }
     struct rw_node *n = rw_node_new(w, 0, NO_INODE, st.st_mode & S_IFMT, x->d, x->name);
-    rw_mark_upper(w, n, st.st_ino);
+    rw_mark_upper(w, n, &st, false);
     n->loaded = is_dir;
     rw_list_set(w, &x->d->list, x->name, strlen(x->name), n->id, (u8)IFTODT(st.st_mode), false);
     return n;
@@ -6923,7 +7096,7 @@ static int rw_link(struct rw *w, struct rw_node *n, struct rw_node *d, const cha
     return 0;
 }
 
-/* ---- 12.8 the writable tree: answers ---- */
+/* ---- 12.9 the writable tree: answers ---- */
 static void rw_attr(const struct rw *w, const struct rw_node *n, const struct stat *st,
                     struct fuse_attr *a) {
     *a = (struct fuse_attr){
@@ -7116,6 +7289,7 @@ static int rw_setattr(struct rw *w, struct rw_node *n, const struct fuse_setattr
         int fd = rw_file(w, n);
         if (fd < 0) return -1;
         int rc = ftruncate(fd, (off_t)s->size);
+        rw_recharge(w, n);
         n->pins--;
         if (rc) return -1;
     }
@@ -7148,11 +7322,11 @@ static int rw_tmpfile(struct rw *w, const struct fuse_in_header *h, const struct
     *ret = rw_node_new(w, 0, NO_INODE, S_IFREG, NULL, NULL);
     (*ret)->orphan = fd_steal(&fd);
     (*ret)->gone = true;
-    rw_mark_upper(w, *ret, st.st_ino);
+    rw_mark_upper(w, *ret, &st, false);
     return 0;
 }
 
-/* ---- 12.9 the writable tree: contents, without the lock ---- */
+/* ---- 12.10 the writable tree: contents, without the lock ---- */
 
 /* A node's file in the upper, pinned, with `up` copied there first; -1 with errno; -2: the contents
  * are the index's. */
@@ -7194,6 +7368,11 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
     struct stat st;
     int fd = rw_contents(w, h->nodeid, true, &n);
     if (fd < 0) return ufs_reply(t, h->unique, -errno, NULL, 0);
+    u64 size = in->size, room; /* of a page of a mapping nobody would write the rest */
+    if (rw_room(w, fd, in->offset, &size, in->write_flags & FUSE_WRITE_CACHE, &room)) {
+        ufs_reply(t, h->unique, -errno, NULL, 0);
+        return rw_unpin(w, n);
+    }
     bool set = !(in->write_flags & FUSE_WRITE_KILL_SUIDGID) && !fstat(fd, &st) &&
                (st.st_mode & 06000),
          cached = t->u->writeback &&
@@ -7204,8 +7383,9 @@ static void rw_write(struct ufs_thread *t, const struct fuse_in_header *h,
         if (!n->writers++ && !fstat(fd, &before)) n->mtime = before.st_mtim;
         pthread_mutex_unlock(&w->lock);
     }
-    ssize_t k = pwrite(fd, in + 1, in->size, (off_t)in->offset);
+    ssize_t k = pwrite(fd, in + 1, (size_t)size, (off_t)in->offset);
     int no = errno;
+    rw_settle(w, n, room);
     if (cached) {
         pthread_mutex_lock(&w->lock);
         struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, n->mtime };
@@ -7246,7 +7426,20 @@ static int rw_fallocate(struct rw *w, u64 id, const struct fuse_fallocate_in *f)
     struct rw_node *n;
     int fd = rw_contents(w, id, true, &n);
     if (fd < 0) return -errno;
-    int rc = fallocate(fd, (int)f->mode, (off_t)f->offset, (off_t)f->length) ? -errno : 0;
+    enum { KEEP = 1, PUNCH = 2, ZERO = 16 }; /* FALLOC_FL_* */
+    struct stat st;
+    u64 size = f->length, room = 0;
+    int rc = 0, mode = (int)f->mode;
+    if (w->limit && !(mode & ~(KEEP | ZERO))) {
+        if (mode & KEEP && !fstat(fd, &st)) { /* what is behind the end is not counted, nor given */
+            u64 end = (u64)st.st_size > f->offset ? (u64)st.st_size - f->offset : 0;
+            if (!end) mode = KEEP | PUNCH; /* nothing but what any change does to the mode */
+            else if (size > end) size = end;
+        }
+        if (!(mode & PUNCH) && rw_room(w, fd, f->offset, &size, true, &room)) rc = -errno;
+    }
+    if (!rc && fallocate(fd, mode, (off_t)f->offset, (off_t)size)) rc = -errno;
+    rw_settle(w, n, room);
     rw_unpin(w, n);
     return rc;
 }
@@ -7262,8 +7455,11 @@ static void rw_copy_range(struct ufs_thread *t, const struct fuse_in_header *h,
     if (in >= 0) out = rw_contents(w, c->nodeid_out, true, &to);
     ssize_t k = -1;
     loff_t a = (loff_t)c->off_in, b = (loff_t)c->off_out;
-    u64 len = c->len < 1 << 30 ? c->len : 1 << 30;
-    if (out >= 0) k = copy_file_range(in, &a, out, &b, (size_t)len, 0);
+    u64 len = c->len < 1 << 30 ? c->len : 1 << 30, room;
+    if (out >= 0 && !rw_room(w, out, c->off_out, &len, false, &room)) {
+        k = copy_file_range(in, &a, out, &b, (size_t)len, 0);
+        rw_settle(w, to, room);
+    }
     int no = errno;
     if (out >= 0) rw_unpin(w, to);
     if (in >= 0) rw_unpin(w, from);
@@ -7281,11 +7477,11 @@ static void rw_forget(struct rw *w, u64 id, u64 count) {
     struct rw_node *n = rw_find(w, id);
     if (n && index) { /* it stays, but what was unlinked need not be held open any longer */
         if (n->gone && !n->pins && !n->copying && n->orphan >= 0) {
-            struct stat st;
-            bool last = n->type == S_IFDIR || fstat(n->orphan, &st) || !st.st_nlink;
+            bool last = rw_last(n);
             rw_fd_drop(w, n);
             fd_closep(&n->orphan);
             if (last) { /* else another name may bring it back */
+                rw_charge(w, n, 0);
                 rw_ino_remove(w, n);
                 n->upper = false;
             }
@@ -7332,6 +7528,9 @@ static bool rw_serve_names(struct ufs_thread *t, const struct fuse_in_header *h,
     const struct fuse_link_in *ln = arg;
     const char *text = arg;
     struct rw_node *n = NULL, *d;
+    bool makes = h->opcode != FUSE_UNLINK && h->opcode != FUSE_RMDIR && h->opcode != FUSE_RENAME &&
+                 h->opcode != FUSE_RENAME2;
+    if (makes && rw_full(w)) return ufs_reply(t, h->unique, -ENOSPC, NULL, 0), true;
     pthread_mutex_lock(&w->lock);
     switch (h->opcode) {
     case FUSE_MKNOD:
@@ -7432,11 +7631,13 @@ static bool rw_serve_node(struct ufs_thread *t, const struct fuse_in_header *h, 
         /* without FUSE_SETXATTR_EXT the head is 8 bytes */
         const char *name = (const char *)arg + FUSE_COMPAT_SETXATTR_IN_SIZE;
         rc = rw_setxattr(w, n, name, name + strlen(name) + 1, s->size, (int)s->flags, false);
+        rw_recharge(w, n); /* a block of its own, perhaps */
         ufs_reply(t, h->unique, rc ? -errno : 0, NULL, 0);
         break;
     }
     case FUSE_REMOVEXATTR:
         rc = rw_setxattr(w, n, arg, NULL, 0, 0, true);
+        rw_recharge(w, n);
         ufs_reply(t, h->unique, rc ? -errno : 0, NULL, 0);
         break;
     }
@@ -7452,18 +7653,8 @@ static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, c
     case FUSE_FORGET: return rw_forget(w, h->nodeid, f->nlookup), true;
     case FUSE_BATCH_FORGET: return rw_forget_all(w, arg, h->len - sizeof *h), true;
     case FUSE_STATFS: {
-        struct statvfs v;
         struct fuse_statfs_out o = { 0 };
-        int rc = fstatvfs(w->upper, &v);
-        if (!rc)
-            o.st = (struct fuse_kstatfs){ .blocks = v.f_blocks,
-                                          .bfree = v.f_bfree,
-                                          .bavail = v.f_bavail,
-                                          .files = v.f_files,
-                                          .ffree = v.f_ffree,
-                                          .bsize = (u32)v.f_bsize,
-                                          .frsize = (u32)v.f_frsize,
-                                          .namelen = NAME_LIMIT };
+        int rc = rw_statfs(w, &o.st);
         return ufs_reply(t, h->unique, rc ? -errno : 0, &o, sizeof o), true;
     }
     case FUSE_MKNOD:
@@ -7503,11 +7694,18 @@ static bool rw_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, c
            (ufs_reply(t, h->unique, h->opcode == FUSE_IOCTL ? -ENOTTY : -ENOSYS, NULL, 0), true);
 }
 
-/* Opens the writable tree: upper and work are directories of the container; consumed. */
-static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct err *e) {
+/* Opens the writable tree: upper and work are directories of the container; consumed. limit: of its
+ * size in bytes, 0: none. */
+static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 limit, struct err *e) {
     struct rw *w = mem_new(sizeof *w);
     struct stat st;
-    *w = (struct rw){ .u = u, .upper = upper, .work = -1, .is_volatile = is_volatile, .mask = 255 };
+    *w = (struct rw){ .u = u,
+                      .upper = upper,
+                      .work = -1,
+                      .is_volatile = is_volatile,
+                      .limit = limit,
+                      .removed_ms = INT64_MIN / 2,
+                      .mask = 255 };
     tree_remove(work, "skiff"); /* what a killed server left */
     if (mkdirat(work, "skiff", 0700) || (w->work = dir_open(work, "skiff", e)) < 0 ||
         mkdirat(w->work, "new", 0700) || (w->nursery = dir_open(w->work, "new", e)) < 0 ||
@@ -7519,8 +7717,9 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     w->touched = mem_new(u->x.head->inodes / 8 + 1);
     u->lookups = mem_new(u->x.head->inodes * sizeof *u->lookups);
     struct statvfs v;
+    if (limit) w->used = (i64)((rw_count(upper, ".", 0) + 4095) & ~4095ull); /* of parts */
     u->writeback =
-        !fstatvfs(upper, &v) && /* a full disk must be said to the write, not the close */
+        !limit && !fstatvfs(upper, &v) && /* a full disk must be said to the write, not the close */
         v.f_bavail / (1024 * 1024) * v.f_frsize / 1024 >= UFS_ROOM_GIB;
     if (u->writeback) u->listed = mem_new((u->x.head->inodes / 32 + 1) * sizeof *u->listed);
     w->next_id = (1ull << 32) + u->x.head->inodes;
@@ -7528,13 +7727,13 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, struct 
     pthread_cond_init(&w->copied, NULL);
     w->root = rw_node_new(w, FUSE_ROOT_ID, 0, S_IFDIR, NULL, NULL);
     w->root->fd = upper;
-    rw_mark_upper(w, w->root, st.st_ino);
+    rw_mark_upper(w, w->root, &st, true);
     rw_touch(w, w->root);
     u->rw = w;
     return 0;
 }
 
-/* ---- 12.10 serving ---- */
+/* ---- 12.11 serving ---- */
 /* One request. Flat: a case is an opcode. */
 static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
     struct ufs *u = t->u;
@@ -7645,7 +7844,8 @@ static unsigned ufs_cpus(void) {
 /* Opens and mounts the device in the caller's user namespace at `at` (relative paths are fine).
  * Returns how many descriptors ret_fds got (the device and its clones), -1 on failure. */
 static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e) {
-    int n = 0, cpus = writable ? (int)ufs_cpus() : 1; /* who serves many mounts has no clones */
+    /* who serves many mounts has no clones; a writer that waits for room needs another thread */
+    int n = 0, threads = !writable ? 1 : ufs_cpus() < 2 ? 2 : (int)ufs_cpus();
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     if (fd < 0) return err_set(e, errno, "open /dev/fuse");
     AUTO_FREE char *opts = str_fmt("fd=%d,rootmode=40755,user_id=%u,group_id=%u,allow_other,"
@@ -7658,7 +7858,7 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
         return -1;
     }
     ret_fds[n++] = fd;
-    while (n < cpus) {
+    while (n < threads) {
         u32 first = (u32)fd;
         int clone = open("/dev/fuse", O_RDWR | O_CLOEXEC);
         if (clone < 0 || ioctl(clone, FUSE_DEV_IOC_CLONE, &first)) {
@@ -7670,7 +7870,7 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
     return n;
 }
 
-/* ---- 12.11 many mounts, one server ----
+/* ---- 12.12 many mounts, one server ----
  * A read-only server listens on a socket in the store, cache/fs-KEY. Who mounts the same image
  * hands the device to it, and waits for its word. Whatever goes wrong before that word, the
  * server's death among it, the client starts a server of its own: nothing is lost between the two.
@@ -11514,7 +11714,8 @@ static int launch_server_writes(struct launch *l, int ns, const int dirs[2], str
     if (l->plan->ids.uids && setns(ns, CLONE_NEWUSER))
         return err_set(e, errno, "enter the container's user namespace");
     close(ns);
-    return rw_open(&l->u, dirs[0], dirs[1], l->ephemeral, e);
+    return rw_open(&l->u, dirs[0], dirs[1], l->ephemeral,
+                   (u64)js_int(l->plan->spec, "skiff.rootfs.size", 0), e);
 }
 
 /* In the file server, just forked: nothing of the parent's but the given descriptors. */
@@ -15975,6 +16176,7 @@ struct make {
     bool tty, interactive, privileged;
     char *rootfs; /* owned: --rootfs, absolute; NULL: an image */
     bool over;    /* … as a lower layer that stays as it is (DIR:O) */
+    i64 size;     /* bytes that the container may write; 0: no limit */
 };
 
 static void make_done(struct make *m) {
@@ -16561,6 +16763,7 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
             return err_set(e, errno, "make the container's directory %s", DIRS[i].name);
     if (overlay && make_stubs(m->s, e)) return -1;
     js_sets(r, "driver", m->driver);
+    if (m->size) js_seti(r, "size", m->size);
     if (!m->image.manifest) { /* --rootfs DIR, as it is */
         if (!m->over) return js_sets(js_sub(spec, "root"), "path", m->rootfs), 0;
         js_push(js_suba(r, "layers"), m->rootfs);
@@ -17349,7 +17552,38 @@ static int make_open_image(struct make *m, struct err *e) {
         return err_set(e, 0,
                        "--rootfs DIR:O needs overlay, which the kernel refuses here: use DIR");
     if (!m->image.manifest) return m->driver = m->over ? "overlay" : "dir", 0;
-    return (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
+    return m->size || (m->driver = choose_driver(m->s, &m->ids, e)) ? 0 : -1;
+}
+
+/* --storage-opt: only our own file system counts what is written. */
+static int make_storage_opt(struct make *m, struct err *e) {
+    const char *force = g_storage_driver ? g_storage_driver : getenv("SKIFF_STORAGE_DRIVER");
+    AUTO_STRV opts = { 0 };
+    cli_list(m->cli, "storage-opt", &opts);
+    for (size_t i = 0; i < opts.n; i++) {
+        const char *v = strchr(opts.v[i], '=');
+        AUTO_FREE char *key = v ? str_dupn(opts.v[i], (size_t)(v - opts.v[i])) : NULL;
+        if (!v) return err_set(e, 0, "invalid storage option: '%s' is not size=BYTES", opts.v[i]);
+        if (strcasecmp(key, "size"))
+            return err_set(e, 0, "--storage-opt: Unknown option %s (there is size=BYTES)", key);
+        m->size = str_bytes(v + 1);
+        if (m->size < 0) return err_set(e, 0, "--storage-opt: invalid size: '%s'", v + 1);
+        js_sets(js_sub(m->sk, "storageOpt"), "size", v + 1);
+    }
+    if (m->size <= 0) return m->size = 0;
+    if (!m->image.manifest)
+        return err_set(e, 0,
+                       "--storage-opt size limits what is written above an image, and there "
+                       "is none with --rootfs");
+    if (!str_empty(force) && strcmp(force, "fuse"))
+        return err_set(e, 0, "--storage-opt size needs the storage driver fuse, not %.40s", force);
+    if (!host_fuse())
+        return err_set(e, 0,
+                       "--storage-opt size needs skiff's own file system to count what is "
+                       "written, and /dev/fuse cannot be opened here (its administrator "
+                       "allows it by: chmod 0666 /dev/fuse)");
+    m->driver = "fuse";
+    return 0;
 }
 
 /* Builds the whole plan in m->c.config. */
@@ -17362,7 +17596,9 @@ static int make_spec(struct make *m, char *const *argv, struct err *e) {
     m->interactive = cli_flag(m->cli, "interactive");
     m->privileged = cli_flag(m->cli, "privileged");
     js_sub(spec, "process");
-    if (make_open_image(m, e) || make_args(m, argv, e) || make_namespaces(m, spec, e)) return -1;
+    if (make_storage_opt(m, e) || make_open_image(m, e) || make_args(m, argv, e) ||
+        make_namespaces(m, spec, e))
+        return -1;
     const char *hostname = js_str(spec, "hostname");
     char own[65] = "";
     gethostname(own, sizeof own - 1);
@@ -21547,6 +21783,7 @@ static const struct opt OPT_RUN[] = {
     { "sig-proxy", 0, OPT_BOOL, "Proxy received signals to the process (true)" },
     { "stop-signal", 0, OPT_TEXT, "Signal to stop the container" },
     { "stop-timeout", 0, OPT_INT, "Timeout (in seconds) to stop a container" },
+    { "storage-opt", 0, OPT_LIST, "Storage driver options for the container (size=BYTES)" },
     { "sysctl", 0, OPT_LIST, "Sysctl options" },
     { "tls-verify", 0, OPT_BOOL, "Verify TLS certificates when pulling (true)" },
     { "tmpfs", 0, OPT_LIST, "Mount a tmpfs directory" },
@@ -21577,7 +21814,6 @@ static const struct opt OPT_RUN[] = {
     { "network-alias", 0, OPT_LATER_TEXT, "" },
     { "net-alias", 0, OPT_LATER_TEXT, "" },
     { "runtime", 0, OPT_LATER_TEXT, "" },
-    { "storage-opt", 0, OPT_LATER_TEXT, "" },
     { "use-api-socket", 0, OPT_LATER_BOOL, "" },
     { "volume-driver", 0, OPT_LATER_TEXT, "" },
     { "volumes-from", 0, OPT_LATER_TEXT, "" },
@@ -22472,6 +22708,8 @@ static void inspect_host_zeroes(const json_t *c, json_t *j) {
     js_set(j, "MemorySwappiness", json_null());
     js_set(j, "OomKillDisable", json_null());
     js_set(j, "Tmpfs", json_object());
+    if (js_path(c, "skiff.storageOpt"))
+        js_set(j, "StorageOpt", js_copy(c, "skiff.storageOpt", json_object()));
     js_sets(j, "VolumeDriver", "");
     js_set(j, "VolumesFrom", json_null());
     js_set(j, "Links", json_null());

@@ -345,3 +345,127 @@ def test_shared_server(sk):
             sk(over + "run -d --name %s many sleep 1000" % n, env={"SKIFF_DISABLE": "share"}).ok
         eq((len(servers(sk)), sockets(sk)), (2, []))
         sk("rm -f aa bb").ok
+
+
+@timeout(240)
+def test_storage_opt(sk):
+    """--storage-opt size: what a container may write, counted as a disk counts."""
+    MIB = 1 << 20
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("big", b"b" * 8 * MIB), entry("big2", None, lib.tarfile.LNKTYPE, "big"), entry("small", "s\n")), tag="big")).ok
+    sk("run -d --name box --storage-opt size=20m big sleep 1000").ok
+    base = []
+
+    def used(name="box"):
+        total, taken, free = map(int, sk("exec %s sh -c" % name, "df -k / | tail -n1").ok.out.split()[1:4])
+        eq((total, taken + free), (20480, 20480), "df")
+        return taken
+
+    def sh(script, code=0, name="box"):
+        return sk("exec %s sh -c" % name, script).exits(code)
+
+    def becomes(kib):
+        until(lambda: used() - base[0] == kib, "%d KiB are used, it is %d" % (kib, used() - base[0]))
+
+    base.append(used())
+    true(base[0] < 100, "nothing to be used yet, got %d KiB" % base[0])
+    with sk.case("inspect"):
+        eq(sk.get("box", "{{json .HostConfig.StorageOpt}}"), '{"size":"20m"}')
+    with sk.case("a full disk is said to the write"):
+        match(sh("dd if=/dev/zero of=/f bs=1M count=30", 1).err, "No space left")
+        eq(used(), 20480)
+        match(sh("echo x >/g", 1).err, "No space left")
+        match(sh("mkdir /d", 1).err, "No space left")
+    with sk.case("what is there may be written over, and renamed"):
+        sh("dd if=/dev/zero of=/f bs=64k count=16 conv=notrunc; mv /f /f2; mv /f2 /f; rm /small; ls / | grep -c small | grep 0")
+    with sk.case("what is removed is free at once"):
+        for i in range(20):
+            sh("rm /f; dd if=/dev/zero of=/f bs=1M count=18")
+        sh("rm /f")
+        becomes(0)
+    with sk.case("holes are free"):
+        sh("truncate -s 1G /s")
+        becomes(0)
+        sh("dd if=/dev/zero of=/s bs=1M count=5 seek=100 conv=notrunc")
+        becomes(5120)
+        sh("truncate -s 102M /s")
+        becomes(2048)
+        match(sh("dd if=/dev/zero of=/s bs=1M count=30 seek=200 conv=notrunc", 1).err, "No space left")
+        sh(": >/s")
+        becomes(0)
+    with sk.case("hard links"):
+        sh("dd if=/dev/zero of=/a bs=1M count=12; ln /a /b; rm /a")
+        becomes(12288)
+        sh("ln /b /c; rm /b /c")
+        becomes(0)
+    with sk.case("one file over another"):
+        sh("dd if=/dev/zero of=/a bs=1M count=12; dd if=/dev/zero of=/b bs=1M count=6; mv /b /a")
+        becomes(6144)
+        sh("rm /a")
+        becomes(0)
+    with sk.case("unlinked, but open"):
+        sh("exec 3>/o; dd if=/dev/zero bs=1M count=12 >&3; rm /o; dd if=/dev/zero of=/p bs=1M count=12", 1)
+        sh("rm /p")
+        becomes(0)
+    with sk.case("fallocate"):
+        match(sh("fallocate -l 30M /a", 1).err, "No space left")
+        sh("rm -f /a; fallocate -l 10M /a")
+        becomes(10240)
+        sh("dd if=/dev/zero of=/f bs=1M count=30", 1)
+        sh("dd if=/dev/urandom of=/a bs=1M count=10 conv=notrunc; rm /a /f")
+        becomes(0)
+    with sk.case("a file of the image, copied for a change"):
+        sh("dd if=/dev/zero of=/f bs=1M count=15")
+        match(sh("echo x >>/big", 1).err, "No space left")
+        sh("cmp /big /big2 && ! grep -q x /big; rm /f; echo x >>/big; cmp /big /big2")
+        becomes(8196)
+        sh("rm /big")
+        becomes(8196)
+        sh("rm /big2")
+        becomes(0)
+    with sk.case("a part of a write"):
+        match(sh("dd if=/dev/zero of=/f bs=64M count=1", 1).err, "No space left")
+        true(19 * MIB < int(sh("stat -c %s /f").out) <= 20 * MIB, "as much as there is room for")
+        sh("rm /f")
+    with sk.case("several writers"):
+        sh("for i in 1 2 3 4; do dd if=/dev/zero of=/w$i bs=300k count=60 2>/dev/null & done; wait; sync; [ $(du -k /w1 /w2 /w3 /w4 | awk '{ n += $1 } END { print n }') -gt 18000 ]")
+        sh("rm /w?")
+        becomes(0)
+    with sk.case("another start counts anew"):
+        sh("mkdir /t; for i in $(seq 50); do dd if=/dev/zero of=/t/$i bs=5k count=1; done 2>/dev/null; ln /t/1 /t/x; ln -s 1 /t/y; truncate -s 1M /t/h; rm -r /bin/vi")
+        before = used()
+        sk("restart -t 0 box").ok
+        eq(used(), before)
+        sh("rm -r /t")
+        becomes(4)  # of /bin
+        sh("dd if=/dev/zero of=/f bs=1M count=30", 1)
+        sk("restart -t 0 box").ok
+        sh("echo x >/g", 1)
+        sh("rm /f; echo x >/g; rm /g")
+        becomes(4)
+    with sk.case("changes by chance: what is counted is what is there"):
+        model_image(sk, "model:size", 7, True, 1)
+        sk("run -d --name chance --storage-opt size=900m -v", program(sk), "-v", sk.folder("plain-size") + ":/plain", "-v", sk.dir + "/spec:/spec:ro",
+           "model:size", "sleep", "1000").ok
+        sk("exec chance mkdir /plain/0").ok
+        sk("exec chance /union/union build /spec/0 /spec/0.blob /plain/0").ok
+        r = sk("exec chance /union/union run /t/0 /plain/0 7 %f %s" % (SECONDS / 3, "mi" if many_ids(sk) else "-i"))
+        true(r.code == 0, "no difference: " + lib.short(r.out, 1500))
+
+        def counted():
+            return int(sk("exec chance sh -c", "df -k / | tail -n1").ok.out.split()[2])
+        before = counted()
+        sk("restart -t 0 chance").ok
+        true(abs(counted() - before) < 64, "%d KiB, as they were counted, got %d" % (before, counted()))  # extents of files with holes come late
+        sk("rm -f chance").ok
+    with sk.case("no size, no StorageOpt"):
+        sk("create --name plain busybox true").ok
+        eq("StorageOpt" in sk("inspect plain").json[0]["HostConfig"], False)
+        sk("run --rm --storage-opt size=0 busybox true").ok
+    with sk.case("with --read-only, with a volume"):
+        sk("run --rm --read-only --storage-opt size=1m -v vol:/v busybox dd if=/dev/zero of=/v/f bs=1M count=3").ok
+    with sk.case("what it cannot be"):
+        for words, message in [("--storage-opt foo=1", "Unknown option foo"), ("--storage-opt size=x", "invalid size"), ("--storage-opt size=-1", "invalid size"),
+                               ("--storage-opt size", "invalid storage option"), ("--storage-opt size=1g --rootfs /", "rootfs")]:
+            sk("run --rm %s busybox true" % words).exits(125, message)
+        sk("--storage-driver overlay run --rm --storage-opt size=1g busybox true").exits(125, "needs the storage driver fuse")
+        sk("run --rm --storage-opt size=1g busybox true", env={"SKIFF_DISABLE": "fuse"}).exits(125, "chmod 0666 /dev/fuse")
