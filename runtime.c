@@ -54,7 +54,7 @@
  *   cache/                     compiled seccomp filters, build cache records, sockets of file
  *                              servers (fs-KEY, part 12); always safe to delete
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
- *   events.json                one line an event
+ *   events.json, events.json.1 one line an event; the two change places when the first is full
  *
  *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index. Garbage is
  *   what no index.json entry and no container refers to; collecting it takes locks/gc exclusively,
@@ -3143,6 +3143,23 @@ static u64 store_collect(const struct store *s, bool all) {
 }
 
 /* ---- 10.5 events ---- */
+static int store_log(const struct store *s, const char *name) {
+    return openat(s->dir, name, O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+}
+
+/* Past 8 MiB the log starts anew, and readers of the old file reach its end. The two files change
+ * places, since a supervisor that has shut itself in may write to these two, but to no new one. */
+static void store_log_bound(const struct store *s, int fd) {
+    struct stat st, now;
+    if (fstat(fd, &st) || st.st_size <= 8 << 20 || flock(fd, LOCK_EX | LOCK_NB) ||
+        fstatat(s->dir, "events.json", &now, 0) || now.st_ino != st.st_ino)
+        return; /* another does it, or has done it */
+    AUTO_FD old = store_log(s, "events.json.1");
+    if (old < 0 || ftruncate(old, 0) ||
+        syscall(SYS_renameat2, s->dir, "events.json", s->dir, "events.json.1", 2u /* EXCHANGE */))
+        renameat(s->dir, "events.json", s->dir, "events.json.1");
+}
+
 static void store_event(const struct store *s, const char *type, const char *action, const char *id,
                         json_t *attributes /* consumed */) {
     i64 now = time_now_ns();
@@ -3159,13 +3176,9 @@ static void store_event(const struct store *s, const char *type, const char *act
     js_seti(ev, "timeNano", now);
     AUTO_FREE char *text = js_dump(ev, JSON_COMPACT);
     AUTO_FREE char *line = str_fmt("%s\n", text);
-    AUTO_FD fd =
-        openat(s->dir, "events.json", O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    struct stat st;
+    AUTO_FD fd = store_log(s, "events.json");
     if (fd < 0) return;
-    /* bounded: the log starts anew past 8 MiB, and readers of the old file reach its end */
-    if (!fstat(fd, &st) && st.st_size > 8 << 20)
-        renameat(s->dir, "events.json", s->dir, "events.json.1");
+    store_log_bound(s, fd);
     (void)!fd_write_all(fd, line, strlen(line));
 }
 /* }==== 10 store */
@@ -14186,6 +14199,27 @@ static size_t ctr_pids(pid_t of, pid_t **ret) {
     }
     return n;
 }
+
+/* Stops all processes of a container, or lets them go on. Without a freezer the supervisor knows
+ * the first one only, and who asks signals them. */
+static int ctr_freeze(const struct ctr *c, bool freeze, struct err *e) {
+    AUTO_FD s = ctr_alive(c) ? ctr_connect(c->dir) : -1;
+    char answer[1100];
+    int32_t pid;
+    ssize_t n = -1;
+    if (s >= 0 && send(s, freeze ? "P" : "U", 1, MSG_NOSIGNAL) > 0)
+        n = recv(s, answer, sizeof answer - 1, 0);
+    if (n < 1) return err_set(e, 0, "Container %s is not running", c->id);
+    answer[n] = 0;
+    if (answer[0] != 'f') return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
+    AUTO_FREE pid_t *pids = NULL;
+    memcpy(&pid, answer + 1, sizeof pid);
+    size_t all = ctr_pids(pid, &pids);
+    if (!all) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
+    for (size_t i = 0; i < all; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
+    return 0;
+}
+
 /* Bytes of the writable layer, and of it together with the image. */
 static void ctr_size(const struct ctr *c, u64 *ret_rw, u64 *ret_all) {
     u64 inodes = 0;
@@ -14233,7 +14267,8 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
  *                   I bytes     stdin;  c  stdin ends;  W rows,cols (u16 each)  resize
  *                   K sig       signal (i32);  S sig  the same, and no restart afterwards
  *                   P, U        pause, unpause;  D  send me a pidfd;  w  tell me the exit
- *   to a client     O bytes, E bytes  output;  X code (i32)  exited;  k text  answer to P, U
+ *   to a client     O bytes, E bytes  output;  X code (i32)  exited
+ *                   k text      answer to P, U;  f pid (i32)  the same: signal its processes
  * A client that does not read stops the container's output, as a full pipe would, and nothing else.
  * Uses: 1-20. */
 enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384 };
@@ -14412,30 +14447,26 @@ static void super_accept(struct super *s) {
     else super_client_add(s, fd);
 }
 
-/* Freezes or thaws by the cgroup, or by a signal to every process where there is none. */
-static int super_freeze(struct super *s, bool freeze, struct err *e) {
-    if (s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, e)) return 0;
-    if (s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup)) return -1; /* v1 may lack the freezer */
-    pid_t *pids;
-    size_t n = ctr_pids(s->l.pid, &pids);
-    if (!n) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
-    for (size_t i = 0; i < n; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
-    free(pids);
-    return 0;
-}
-
+/* Freezes or thaws by the cgroup; where there is none, who asks does it by signals. */
 static void super_pause(struct super *s, struct super_client *k, bool freeze) {
-    struct err e = { 0 };
-    bool paused = ctr_is(s->c, "paused");
-    if (paused == freeze)
+    struct err e = { 0 }, ignored;
+    bool paused = ctr_is(s->c, "paused"), v2 = s->l.cgroup.path && !cgroup_is_v1(&s->l.cgroup);
+    int32_t pid = s->l.pid;
+    if (paused == freeze) {
         err_set(&e, 0, "Container %s is %s", s->c->id, freeze ? "already paused" : "not paused");
-    else if (!super_freeze(s, freeze, &e)) {
-        struct err ignored;
+        super_send(s, k, 'k', e.msg, strlen(e.msg));
+        return;
+    }
+    /* v1 may lack the freezer */
+    bool frozen = s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, &e);
+    if (frozen || !v2) {
         js_sets(s->c->state, "status", freeze ? "paused" : "running");
         ctr_save_state(s->c, &ignored);
         ctr_event(s->c, freeze ? "pause" : "unpause", NULL);
     }
-    super_send(s, k, 'k', e.msg, strlen(e.msg));
+    if (frozen) super_send(s, k, 'k', "", 0);
+    else if (v2) super_send(s, k, 'k', e.msg, strlen(e.msg));
+    else super_send(s, k, 'f', &pid, sizeof pid);
 }
 
 static void super_signal(struct super *s, int sig, bool stop) {
@@ -22115,11 +22146,8 @@ static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struc
                                         : js_str_or(k->config, "skiff.stopSignal", "SIGTERM"));
     if (sig < 0) return err_set(e, 0, "invalid signal: %.40s", signal_name);
     if (timeout_s == INT64_MIN) timeout_s = js_int(k->config, "skiff.stopTimeout", 10);
-    if (ctr_is(k, "paused")) {
-        AUTO_FD s = ctr_connect(k->dir);
-        char answer[256];
-        if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
-    }
+    struct err ignored;
+    if (ctr_is(k, "paused")) ctr_freeze(k, false, &ignored);
     if (ctr_signal(k, 'S', sig, &sock, e)) return ctr_alive(k) ? 0 : 0;
     int rc = ctr_await_exit(sock, timeout_s < 0         ? -1
                                   : timeout_s > 1000000 ? -1
@@ -22184,14 +22212,7 @@ static int cmd_kill(struct cli *c, struct err *e) {
 static int freeze_one(struct cli *c, const char *what, struct err *e) {
     AUTO_CTR k = { .dir = -1 };
     if (ctr_find(c->store, what, &k, e)) return -1;
-    AUTO_FD s = ctr_alive(&k) ? ctr_connect(k.dir) : -1;
-    char answer[1100];
-    ssize_t n = -1;
-    if (s >= 0 && send(s, str_suffix(c->cmd->path, "unpause") ? "U" : "P", 1, MSG_NOSIGNAL) > 0)
-        n = recv(s, answer, sizeof answer - 1, 0);
-    if (n < 1) return err_set(e, 0, "Container %s is not running", k.id);
-    answer[n] = 0;
-    return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
+    return ctr_freeze(&k, !str_suffix(c->cmd->path, "unpause"), e);
 }
 static int cmd_pause(struct cli *c, struct err *e) {
     return cli_store(c, e) ? cli_each(c, freeze_one, true, e) : -1;
@@ -23892,13 +23913,12 @@ static int cmd_commit(struct cli *c, struct err *e) {
     for (size_t i = 0; i < changes.n; i++)
         if (config_change(config, changes.v[i], e)) return -1;
     bool pause = (!cli_has(c, "pause") || cli_flag(c, "pause")) && ctr_is(&k, "running");
-    AUTO_FD s = pause ? ctr_connect(k.dir) : -1;
-    char answer[1100];
-    if (s >= 0 && send(s, "P", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
+    struct err ignored;
     AUTO_STRV below = { 0 };
     if (image_diff_ids(config, &below, e)) return -1;
+    if (pause) pause = !ctr_freeze(&k, true, &ignored);
     int rc = ctr_commit_layer(&k, -1, &below, &desc, diff, e);
-    if (s >= 0 && send(s, "U", 1, MSG_NOSIGNAL) > 0) (void)!recv(s, answer, sizeof answer, 0);
+    if (pause) ctr_freeze(&k, false, &ignored);
     if (rc) return -1;
     AUTO_JSON *layers = json_deep_copy(js_get(base, "layers"));
     json_array_append_new(layers, desc);
