@@ -9,13 +9,17 @@
  * PROCESSES
  *
  *   skiff (CLI) ──fork──► supervisor ──clone3──► container's pid 1 ──exec──► the user's program
- *                             └──fork──► file server (only with the FUSE rungs, and only where
- *                                        none serves the same image yet)
+ *                             ├──fork──► file server (only with the FUSE rungs, and only where
+ *                             │          none serves the same image yet)
+ *                             └──fork──► starter (only where a start may follow)
  *
  *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
  *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
  *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
- *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
+ *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket. From
+ *               the first start on it is shut in: Landlock, no capabilities, a filter (part 21).
+ *   starter     what the supervisor was before that: starts the container again, and its health
+ *               checks, when the supervisor says so; takes no other word from it.
  *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
  *               the packs, and where it writes from the upper; dies with the last of its mounts.
  *   pid 1       created in its own user, mount, pid, ipc and uts namespaces; has every capability
@@ -75,7 +79,7 @@
  *   11 layer   trees, packs, indexes; archives in and out
  *   12 ufs     the file server: FUSE over a merged index, read-only or with an upper
  *   13 idmap   which ids a container has
- *   14 sec     seccomp, capabilities
+ *   14 sec     seccomp, capabilities, Landlock
  *   15 cgroup  limits
  *   16 mnt     mounts below a root
  *   17 plan    the OCI runtime spec: parsing, checking
@@ -255,6 +259,38 @@ static int sys_capset(u64 effective, u64 permitted, u64 inheritable) {
     return (int)syscall(SYS_capset, &h, d);
 }
 
+/* landlock(7): the kernel's headers may be older than the kernel. Rights beneath a path by their
+ * bits: execute 0, make: character device 6, socket 9, fifo 10, block device 11, link 12; ioctl of
+ * devices 15. */
+enum {
+    LL_WRITE_FILE = 1 << 1,
+    LL_READ_FILE = 1 << 2,
+    LL_READ_DIR = 1 << 3,
+    LL_REMOVE_DIR = 1 << 4,
+    LL_REMOVE_FILE = 1 << 5,
+    LL_MAKE_DIR = 1 << 7,
+    LL_MAKE_REG = 1 << 8,
+    LL_REFER = 1 << 13,   /* since ABI 2 */
+    LL_TRUNCATE = 1 << 14 /* since ABI 3 */
+};
+struct sys_landlock {
+    u64 fs, net, scoped; /* what is refused where no rule allows it */
+};
+
+/* rules: NULL asks for the number of the ABI. */
+static int sys_landlock_create(const struct sys_landlock *rules) {
+    return (int)syscall(444, rules, rules ? sizeof *rules : 0, rules ? 0 : 1 /* VERSION */);
+}
+
+static int sys_landlock_allow(int ruleset, int path, u64 rights) {
+    const struct {
+        u64 rights;
+        int fd;
+    } __attribute__((packed)) beneath = { rights, path };
+    return (int)syscall(445, ruleset, 1 /* PATH_BENEATH */, &beneath, 0);
+}
+
+static int sys_landlock_restrict(int ruleset) { return (int)syscall(446, ruleset, 0); }
 /* }==== 1 sys */
 
 /* {==== 2 err: errors as values ====
@@ -924,7 +960,8 @@ static int tree_remove_at(int dir, const char *name, int top, unsigned *moved, i
 /* Removes a file or a whole tree below dir, however deep it is. */
 static int tree_remove(int dir, const char *name) {
     if (!unlinkat(dir, name, 0) || errno == ENOENT) return 0;
-    if (errno != EISDIR && errno != EPERM) return -1;
+    /* EACCES: behind a wall (14.4) that lets only directories be removed here */
+    if (errno != EISDIR && errno != EPERM && errno != EACCES) return -1;
     if (!unlinkat(dir, name, AT_REMOVEDIR) || errno == ENOENT) return 0;
     unsigned moved = 0, before;
     int failed = 0;
@@ -1449,8 +1486,8 @@ static void id_random(char *out) {
 
 /* {==== 7 host: what this machine and this user offer ====
  * Everything is found by trying, on first use, never by kernel version. SKIFF_DISABLE, a list of
- * words (subuid, fuse, overlay, reflink, cgroup, memfd), switches a feature off, so that tests
- * reach each fall-back. Uses: 1-6 */
+ * words (subuid, fuse, overlay, reflink, cgroup, memfd, landlock), switches a feature off, so that
+ * tests reach each fall-back. Uses: 1-6 */
 static bool host_disabled(const char *what) {
     const char *list = getenv("SKIFF_DISABLE");
     size_t n = strlen(what);
@@ -8316,7 +8353,7 @@ static int idmap_choose(int store, const char *mode, u32 uid, u32 gid, struct id
 }
 /* }==== 13 idmap */
 
-/* {==== 14 sec: seccomp, capabilities ====
+/* {==== 14 sec: seccomp, capabilities, Landlock ====
  * The default is Docker's profile as a table. A compiled filter is kept in cache/, named by the
  * digest of everything that it is made from, because compiling costs 8 ms and reading 20 µs. Uses:
  * 1-7. Sources: seccomp(2), capabilities(7), moby/profiles seccomp v0.2.3, libseccomp(3). */
@@ -8931,6 +8968,96 @@ static int filter_load(const struct filter *f, struct err *e) {
     } prog = { f->n, f->code };
     int rc = f->n ? (int)syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, f->flags, &prog) : 0;
     return rc < 0 ? err_set(e, errno, "load the seccomp filter") : rc;
+}
+
+/* A call that a small filter allows where argument & mask == value (32 bits of it). */
+struct filter_some {
+    unsigned nr, arg;
+    u32 mask, value;
+};
+
+/* A filter by hand, where even a cached one would take too long: the calls of a list, and `some`
+ * with a condition; EPERM for all else. One bit a call: the program looks for the word of 32
+ * that the number is in, and shifts. */
+static void filter_small(const u16 *calls, size_t ncalls, const struct filter_some *some,
+                         size_t nsome, struct filter *ret) {
+    enum { WORDS = 32, EACH = 6 };
+    const struct sock_filter no = { 0x06, 0, 0, SCMP_ACT_ERRNO(EPERM) },
+                             yes = { 0x06, 0, 0, SCMP_ACT_ALLOW };
+    u32 word[WORDS] = { 0 };
+    for (size_t i = 0; i < ncalls; i++) word[calls[i] / 32] |= 1u << calls[i] % 32;
+    struct sock_filter *c = ret->code = mem_new((16 + EACH * nsome + 3 * WORDS) * sizeof *c);
+    *c++ = (struct sock_filter){ 0x20, 0, 0, 4 };                     /* ld [arch] */
+    *c++ = (struct sock_filter){ 0x15, 1, 0, seccomp_arch_native() }; /* jeq: past the next */
+    *c++ = no;
+    *c++ = (struct sock_filter){ 0x20, 0, 0, 0 }; /* ld [nr] */
+    for (size_t i = 0; i < nsome; i++) {
+        bool big = htole32(1) != 1; /* the low half of an argument comes second */
+        *c++ = (struct sock_filter){ 0x15, 0, EACH - 1, some[i].nr };
+        *c++ = (struct sock_filter){ 0x20, 0, 0, 16 + 8 * some[i].arg + 4 * big };
+        *c++ = (struct sock_filter){ 0x54, 0, 0, some[i].mask };
+        *c++ = (struct sock_filter){ 0x15, 0, 1, some[i].value };
+        *c++ = yes, *c++ = no;
+    }
+    *c++ = (struct sock_filter){ 0x54, 0, 0, 31 }; /* x = nr & 31 */
+    *c++ = (struct sock_filter){ 0x07, 0, 0, 0 };
+    *c++ = (struct sock_filter){ 0x20, 0, 0, 0 };
+    *c++ = (struct sock_filter){ 0x74, 0, 0, 5 }; /* a = nr >> 5 */
+    u32 left = 0;
+    for (unsigned w = 0; w < WORDS; w++) left += word[w] != 0;
+    for (unsigned w = 0; w < WORDS; w++) {
+        if (!word[w]) continue;
+        *c++ = (struct sock_filter){ 0x15, 0, 2, w };
+        *c++ = (struct sock_filter){ 0x00, 0, 0, word[w] };        /* ld its bits */
+        *c++ = (struct sock_filter){ 0x05, 0, 0, 3 * --left + 1 }; /* ja: to the shift */
+    }
+    *c++ = no;
+    *c++ = (struct sock_filter){ 0x7c, 0, 0, 0 }; /* a >>= x */
+    *c++ = (struct sock_filter){ 0x45, 0, 1, 1 }; /* jset */
+    *c++ = yes, *c++ = no;
+    ret->n = (unsigned short)(c - ret->code);
+}
+
+/* ---- 14.4 Landlock ---- */
+
+/* The ABI that is of use here, 0: none. With the first one (Linux 5.13) no file could be moved to
+ * another directory. */
+static int wall_abi(void) {
+    int abi = host_disabled("landlock") ? 0 : sys_landlock_create(NULL);
+    return abi < 2 ? 0 : abi;
+}
+
+struct wall {
+    int fd;     /* owned; -1: there is no Landlock */
+    u64 rights; /* that this kernel knows */
+};
+
+/* A wall with no gate yet: no path, no TCP, no abstract Unix socket of others. (No signals either
+ * would be the next one: but those of a container are others.) */
+static struct wall wall_new(void) {
+    int abi = wall_abi();
+    struct sys_landlock all = { .fs = abi < 3   ? 0x3fff
+                                      : abi < 5 ? 0x7fff
+                                                : 0xffff,
+                                .net = abi < 4 ? 0 : 3 /* bind, connect */,
+                                .scoped = abi < 6 ? 0 : 1 /* abstract sockets */ };
+    return (struct wall){ abi ? sys_landlock_create(&all) : -1, all.fs };
+}
+
+/* Allows what is beneath a directory, or a file. What cannot be allowed stays shut. */
+static void wall_gate(const struct wall *w, int fd, u64 rights) {
+    if (w->fd >= 0 && fd >= 0) sys_landlock_allow(w->fd, fd, rights & w->rights);
+}
+
+static void wall_gate_at(const struct wall *w, int dir, const char *path, u64 rights) {
+    AUTO_FD fd = w->fd < 0 ? -1 : openat(dir, path, O_PATH | O_CLOEXEC);
+    wall_gate(w, fd, rights);
+}
+
+/* From here on the calling process is behind it; needs no_new_privs. */
+static void wall_shut(struct wall *w) {
+    if (w->fd >= 0) sys_landlock_restrict(w->fd);
+    fd_closep(&w->fd);
 }
 /* }==== 14 sec */
 
@@ -9727,6 +9854,12 @@ static int cgroup_rmdir(const char *dir) {
     return rmdir(dir);
 }
 
+/* Ends all processes in it. v1 cannot do so at once: its removal does. */
+static void cgroup_kill(const struct cgroup *c) {
+    struct err ignored;
+    if (c->path && !cgroup_is_v1(c)) cgroup_set(c, "cgroup.kill", "1", &ignored);
+}
+
 /* Ends all processes in it, and it. */
 static void cgroup_remove(struct cgroup *c) {
     struct err ignored;
@@ -9734,7 +9867,7 @@ static void cgroup_remove(struct cgroup *c) {
     AUTO_STRV dirs = { 0 };
     bool v1 = cgroup_is_v1(c);
     cgroup_dirs(c, &dirs);
-    if (!v1) cgroup_set(c, "cgroup.kill", "1", &ignored);
+    cgroup_kill(c);
     for (size_t k = 0; k < dirs.n; k++)
         for (int i = 0; i < 50 && cgroup_rmdir(dirs.v[k]) && errno == EBUSY; i++) {
             AUTO_FREE pid_t *pids = NULL;
@@ -9748,29 +9881,34 @@ static void cgroup_remove(struct cgroup *c) {
     cgroup_done(c);
 }
 
+/* Sets the limits of a container's cgroup. */
+static int cgroup_limits(const struct cgroup *c, const json_t *resources, struct err *e) {
+    struct err ignored;
+    i64 limit;
+    if (cgroup_apply(c, resources, e)) return -1;
+    /* Docker's default: as much swap as memory, where the kernel counts it */
+    if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
+        !js_path(resources, "memory.swap")) {
+        if (cgroup_is_v1(c))
+            cgroup_setf(c, "memory.memsw.limit_in_bytes", &ignored, "%" PRId64, 2 * limit);
+        else cgroup_limit(c, "memory.swap.max", limit, &ignored);
+    }
+    return 0;
+}
+
 /* Makes the container's cgroup and sets its limits: in a scope that the user's systemd makes for
  * us, where this process's own cgroup is not ours, unless that is a batch job's, which has limits
  * that a scope would leave. No limits: c->path may stay NULL. */
 static int cgroup_make(const char *id, const json_t *resources, const char *parent,
                        struct cgroup *c, struct err *e) {
-    struct err ignored, first = { 0 };
-    i64 limit;
+    struct err first = { 0 };
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
     if (cgroup_place(id, parent, resources, c, &first)) {
         if (!str_empty(parent) || cgroup_confined() || !cgroup_scope(id)) return *e = first, -1;
         if (cgroup_place(id, parent, resources, c, e)) return -1;
     }
-    if (!cgroup_apply(c, resources, e)) {
-        /* Docker's default: as much swap as memory, where the kernel counts it */
-        if (cgroup_int(resources, "memory.limit", &limit) && limit > 0 &&
-            !js_path(resources, "memory.swap")) {
-            if (cgroup_is_v1(c))
-                cgroup_setf(c, "memory.memsw.limit_in_bytes", &ignored, "%" PRId64, 2 * limit);
-            else cgroup_limit(c, "memory.swap.max", limit, &ignored);
-        }
-        return 0;
-    }
+    if (!cgroup_limits(c, resources, e)) return 0;
     cgroup_remove(c);
     return -1;
 }
@@ -9828,8 +9966,8 @@ static void cgroup_thaw(const struct cgroup *c) {
     if (cgroup_is_v1(c)) cgroup_freeze(c, false, &ignored);
 }
 
-/* Has its kernel killed for want of memory? */
-static bool cgroup_oom(const struct cgroup *c) {
+/* How often the kernel has killed in it for want of memory. */
+static u64 cgroup_ooms(const struct cgroup *c) {
     return cgroup_counter(c, cgroup_is_v1(c) ? "memory.oom_control" : "memory.events", "oom_kill");
 }
 /* }==== 15 cgroup */
@@ -10687,6 +10825,7 @@ struct launch {
     struct cgroup cgroup; /* owned */
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent;
+    bool for_parent; /* what is started is a child of our parent, not of ours */
     /* the writable layer goes with the container: it need not reach the disk, and `mounts` keeps
      * the mounts, so that the end of the first process does not wait until they are taken down */
     bool ephemeral;
@@ -11895,6 +12034,12 @@ static int launch_sources(struct launch *l, struct err *e) {
     return 0;
 }
 
+/* With CLONE_PARENT the signal is the one that we send ourselves. */
+static struct sys_clone_args launch_clone(const struct launch *l, u64 flags) {
+    return (struct sys_clone_args){ .flags = flags | (l->for_parent ? CLONE_PARENT : 0),
+                                    .exit_signal = l->for_parent ? 0 : SIGCHLD };
+}
+
 /* Creates the container's first process. After it: launch_wait. */
 static int launch_begin(struct launch *l, struct err *e) {
     const struct plan *p = l->plan;
@@ -11907,9 +12052,8 @@ static int launch_begin(struct launch *l, struct err *e) {
     AUTO_FD theirs = pair[1];
     u64 flags = p->ns_new &
                 ~(u64)(CLONE_NEWCGROUP | 0x80); /* both are entered later, when they are set up */
-    struct sys_clone_args a = { .flags = flags, .exit_signal = SIGCHLD };
     bool staged = p->nns_join > 0;
-    if (staged) a.flags = 0;
+    struct sys_clone_args a = launch_clone(l, staged ? 0 : flags);
     l->pid = sys_clone3(&a);
     if (l->pid < 0)
         return err_set(e, errno, "create namespaces%s",
@@ -11953,7 +12097,7 @@ static int launch_begin(struct launch *l, struct err *e) {
 /* Ends a launch that failed: kills and reaps what was started. */
 static void launch_abort(struct launch *l) {
     if (l->pid > 0) {
-        kill(l->pid, SIGKILL);
+        if (l->pidfd < 0 || sys_pidfd_kill(l->pidfd, SIGKILL)) kill(l->pid, SIGKILL);
         waitpid(l->pid, NULL, 0);
     }
     if (l->server > 0) {
@@ -11977,8 +12121,8 @@ static int setns_patiently(int pidfd, int namespaces) {
 /* ---- 18.5 joining a running container ---- */
 
 /* Creates a process in the namespaces of `target` (a living pid of the container, known by pidfd).
- * Its parent is the caller. l->plan has the process; mounts and namespaces are the container's.
- * Then launch_wait. */
+ * Its parent is the caller, or with for_parent the caller's. l->plan has the process; mounts and
+ * namespaces are the container's. Then launch_wait. */
 static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *e) {
     int pair[2];
     const struct plan *p = l->plan;
@@ -11994,7 +12138,8 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         return err_set(e, errno, "socketpair");
     l->sync = pair[0];
     AUTO_FD theirs = pair[1];
-    pid_t stage = fork();
+    struct sys_clone_args a = launch_clone(l, 0);
+    pid_t stage = l->for_parent ? sys_clone3(&a) : fork();
     if (stage < 0) return err_set(e, errno, "fork");
     if (!stage) {
         struct err ce = { 0 };
@@ -14096,15 +14241,19 @@ static int ctr_hide(const struct ctr *c, bool volumes, struct err *e) {
     return 0;
 }
 
-/* Deletes the files of a hidden container, and with `volumes` its anonymous volumes. */
-static void ctr_purge(const struct ctr *c, bool volumes) {
+/* Deletes the files of a hidden container, and with `volumes` its anonymous volumes. userns, if not
+ * -1: its user namespace, which the process enters for good: there it may delete the files of all
+ * ids, and its own as before, since its number on the host stays. */
+static void ctr_purge(const struct ctr *c, bool volumes, int userns) {
     struct plan p = { 0 };
     struct err ignored;
     AUTO_FREE char *gone = str_fmt("tmp/gone-%s", c->id);
     struct ctr_removal x = { c, gone, volumes };
     /* most are the user's own; directories of other ids want their user namespace */
-    if (!ctr_remove_files(&x) || plan_parse(c->config, &p, &ignored)) return;
-    if (p.ids.uids && !idmap_single(&p.ids))
+    if (!ctr_remove_files(&x)) return;
+    if (userns >= 0) (void)!setns(userns, CLONE_NEWUSER);
+    else if (plan_parse(c->config, &p, &ignored)) return;
+    else if (p.ids.uids && !idmap_single(&p.ids))
         launch_as_owner(&p.ids, ctr_remove_files, &x, &ignored);
     plan_done(&p);
     ctr_remove_files(&x);
@@ -14112,7 +14261,7 @@ static void ctr_purge(const struct ctr *c, bool volumes) {
 
 static int ctr_remove(const struct ctr *c, bool volumes, struct err *e) {
     if (ctr_hide(c, volumes, e)) return -1;
-    ctr_purge(c, volumes);
+    ctr_purge(c, volumes, -1);
     return 0;
 }
 
@@ -14270,6 +14419,16 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
  *   to a client     O bytes, E bytes  output;  X code (i32)  exited
  *                   k text      answer to P, U;  f pid (i32)  the same: signal its processes
  * A client that does not read stops the container's output, as a full pipe would, and nothing else.
+ *
+ * Once the container runs, and before it reads a byte of anybody, the supervisor shuts itself in
+ * (21.7): Landlock, no capabilities, a filter that lets it start no process, make no socket and
+ * signal nobody of whom it has no pidfd. What needs more is done by its starter, a fork from just
+ * before, which hears nothing but three questions without a parameter: start the container again;
+ * start a health check; how much memory do its processes have. It answers from what it knew when it
+ * was forked (and the limits in config.json, which `update` changes). All that it starts has the
+ * supervisor as its parent (CLONE_PARENT), so that exits are seen, and a container dies with its
+ * supervisor, as if the supervisor had done it. It dies with the supervisor too. A container that
+ * is removed when it exits and has no health check is never started again, and has no starter.
  * Uses: 1-20. */
 enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384 };
 
@@ -14288,12 +14447,12 @@ struct super_log {
 };
 
 struct super_health {
-    struct plan plan;
-    bool have;
+    struct plan plan; /* the starter's */
+    bool have, parsed;
     i64 interval_ms, timeout_ms, start_ms, start_interval_ms, retries;
     i64 next_ms, deadline_ms; /* monotonic; 0: none */
     pid_t pid;                /* running probe; 0: none */
-    int out;                  /* its output, owned; -1 */
+    int pidfd, out;           /* its own, and its output; owned; -1 */
     struct buf text;
     i64 began_ns;
 };
@@ -14303,6 +14462,8 @@ struct super {
     struct plan plan;
     struct launch l;
     int lock, listen, sigfd; /* owned */
+    int starter;             /* owned; the socket to it; -1: none */
+    int userns;              /* owned; the container's, to remove its files; -1: not needed */
     int out[2];              /* read ends of stdout and stderr, or out[0] the pty; owned; -1 */
     int in;                  /* write end of stdin, or the pty (not owned then); -1 */
     struct buf pending;      /* stdin that did not fit */
@@ -14310,14 +14471,24 @@ struct super {
     struct super_client client[SUPER_CLIENTS];
     struct super_log log;
     struct super_health health;
+    bool is_starter;      /* this process is the starter */
     bool exited, stopped; /* child is gone; a user asked for the end */
     u64 watch_memory;     /* bytes beyond which all is killed, where no cgroup does it; 0: none */
     i64 watch_ms;         /* when to look next */
     bool oom;             /* they were */
+    u64 ooms;             /* what the cgroup counted of earlier runs */
     int mounts;           /* of the ended container, where its end is told first; owned; -1 */
     char note[512];       /* what the user is to know of the start; "": nothing */
     int code;
     i64 started_ms;
+};
+
+/* What the starter answers, with descriptors: of the process, then the terminal, or stdout, stderr
+ * and where it is open stdin; of a health check the process and its output. */
+struct super_started {
+    struct err e; /* status: exit status; msg: empty where it went well */
+    pid_t pid;
+    u64 watch_memory, memory;
 };
 
 enum { SUPER_NOTE = -1 }; /* err.status of a start that went well and has something to say */
@@ -14556,7 +14727,21 @@ static void super_input(struct super *s) {
     }
 }
 
-/* ---- 21.4 health ---- */
+/* ---- 21.4 asking the starter ---- */
+
+/* Asks and waits for the answer; the caller owns the descriptors, at most 16. */
+static int super_ask(struct super *s, char what, struct super_started *ret, int *fds, unsigned *n,
+                     struct err *e) {
+    *n = 0;
+    if (s->starter >= 0 && !fd_send(s->starter, &what, 1, NULL, 0) &&
+        fd_recv(s->starter, ret, sizeof *ret, fds, n, 0) == (ssize_t)sizeof *ret)
+        return ret->e.msg[0] ? (*e = ret->e, -1) : 0;
+    while (*n) close(fds[--*n]);
+    s->stopped = true; /* nobody can start it again */
+    return err_set(e, 0, "the process that starts the container again was lost");
+}
+
+/* ---- 21.5 health ---- */
 /* When the next probe is due: sooner while the container starts. */
 static void health_next(struct super *s) {
     struct super_health *x = &s->health;
@@ -14569,19 +14754,14 @@ static void health_next(struct super *s) {
 static void health_init(struct super *s) {
     const json_t *h = js_path(s->c->config, "skiff.health");
     struct super_health *x = &s->health;
-    *x = (struct super_health){ .out = -1 };
+    *x = (struct super_health){ .out = -1, .pidfd = -1 };
     if (!json_array_size(js_get(h, "test"))) return;
     x->interval_ms = js_int(h, "intervalNs", 30000000000) / 1000000;
     x->timeout_ms = js_int(h, "timeoutNs", 30000000000) / 1000000;
     x->start_ms = js_int(h, "startPeriodNs", 0) / 1000000;
     x->start_interval_ms = js_int(h, "startIntervalNs", 5000000000) / 1000000;
     x->retries = js_int(h, "retries", 3);
-    AUTO_JSON *spec = json_deep_copy(s->c->config);
-    json_t *proc = js_get(spec, "process");
-    json_object_set(proc, "args", js_get(h, "test"));
-    js_setb(proc, "terminal", false);
-    struct err e;
-    x->have = !plan_parse(spec, &x->plan, &e);
+    x->have = true;
     json_t *st = js_sub(s->c->state, "health");
     js_sets(st, "status", "starting");
     js_seti(st, "failingStreak", 0);
@@ -14598,7 +14778,7 @@ static void health_result(struct super *s, int code) {
     char more[4096];
     for (ssize_t k; x->out >= 0 && x->text.n < 4096 && (k = read(x->out, more, sizeof more)) > 0;)
         buf_add(&x->text, more, (size_t)k);
-    fd_closep(&x->out);
+    fd_closep(&x->out), fd_closep(&x->pidfd);
     js_sets(r, "Start", time_rfc3339(x->began_ns, t));
     js_sets(r, "End", time_rfc3339(time_now_ns(), t));
     js_seti(r, "ExitCode", code);
@@ -14625,28 +14805,61 @@ static void health_result(struct super *s, int code) {
 
 static void health_start(struct super *s) {
     struct super_health *x = &s->health;
-    int p[2];
-    struct launch l;
-    struct err e;
+    struct super_started got;
+    int fds[16];
+    unsigned n;
+    struct err e = { 0 };
     health_next(s);
-    if (ctr_is(s->c, "paused") || pipe2(p, O_CLOEXEC)) return;
+    if (ctr_is(s->c, "paused")) return;
+    x->began_ns = time_now_ns();
+    if (!super_ask(s, 'H', &got, fds, &n, &e) && n == 2) {
+        x->pid = got.pid;
+        x->pidfd = fds[0], x->out = fds[1];
+        x->deadline_ms = time_mono_ms() + x->timeout_ms;
+        return;
+    }
+    while (n) close(fds[--n]);
+    buf_adds(&x->text, e.msg); /* a probe that cannot even start has failed */
+    health_result(s, e.status ? e.status : 1);
+}
+
+/* Ends a running probe. */
+static void health_kill(struct super_health *x) {
+    sys_pidfd_kill(x->pidfd, SIGKILL);
+    waitpid(x->pid, NULL, 0);
+}
+
+/* The starter: starts a probe. */
+static void health_begin(struct super *s, struct super_started *ret, int fds[2], unsigned *n) {
+    struct super_health *x = &s->health;
+    int p[2] = { -1, -1 };
+    struct launch l;
+    if (!x->parsed) {
+        AUTO_JSON *spec = json_deep_copy(s->c->config);
+        json_t *proc = js_get(spec, "process");
+        json_object_set(proc, "args", js_path(spec, "skiff.health.test"));
+        js_setb(proc, "terminal", false);
+        if (plan_parse(spec, &x->plan, &ret->e)) return;
+        x->parsed = true;
+    }
+    if (pipe2(p, O_CLOEXEC)) {
+        err_set(&ret->e, errno, "pipe");
+        return;
+    }
     ctr_join_init(s->c, &x->plan, &l);
     l.stdio[1] = l.stdio[2] = p[1];
-    x->began_ns = time_now_ns();
-    if (!launch_join(&l, s->l.pidfd, ctr_namespaces(&s->plan), &e) && !launch_wait(&l, &e)) {
-        x->pid = l.pid;
-        x->out = p[0];
-        x->deadline_ms = time_mono_ms() + x->timeout_ms;
-    } else { /* a probe that cannot even start has failed */
-        close(p[0]);
-        buf_adds(&x->text, e.msg);
-        health_result(s, e.status ? e.status : 1);
-    }
+    l.for_parent = true;
+    if (!launch_join(&l, s->l.pidfd, ctr_namespaces(&s->plan), &ret->e) &&
+        !launch_wait(&l, &ret->e)) {
+        ret->pid = l.pid;
+        fds[0] = sys_pidfd_open(l.pid), fds[1] = p[0];
+        *n = 2;
+    } else close(p[0]);
     close(p[1]);
     launch_done(&l);
 }
 
-/* ---- 21.5 limits without a cgroup ---- */
+/* ---- 21.6 limits without a cgroup ---- */
 enum { LIMITS_WATCH_MS = 200 };
 
 /* The processors of a limit without a cgroup: those that it names, or the first so many of ours. */
@@ -14750,18 +14963,32 @@ static u64 limits_memory(pid_t of) {
     return sum;
 }
 
-/* ---- 21.6 life ---- */
+/* ---- 21.7 starting ---- */
+
+/* Frees what a run needed, after ending what it started where it has failed. Its cgroup stays for
+ * the next run: the supervisor may write to no other. */
+static void super_leave(struct super *s, bool failed) {
+    struct cgroup keep = { 0 };
+    bool again = s->starter >= 0 || s->is_starter;
+    if (again) keep.path = s->l.cgroup.path, s->l.cgroup.path = NULL;
+    if (failed) launch_abort(&s->l);
+    else if (!again) cgroup_remove(&s->l.cgroup);
+    launch_done(&s->l);
+    launch_init(&s->l);
+    s->l.cgroup = keep;
+}
 
 /* Starts the container's process. */
-static int super_launch(struct super *s, struct err *e) {
+static int super_begin(struct super *s, struct err *e) {
     struct ctr *c = s->c;
     int in[2] = { -1, -1 }, out[2] = { -1, -1 }, er[2] = { -1, -1 };
     bool tty = s->plan.terminal, open_in = js_bool(c->config, "skiff.openStdin");
+    struct cgroup had = s->l.cgroup;
     ctr_launch_init(c, &s->plan, &s->l);
+    s->l.cgroup = had;
     s->l.die_with_parent = true;
+    s->l.for_parent = s->is_starter;
     s->l.ephemeral = js_bool(c->config, "skiff.autoRemove");
-    s->exited = false;
-    s->close_in = false;
     if (!tty) {
         if ((open_in && pipe2(in, O_CLOEXEC)) || pipe2(out, O_CLOEXEC) || pipe2(er, O_CLOEXEC))
             return err_set(e, errno, "pipe");
@@ -14771,28 +14998,60 @@ static int super_launch(struct super *s, struct err *e) {
     }
     cpu_set_t was;
     bool bound = false;
-    int rc = cgroup_make(c->id, js_path(c->config, "linux.resources"),
-                         js_str(c->config, "skiff.cgroupParent"), &s->l.cgroup, e);
-    s->watch_memory = 0, s->oom = false;
+    const json_t *res = js_path(c->config, "linux.resources");
+    int rc = s->note[0] ? -1 : 0; /* again: as at first */
+    if (had.path) rc = cgroup_limits(&s->l.cgroup, res, e);
+    else if (!s->is_starter)
+        rc = cgroup_make(c->id, res, js_str(c->config, "skiff.cgroupParent"), &s->l.cgroup, e);
+    s->watch_memory = 0;
     if (rc && str_eq(js_str(c->config, "skiff.limits"), "best-effort")) {
         limits_fall_back(s, e, &was, &bound);
         rc = 0;
     }
-    if (!rc && (launch_begin(&s->l, e) || launch_wait(&s->l, e))) {
-        launch_abort(&s->l);
-        rc = -1;
-    }
+    if (!rc) rc = launch_begin(&s->l, e) || launch_wait(&s->l, e) ? -1 : 0;
     if (bound) sched_setaffinity(0, sizeof was, &was);
     fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
     if (rc) {
         fd_closep(&in[1]), fd_closep(&out[0]), fd_closep(&er[0]);
-        launch_done(&s->l);
+        super_leave(s, true);
         return -1;
     }
     s->out[0] = tty ? s->l.console : out[0];
     s->out[1] = tty ? -1 : er[0];
     s->in = tty ? s->l.console : in[1];
     if (s->in >= 0) fcntl(s->in, F_SETFL, O_NONBLOCK | (tty ? O_RDWR : O_WRONLY));
+    return 0;
+}
+
+/* The same by the starter. */
+static int super_begin_again(struct super *s, struct err *e) {
+    struct super_started got;
+    int fds[16];
+    unsigned n, want = s->plan.terminal ? 2 : 3;
+    if (super_ask(s, 'S', &got, fds, &n, e)) return -1;
+    if (n != want && (s->plan.terminal || n != 4)) {
+        while (n) close(fds[--n]);
+        return err_set(e, 0, "the starter answers otherwise than it should");
+    }
+    s->l.pid = got.pid;
+    s->l.pidfd = fds[0];
+    s->watch_memory = got.watch_memory;
+    if (s->plan.terminal) {
+        s->l.console = s->out[0] = s->in = fds[1];
+        return 0;
+    }
+    s->out[0] = fds[1], s->out[1] = fds[2];
+    s->in = n == 4 ? fds[3] : -1;
+    return 0;
+}
+
+static int super_launch(struct super *s, struct err *e) {
+    struct ctr *c = s->c;
+    s->exited = false;
+    s->close_in = false;
+    s->oom = false;
+    s->ooms = cgroup_ooms(&s->l.cgroup);
+    if (s->starter >= 0 ? super_begin_again(s, e) : super_begin(s, e)) return -1;
     char now[40];
     s->started_ms = time_mono_ms();
     js_sets(c->state, "status", "running");
@@ -14804,15 +15063,193 @@ static int super_launch(struct super *s, struct err *e) {
     js_sets(c->state, "startedAt", time_rfc3339(time_now_ns(), now));
     js_sets(c->state, "finishedAt", "0001-01-01T00:00:00Z");
     health_init(s);
-    if (ctr_save_state(c, e)) {
-        launch_abort(&s->l);
-        launch_done(&s->l);
-        return -1;
-    }
+    if (ctr_save_state(c, e)) return super_leave(s, true), -1;
     ctr_event(c, "start", NULL);
     return 0;
 }
 
+/* Anonymous memory of all processes of the container. */
+static u64 super_memory(struct super *s) {
+    struct super_started got;
+    int fds[16];
+    unsigned n;
+    struct err ignored;
+    return super_ask(s, 'M', &got, fds, &n, &ignored) ? 0 : got.memory;
+}
+
+/* What `update` and `rename` may have changed meanwhile; a container that goes has no policy. */
+static void super_reread(struct super *s) {
+    struct err ignored;
+    if (js_bool(s->c->config, "skiff.autoRemove")) return;
+    AUTO_JSON *now = js_load(s->c->dir, "config.json", &ignored);
+    json_t *policy = js_path(now, "skiff.restart"), *limits = js_path(now, "linux.resources");
+    json_t *name = js_path(now, "skiff.name");
+    if (policy) json_object_set(js_sub(s->c->config, "skiff"), "restart", policy);
+    if (name) json_object_set(js_sub(s->c->config, "skiff"), "name", name);
+    if (limits) json_object_set(js_sub(s->c->config, "linux"), "resources", limits);
+}
+
+/* The starter. After a fork: it has all that the supervisor had, and keeps what a start needs. */
+__attribute__((noreturn)) static void starter_main(struct super *s, int sock, pid_t super) {
+    int pidfd = fd_steal(&s->l.pidfd), keep[] = { sock, pidfd, s->c->dir, s->c->s->dir };
+    pid_t pid = s->l.pid;
+    prctl(PR_SET_NAME, "skiff-starter");
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != super) _exit(0);
+    s->is_starter = true;
+    super_leave(s, false);
+    fd_close_except(keep, ARRAY_LEN(keep));
+    s->out[0] = s->out[1] = s->in = s->lock = s->listen = s->sigfd = s->log.fd = -1;
+    s->l.pid = pid, s->l.pidfd = pidfd;
+    for (;;) {
+        struct super_started answer = { .pid = 0 };
+        int fds[4];
+        unsigned n = 0;
+        char what;
+        signal(SIGCHLD, SIG_IGN); /* no file server that has ended stays as a zombie */
+        if (fd_recv(sock, &what, 1, NULL, NULL, 0) != 1) _exit(0);
+        signal(SIGCHLD, SIG_DFL);
+        if (what == 'S') {
+            AUTO_FD events = store_log(s->c->s, "events.json");
+            if (events >= 0) store_log_bound(s->c->s, events);
+            super_reread(s);
+            super_leave(s, false);
+            if (!super_begin(s, &answer.e)) {
+                answer.e.msg[0] = 0; /* of a limit that had a fall-back */
+                answer.pid = s->l.pid, answer.watch_memory = s->watch_memory;
+                fds[n++] = s->l.pidfd;
+                fds[n++] = s->out[0];
+                if (!s->plan.terminal) fds[n++] = s->out[1];
+                if (!s->plan.terminal && s->in >= 0) fds[n++] = s->in;
+            } else if (!answer.e.msg[0]) strcpy(answer.e.msg, "it did not start");
+        } else if (what == 'H') health_begin(s, &answer, fds, &n);
+        else if (what == 'M') answer.memory = limits_memory(s->l.pid);
+        if (fd_send(sock, &answer, sizeof answer, fds, n)) _exit(1); /* it sees our end */
+        while (n > (what == 'S')) close(fds[--n]);
+        if (what == 'S') s->l.console = s->out[0] = s->out[1] = s->in = -1;
+    }
+}
+
+/* Forks the starter, of a container that may need one. */
+static void super_starter(struct super *s) {
+    int pair[2];
+    pid_t self = getpid();
+    if (js_bool(s->c->config, "skiff.autoRemove") && !s->health.have && !s->watch_memory) return;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return;
+    pid_t pid = fork();
+    if (!pid) starter_main(s, pair[1], self);
+    close(pair[1]);
+    if (pid < 0) close(pair[0]);
+    else s->starter = pair[0];
+}
+
+/* ---- 21.8 shutting in ---- */
+
+/* What the supervisor calls once the container runs, with any version of libc. Anything else fails
+ * with EPERM: a rare path that fails is better than a supervisor that dies and takes the container
+ * along. */
+/* clang-format off */
+static const u16 SUPER_CALLS[] = {
+    SYS_accept4, SYS_brk, SYS_close, SYS_close_range, SYS_exit, SYS_exit_group, SYS_fchmod,
+    SYS_fchmodat, SYS_fdatasync, SYS_flock, SYS_fsync, SYS_futex, SYS_getdents64, SYS_getegid,
+    SYS_geteuid, SYS_getgid, SYS_getpid, SYS_getrandom, SYS_getsockopt, SYS_gettid, SYS_getuid,
+    SYS_madvise, SYS_mkdirat, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_openat,
+    SYS_pidfd_send_signal, SYS_ppoll, SYS_pread64, SYS_read, SYS_readlinkat, SYS_readv,
+    SYS_recvfrom, SYS_recvmsg, SYS_renameat2, SYS_restart_syscall, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_statx,
+    SYS_unlinkat, SYS_wait4, SYS_waitid, SYS_write, SYS_writev,
+#ifdef SYS_renameat
+    SYS_renameat,
+#endif /* all but riscv */
+#ifdef SYS_open
+    SYS_mkdir, SYS_open, SYS_poll, SYS_readlink, SYS_rename, SYS_rmdir, SYS_unlink,
+#endif /* x86, arm */
+#ifdef SYS__llseek
+    SYS__llseek, SYS_clock_gettime64, SYS_clock_nanosleep_time64, SYS_fcntl64, SYS_fstat64,
+    SYS_fstatat64, SYS_ftruncate64, SYS_futex_time64, SYS_ppoll_time64,
+#else
+    SYS_clock_gettime, SYS_clock_nanosleep, SYS_fcntl, SYS_fstat, SYS_ftruncate,
+    SYS_gettimeofday, SYS_lseek, SYS_newfstatat,
+#endif /* 32 bits, 64 bits */
+};
+/* clang-format on */
+
+#ifdef SYS_mmap2
+enum { SUPER_MMAP = SYS_mmap2 };
+#else
+enum { SUPER_MMAP = SYS_mmap };
+#endif /* 32 bits, 64 bits */
+
+/* No code but our own, no ioctl that types into a terminal, no namespace but to remove files; the
+ * last one only where cgroup_remove() has v1. */
+static const struct filter_some SUPER_SOME[] = {
+    { SUPER_MMAP, 2, PROT_EXEC, 0 },          { SYS_mprotect, 2, PROT_EXEC, 0 },
+    { SYS_ioctl, 1, UINT32_MAX, TIOCSWINSZ }, { SYS_setns, 1, UINT32_MAX, CLONE_NEWUSER },
+    { SYS_kill, 1, UINT32_MAX, SIGKILL },
+};
+
+/* The gates of the wall: the container's own directory, its cgroup, the event log, and for --rm
+ * what takes it out of sight. Landlock lets nothing be moved to where it could be used for more
+ * than where it was: so what moves to tmp/ is only what has a gate of its own. */
+static void super_gates(struct super *s, const struct wall *w) {
+    const u64 own = LL_READ_FILE | LL_WRITE_FILE | LL_TRUNCATE | LL_READ_DIR | LL_REMOVE_DIR |
+                    LL_REMOVE_FILE | LL_MAKE_DIR | LL_MAKE_REG | LL_REFER;
+    int store = s->c->s->dir;
+    AUTO_STRV groups = { 0 };
+    AUTO_FD log = store_log(s->c->s, "events.json"), old = store_log(s->c->s, "events.json.1");
+    const json_t *volumes = js_path(s->c->config, "skiff.anonymousVolumes"), *v;
+    size_t i;
+    wall_gate(w, s->c->dir, own);
+    wall_gate(w, log, LL_WRITE_FILE);
+    wall_gate(w, old, LL_WRITE_FILE);
+    if (s->l.cgroup.path) cgroup_dirs(&s->l.cgroup, &groups);
+    for (i = 0; i < groups.n; i++) {
+        AUTO_FREE char *above = str_fmt("%s/..", groups.v[i]);
+        wall_gate_at(w, AT_FDCWD, groups.v[i], LL_READ_FILE | LL_WRITE_FILE | LL_READ_DIR);
+        wall_gate_at(w, AT_FDCWD, above, LL_REMOVE_DIR);
+    }
+    if (!js_bool(s->c->config, "skiff.autoRemove")) return;
+    wall_gate_at(w, store, "containers", LL_REMOVE_DIR | LL_REFER);
+    wall_gate_at(w, store, "tmp", LL_MAKE_DIR | LL_REMOVE_DIR | LL_REFER);
+    wall_gate_at(w, store, "names", LL_REMOVE_FILE);
+    if (json_array_size(volumes)) wall_gate_at(w, store, "volumes", LL_REMOVE_DIR | LL_REFER);
+    json_array_foreach (volumes, i, v) {
+        AUTO_FREE char *path = str_fmt("volumes/%s", json_string_value(v));
+        if (volume_name_ok(json_string_value(v))) wall_gate_at(w, store, path, own);
+    }
+}
+
+/* Shuts the supervisor in. Each wall is put up by itself, where the kernel has it. */
+static void super_shut(struct super *s) {
+    const struct idmap *ids = &s->plan.ids;
+    bool removes = js_bool(s->c->config, "skiff.autoRemove");
+    struct err ignored;
+    char path[40];
+    struct stat st;
+    snprintf(path, sizeof path, "/proc/%d/ns/user", (int)s->l.pid);
+    if (removes && ids->uids && !idmap_single(ids)) s->userns = open(path, O_RDONLY | O_CLOEXEC);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) return;
+    struct wall w = wall_new();
+    if (w.fd >= 0) super_gates(s, &w);
+    wall_shut(&w);
+    /* root without a user namespace: the container's processes and files are of any user; the top
+     * of the cgroups, and a store of another user's, are not root's to write */
+    u64 keep = geteuid() || ids->uids ? 0 : CAP_BIT(CAP_KILL);
+    if (keep && removes) keep |= CAP_BIT(CAP_DAC_OVERRIDE) | CAP_BIT(CAP_FOWNER);
+    if (!geteuid() && (s->l.cgroup.path || fstat(s->c->s->dir, &st) || st.st_uid))
+        keep |= CAP_BIT(CAP_DAC_OVERRIDE);
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (unsigned c = 0; c < ARRAY_LEN(CAP_NAMES); c++)
+        if (!(keep & CAP_BIT(c)) && prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno == EPERM) break;
+    sys_capset(keep, keep, 0);
+    struct filter calls = { 0 };
+    filter_small(SUPER_CALLS, ARRAY_LEN(SUPER_CALLS), SUPER_SOME,
+                 ARRAY_LEN(SUPER_SOME) - !cgroup_is_v1(&s->l.cgroup), &calls);
+    filter_load(&calls, &ignored);
+    filter_done(&calls);
+}
+
+/* ---- 21.9 life ---- */
 static void super_reap(struct super *s) {
     int status;
     for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;) {
@@ -14837,13 +15274,12 @@ static void super_timers(struct super *s) {
     i64 now = time_mono_ms();
     if (s->watch_memory && !s->exited && now >= s->watch_ms) {
         s->watch_ms = now + LIMITS_WATCH_MS;
-        if (limits_memory(s->l.pid) > s->watch_memory) s->oom = !kill(s->l.pid, SIGKILL);
+        if (super_memory(s) > s->watch_memory) s->oom = !sys_pidfd_kill(s->l.pidfd, SIGKILL);
     }
     if (!x->have || s->exited) return;
     if (x->pid && now >= x->deadline_ms) {
         static const char LATE[] = "Health check exceeded timeout";
-        kill(x->pid, SIGKILL);
-        waitpid(x->pid, NULL, 0);
+        health_kill(x);
         buf_adds(&x->text, LATE);
         health_result(s, -1);
     } else if (!x->pid && now >= x->next_ms) health_start(s);
@@ -14934,15 +15370,13 @@ static void super_finish(struct super *s) {
     char now[40];
     struct err e;
     struct ctr *c = s->c;
-    bool oom = s->oom || cgroup_oom(&s->l.cgroup);
-    if (s->health.pid)
-        kill(s->health.pid, SIGKILL), waitpid(s->health.pid, NULL, 0), s->health.pid = 0;
-    fd_closep(&s->health.out);
-    if (s->health.have) plan_done(&s->health.plan);
+    bool oom = s->oom || cgroup_ooms(&s->l.cgroup) > s->ooms;
+    if (s->health.pid) health_kill(&s->health), s->health.pid = 0;
+    fd_closep(&s->health.out), fd_closep(&s->health.pidfd);
     s->health.have = false;
-    cgroup_remove(&s->l.cgroup);
+    if (s->starter >= 0) cgroup_kill(&s->l.cgroup);
     s->mounts = fd_steal(&s->l.mounts);
-    launch_done(&s->l);
+    super_leave(s, false);
     js_sets(c->state, "status", "exited");
     js_seti(c->state, "pid", 0);
     js_seti(c->state, "exitCode", s->code);
@@ -14983,24 +15417,19 @@ static int super_listen(struct super *s, struct err *e) {
     return bad ? err_set(e, errno, "make the supervisor's socket") : 0;
 }
 
-/* What `update` may have changed meanwhile; a container that goes has no restart policy. */
-static void super_reread(struct super *s) {
-    struct err ignored;
-    if (js_bool(s->c->config, "skiff.autoRemove")) return;
-    AUTO_JSON *now = js_load(s->c->dir, "config.json", &ignored);
-    json_t *policy = js_path(now, "skiff.restart"), *limits = js_path(now, "linux.resources");
-    if (policy) json_object_set(js_sub(s->c->config, "skiff"), "restart", policy);
-    if (limits) json_object_set(js_sub(s->c->config, "linux"), "resources", limits);
-}
-
 /* Everything after the fork. ready: struct err is written there (msg empty: started). */
 __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int client, int ready) {
     struct super *s = mem_new(sizeof *s);
     struct err e = { 0 };
     sigset_t set;
-    *s = (struct super){
-        .c = c, .lock = lock, .listen = -1, .out = { -1, -1 }, .in = -1, .mounts = -1
-    };
+    *s = (struct super){ .c = c,
+                         .lock = lock,
+                         .listen = -1,
+                         .out = { -1, -1 },
+                         .in = -1,
+                         .starter = -1,
+                         .userns = -1,
+                         .mounts = -1 };
     for (size_t i = 0; i < SUPER_CLIENTS; i++) s->client[i].fd = -1;
     launch_init(&s->l);
     prctl(PR_SET_NAME, "skiff-super");
@@ -15035,6 +15464,8 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     strcpy(e.msg, s->note);
     (void)!write(ready, &e, sizeof e);
     close(ready);
+    super_starter(s);
+    super_shut(s);
     i64 delay = 50;
     for (;;) {
         while (!s->exited) {
@@ -15062,6 +15493,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
             ctr_save_state(c, &e);
         }
     }
+    cgroup_remove(&s->l.cgroup);
     log_close(&s->log, c->dir);
     unlinkat(c->dir, "sock", 0);
     bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, true, &e);
@@ -15072,7 +15504,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
-        ctr_purge(c, true);
+        ctr_purge(c, true, s->userns);
     }
     _exit(0);
 }
@@ -25147,6 +25579,7 @@ static int cmd_info(struct cli *c, struct err *e) {
                   "name=seccomp,profile=builtin", "name=rootless", "name=userns");
     if (host_apparmor()) js_push(js_get(j, "SecurityOptions"), "name=apparmor");
     if (host_selinux()) js_push(js_get(j, "SecurityOptions"), "name=selinux");
+    if (wall_abi()) js_push(js_get(j, "SecurityOptions"), "name=landlock");
     js_sets(j, "Name", u.nodename);
     js_sets(j, "LoggingDriver", "json-file");
     AUTO_BUF osr = { 0 };
@@ -25163,15 +25596,15 @@ static int cmd_info(struct cli *c, struct err *e) {
     printf("Server:\n Containers: %zu\n  Running: %zu\n  Paused: %zu\n  Stopped: %zu\n Images: "
            "%zu\n Server Version: %s\n Storage Driver: %s\n Identity: %s\n"
            " Logging Driver: json-file\n Cgroup Driver: %s\n Network: host none\n Security "
-           "Options: seccomp (builtin), user namespace\n Kernel Version: %s\n Operating System: "
+           "Options: seccomp (builtin), user namespace%s\n Kernel Version: %s\n Operating System: "
            "%s\n OSType: linux\n Architecture: %s\n CPUs: %d\n"
            " Total Memory: %s\n Name: %s\n Skiff Root Dir: %s\n",
            n, run, paused, n - run - paused, images, SKIFF_VERSION, driver, identity,
            !cg            ? "none"
            : version == 2 ? "cgroupfs, version 2"
                           : "cgroupfs, version 1",
-           u.release, os_name, u.machine, (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename,
-           c->store->path);
+           wall_abi() ? ", Landlock" : "", u.release, os_name, u.machine,
+           (int)sysconf(_SC_NPROCESSORS_ONLN), mem, u.nodename, c->store->path);
     return 0;
 }
 
@@ -25236,6 +25669,8 @@ static int cmd_doctor(struct cli *c, struct err *e) {
     doctor_say(prctl(PR_GET_SECCOMP) >= 0 &&
                    !access("/proc/sys/kernel/seccomp/actions_avail", R_OK),
                "seccomp", "no system call filter", "use a kernel with CONFIG_SECCOMP_FILTER");
+    doctor_say(wall_abi(), "Landlock", "supervisors are held by a system call filter alone",
+               "use a kernel from 5.19 on with CONFIG_SECURITY_LANDLOCK and landlock in lsm=");
     AUTO_BUF actions = { 0 };
     file_read(AT_FDCWD, "/proc/sys/kernel/seccomp/actions_avail", 4096, &actions, e);
     doctor_say(actions.p && strstr(actions.p, "user_notif"), "seccomp notification",
