@@ -281,6 +281,139 @@ def test_isolation(sk):
         until(lambda: not [p for p, n in sk.processes() if n == "sleep" and b"4242" in open("/proc/%d/cmdline" % p, "rb").read()], "it is ended")
 
 
+CALLS = dict(openat=257, socket=41, kill=62, fork=57, execve=59, mprotect=10, setns=308, ioctl=16, mkdirat=258, unlinkat=263, renameat2=316,
+             truncate=76, symlinkat=266, ptrace=101, mount=165, getpid=39)
+
+
+def inside(sk, pid, call, *args):
+    """What a system call returns that is made in another process: code that has taken it over could do no more."""
+    program = sk.dir + "/inside"
+    if not os.path.exists(program):
+        lib.tool("gcc", "-D_GNU_SOURCE", "-static", "-O1", "-o", program, lib.HERE + "/inside.c")
+    r = subprocess.run([program, str(pid), str(CALLS[call])] + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if r.returncode == 77:
+        raise Skipped("ptrace is not allowed here (kernel.yama.ptrace_scope)")
+    eq((r.returncode, r.stderr), (0, b""), "inside " + call)
+    return r.stdout.decode().strip()
+
+
+def status(pid):
+    with open("/proc/%d/status" % pid) as f:
+        return dict(line.split(":", 1) for line in f.read().splitlines())
+
+
+def landlock():
+    """The number of its ABI, below 1: none."""
+    return ctypes.CDLL(None).syscall(444, None, 0, 1)
+
+
+def test_supervisor_is_shut_in(sk):
+    """What has taken over a supervisor reaches its own container and nothing else."""
+    here, cwd = 18446744073709551516, sk.root + "/containers/"  # AT_FDCWD
+    outside = sk.folder("outside")
+    with open(outside + "/secret", "w") as f:
+        f.write("{}")
+    os.chmod(outside + "/secret", 0o666)
+    os.chmod(outside, 0o777)
+    sk.up("other")
+    for name, options in ("kept", ""), ("gone", "--rm -v /data"):
+        sk("run -d --name %s %s busybox sh -c" % (name, options), "mkdir -p /d/d /data/d; touch /d/d/f /data/d/f; chown -R 5:6 /d /data; "
+           "chmod -R 0 /d /data; while [ ! -e /go ]; do sleep 0.1; done; echo out").ok
+        sup, own, other = sk.supervisor(name), cwd + sk.get(name, "{{.Id}}"), cwd + sk.get("other", "{{.Id}}")
+        with sk.case("%s: no privileges, a filter" % name):
+            want = {"NoNewPrivs": "1", "Seccomp": "2"}
+            want.update({c: "0" * 16 for c in ("CapInh", "CapPrm", "CapEff", "CapAmb")})
+            have = lambda: {k: status(sup)[k].strip() for k in want}
+            until(lambda: have() == want, "%s, got %s" % (want, have()))
+        if os.uname().machine != "x86_64":
+            continue
+        with sk.case("%s: the way of asking" % name):
+            eq(inside(sk, sup, "getpid"), str(sup))
+        with sk.case("%s: calls that it has no need of" % name):
+            for call in [("socket", 1, 1, 0), ("fork",), ("execve", "/bin/true", 0, 0), ("kill", os.getpid(), 0), ("kill", sk.pid("other"), 9),
+                         ("ptrace", 16, sk.pid("other"), 0, 0), ("mount", "none", "/tmp", "tmpfs", 0, 0), ("mprotect", 0, 4096, 7),
+                         ("setns", 0, 0x20000), ("ioctl", 0, 0x5412, 0), ("symlinkat", "/etc", here, own + "/link"), ("truncate", outside + "/secret", 0)]:
+                eq(inside(sk, sup, *call), "EPERM", str(call))
+            eq(inside(sk, sup, "setns", 99, 0x10000000), "EBADF", "its user namespace, to remove files")
+        if landlock() >= 2:
+            with sk.case("%s: files of others" % name):
+                for path in "/etc/passwd", outside + "/secret", sk.root + "/index.json", other + "/config.json", other + "/state.json", "/proc/self/status":
+                    eq(inside(sk, sup, "openat", here, path, 0), "EACCES", path)
+                for path in outside, sk.root, sk.root + "/blobs/sha256", cwd, "/proc":
+                    eq(inside(sk, sup, "openat", here, path, 0o200000), "EACCES", "listing " + path)
+                for path in outside + "/new", sk.root + "/tmp/new", other + "/new", sk.root + "/new":
+                    eq(inside(sk, sup, "openat", here, path, 0o101, 0o600), "EACCES", "making " + path)
+                for path in outside + "/secret", sk.root + "/index.json", sk.root + "/events.json":
+                    eq(inside(sk, sup, "openat", here, path, 0o1001), "EACCES", "emptying " + path)
+                eq(inside(sk, sup, "unlinkat", here, other + "/config.json", 0), "EACCES", "removing")
+                for to in sk.root + "/tmp/x", own + "/x":
+                    got = inside(sk, sup, "renameat2", here, other, here, to, 0)
+                    true(got in ("EACCES", "EXDEV"), "no moving of another's directory to %s, got %s" % (to, got))
+                got = inside(sk, sup, "renameat2", here, sk.root + "/index.json", here, own + "/x", 0)
+                true(got in ("EACCES", "EXDEV"), "no moving in of a file, got " + got)
+        with sk.case("%s: its own are there, and it works" % name):
+            true(int(inside(sk, sup, "openat", here, own + "/state.json", 0)) > 2, "its own state")
+            sk("exec", name, "touch", "/go").ok
+            if name == "kept":
+                sk("wait kept").says("0")
+                sk("logs kept").says("out")
+            until(lambda: not os.path.exists("/proc/%d" % sup) or status(sup)["State"].strip()[0] == "Z", "it ends")
+        with sk.case("%s: what it was to remove" % name):
+            eq(os.path.exists(own), name == "kept")
+            eq([n for n in os.listdir(sk.root + "/names") if n == name], [name] * (name == "kept"))
+            eq((os.listdir(sk.root + "/tmp"), os.listdir(sk.root + "/volumes")), ([], []))
+
+
+def test_supervisor_without_landlock(sk):
+    """A kernel that has none: all works, and the filter holds."""
+    env = {"SKIFF_DISABLE": "landlock"}
+    sk("doctor", env=env).prints(r"(?m)^no +Landlock")
+    if landlock() >= 2:
+        sk("doctor").prints(r"(?m)^ok +Landlock")
+    true("landlock" not in sk("info -f", "{{json .SecurityOptions}}", env=env).ok.out, "no Landlock in info")
+    sk("run -d --name cc busybox sleep 1000", env=env).ok
+    eq(status(sk.supervisor("cc"))["Seccomp"].strip(), "2")
+    sk("rm -f cc").ok
+    sk("run --rm busybox echo hello", env=env).says("hello")
+    until(lambda: not os.listdir(sk.root + "/tmp"), "its files are removed")
+
+
+def test_starter(sk):
+    """The process that starts a container again: only where one may be, and gone with its supervisor."""
+    starters = lambda: [p for p, n in sk.processes() if n == "skiff-starter"]
+    with sk.case("none for one that is removed when it exits"):
+        sk("run -d --rm --name once busybox sleep 1000").ok
+        eq(starters(), [])
+        sk("rm -f once").ok
+    with sk.case("it holds nothing of the container's, and not the lock"):
+        sk("run -d --name cc --restart always busybox sh -c", "while [ ! -e /go ]; do sleep 0.1; done; rm /go").ok
+        until(lambda: len(starters()) == 1, "there is one")
+        keeper, sup = starters()[0], sk.supervisor("cc")
+        eq(int(status(keeper)["PPid"]), sup)
+        until(lambda: len(os.listdir("/proc/%d/fd" % keeper)) == 7, "0, 1, 2, its socket, the store, the directory, the first process")
+        true(not any(os.readlink("/proc/%d/fd/%s" % (keeper, fd)).endswith("/lock") for fd in os.listdir("/proc/%d/fd" % keeper)), "not the lock")
+    with sk.case("what it starts is the supervisor's child"):
+        for i in range(3):
+            sk("exec cc touch /go").ok
+            until(lambda: sk.get("cc", "{{.RestartCount}} {{.State.Running}}") == "%d true" % (i + 1), "it is started again")
+            eq((sk.supervisor("cc"), starters()), (sup, [keeper]))
+            eq(int(status(sk.pid("cc"))["PPid"]), sup)
+    with sk.case("it dies with the supervisor, and the container too"):
+        pid = sk.pid("cc")
+        os.kill(sup, signal.SIGKILL)
+        until(lambda: not starters() and not os.path.exists("/proc/%d/ns" % pid), "both are gone")
+        eq(sk.status("cc"), "exited")
+        sk("rm cc").ok
+    with sk.case("without it the container runs on, and is not started again"):
+        sk("run -d --name dd --restart always busybox sh -c", "while [ ! -e /go ]; do sleep 0.1; done; exit 3").ok
+        until(lambda: len(starters()) == 1, "there is one")
+        os.kill(starters()[0], signal.SIGKILL)
+        sk("exec dd touch /go").ok
+        sk.becomes("dd", "{{.State.Status}}", "exited")
+        match(sk.get("dd", "{{.State.Error}}"), "lost")
+        sk("rm dd").ok
+
+
 @only("root")
 def test_other_user(sk):
     """Another user finds nothing: store private, sockets refuse, planted links are not followed."""
