@@ -5744,9 +5744,9 @@ static int stack_resolve(const struct stack *k, const char *path, bool last, cha
  * of 2^30 s, ENOSYS to OPEN and OPENDIR, so that a warm walk never comes here. What is only read
  * (12.2) takes no lock: the index is read-only memory, a node id is an inode number + 1, and
  * FORGET needs no answer. Either the kernel's overlay above takes the writes, or the server itself
- * (12.3 and on). The device is opened and mounted by pid 1 inside its own user namespace (the
+ * (12.4 and on). The device is opened and mounted by pid 1 inside its own user namespace (the
  * kernel wants opener and mounter in one) and handed to this process, which holds no mount
- * namespace of a container alive. One server answers for all read-only mounts of an image (12.12);
+ * namespace of a container alive. One server answers for all read-only mounts of an image (12.13);
  * a writable tree has its own. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4).
  * */
 
@@ -5755,6 +5755,7 @@ struct rw;
 enum {
     UFS_MAX_THREADS = 8,
     UFS_MAX_CONNS = 256,      /* mounts of one server, and sockets on which they are handed over */
+    UFS_NAME = 3 + 32 + 1,    /* fs-KEY */
     UFS_READ_MAX = 256 << 10, /* longest READ that is answered */
     UFS_BUFFER = 64 << 10,    /* longest request without the bytes of a WRITE */
     UFS_WRITE_MAX = 1 << 20,  /* longest WRITE to a writable tree */
@@ -5774,10 +5775,39 @@ struct ufs {
     u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
 };
 
-struct ufs_share;
+struct ufs_conn {
+    int fd;     /* owned */
+    bool hello; /* a socket on which a device is to come */
+    u32 users;  /* threads at it, and CONN_* */
+    /* reading ahead (12.3): the inode last read from its start, the first one that was not sent
+     * ahead, how many are to be sent at once; 0: what is read does not follow an order */
+    u32 last, sent, window;
+};
+
+/* What is to be sent ahead; conn NULL: nothing. */
+struct ufs_ahead {
+    struct ufs_conn *conn;
+    u32 from, to; /* inodes */
+};
+
+struct ufs_share {
+    int store;           /* owned */
+    int listen, ep;      /* owned; listen -1: nobody else will come */
+    char name[UFS_NAME]; /* in cache/ */
+    ino_t ino;           /* of the socket there: the name may be another server's by now */
+    pthread_mutex_t lock;
+    unsigned mounts; /* under the lock */
+    bool ending;     /* the last one has gone */
+    struct ufs_conn conn[UFS_MAX_CONNS];
+    pthread_mutex_t ahead_lock;
+    pthread_cond_t ahead_wake;
+    struct ufs_ahead ahead; /* under ahead_lock */
+};
+
 struct ufs_thread {
     struct ufs *u;
     struct ufs_share *share; /* read-only: the mounts of this server; NULL: one writable tree */
+    struct ufs_conn *conn;   /* with share: the mount that asks */
     int fd;                  /* owned; with share, borrowed: of the mount that asks */
     u8 *out;                 /* UFS_READ_MAX bytes */
 };
@@ -5947,6 +5977,52 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
     else ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
+/* ---- 12.3 reading ahead ----
+ * The first read of each of many small files is a round trip for each. Who reads them in the order
+ * in which they are listed, which is that of their numbers, gets the next ones put into the
+ * kernel's page cache before it asks (FUSE_NOTIFY_STORE), by a thread of its own: putting waits for
+ * a page that is being read, so who answers reads must not do it. Only where all is read-only: a
+ * page that was written to would be lost. */
+enum { AHEAD_LEAST = 16, AHEAD_MOST = 512, AHEAD_SKIP = 4, AHEAD_FILE = 64 << 10 };
+
+/* A file is read from its start. */
+static void ufs_ahead_note(struct ufs_thread *t, u32 ino) {
+    struct ufs_conn *c = t->conn;
+    u32 last = __atomic_exchange_n(&c->last, ino, __ATOMIC_RELAXED),
+        sent = __atomic_load_n(&c->sent, __ATOMIC_RELAXED),
+        window = __atomic_load_n(&c->window, __ATOMIC_RELAXED);
+    bool next = ino > last && ino - last <= AHEAD_SKIP,
+         after = window > 1 && ino >= sent && ino - sent <= AHEAD_SKIP;
+    if (next && window > 1 && ino < sent) return; /* is being sent */
+    window = after  ? window * 2 < AHEAD_MOST ? window * 2 : AHEAD_MOST
+             : next ? window ? AHEAD_LEAST : 1
+                    : 0;
+    __atomic_store_n(&c->window, window, __ATOMIC_RELAXED);
+    if (window < AHEAD_LEAST) return;
+    pthread_mutex_lock(&t->share->ahead_lock);
+    t->share->ahead = (struct ufs_ahead){ c, ino + 1, ino + 1 + window };
+    pthread_mutex_unlock(&t->share->ahead_lock);
+    pthread_cond_signal(&t->share->ahead_wake);
+}
+
+/* False: the kernel does not want it. */
+static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, u8 *buf) {
+    const struct idx_inode *i = idx_inode(&u->x, ino);
+    if (!i || !S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return i != NULL;
+    u32 chunks;
+    const struct idx_chunk *ch = idx_chunks(&u->x, i, &chunks);
+    if (!ch || u->packs.pack[ch->pack].holes) return true; /* what is not here is not fetched */
+    ssize_t n = packs_read(&u->packs, i, buf, (size_t)i->size, 0);
+    if (n != (ssize_t)i->size) return false;
+    struct {
+        struct fuse_out_header h;
+        struct fuse_notify_store_out s;
+    } head = { { (u32)(sizeof head + (size_t)n), FUSE_NOTIFY_STORE, 0 },
+               { ino + 1ull, 0, (u32)n, 0 } };
+    struct iovec v[2] = { { &head, sizeof head }, { buf, (size_t)n } };
+    return writev(fd, v, 2) > 0;
+}
+
 static void ufs_statfs(struct ufs_thread *t, u64 unique) {
     struct fuse_statfs_out o = { .st = { .bsize = 4096,
                                          .frsize = 4096,
@@ -5956,7 +6032,7 @@ static void ufs_statfs(struct ufs_thread *t, u64 unique) {
     ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
-/* ---- 12.3 the writable tree: nodes ----
+/* ---- 12.4 the writable tree: nodes ----
  * Where the kernel's overlay cannot take the writes, the server does: the same merged index below,
  * an upper directory in overlay's own format above (whiteouts are character devices 0:0,
  * user.overlay.opaque hides what is below), so that an upper may move between the rungs.
@@ -6127,7 +6203,7 @@ static void rw_touch(struct rw *w, const struct rw_node *n) {
                           __ATOMIC_ACQ_REL);
 }
 
-/* ---- 12.4 the writable tree: listings ---- */
+/* ---- 12.5 the writable tree: listings ---- */
 static void rw_list_done(struct rw_list *l) {
     for (u32 i = 0; i < l->n; i++) free(l->e[i].name);
     free(l->e);
@@ -6196,7 +6272,7 @@ static void rw_list_remove(struct rw_list *l, const char *name, size_t len) {
     l->live--;
 }
 
-/* ---- 12.5 the writable tree: descriptors and places ---- */
+/* ---- 12.6 the writable tree: descriptors and places ---- */
 static void rw_fd_drop(struct rw *w, struct rw_node *n) {
     if (n->fd < 0 || n == w->root) return;
     *(n->older ? &n->older->newer : &w->oldest) = n->newer;
@@ -6490,7 +6566,7 @@ static struct rw_node *rw_node(struct rw *w, u64 id) {
     return n;
 }
 
-/* ---- 12.6 the writable tree: its size ----
+/* ---- 12.7 the writable tree: its size ----
  * With a limit the server says ENOSPC as a disk would: to the write, so the kernel gathers none.
  * Before contents grow, room for all that may be added is set aside; when they have, the node is
  * charged with what it has, and the room is given back. Names are made as long as there is any room
@@ -6598,7 +6674,7 @@ static int rw_statfs(struct rw *w, struct fuse_kstatfs *ret) {
     return 0;
 }
 
-/* ---- 12.7 the writable tree: copying up ---- */
+/* ---- 12.8 the writable tree: copying up ---- */
 static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
 
 static void rw_temp_name(struct rw *w, char out[24]) {
@@ -6815,7 +6891,7 @@ static int rw_up(struct rw *w, struct rw_node *n, u64 size) {
     return 0;
 }
 
-/* ---- 12.8 the writable tree: changes ---- */
+/* ---- 12.9 the writable tree: changes ---- */
 
 /* A whiteout under a new name in work/: one inode for all of them. */
 static int rw_whiteout(struct rw *w, int at, const char *name) {
@@ -7146,7 +7222,7 @@ static int rw_link(struct rw *w, struct rw_node *n, struct rw_node *d, const cha
     return 0;
 }
 
-/* ---- 12.9 the writable tree: answers ---- */
+/* ---- 12.10 the writable tree: answers ---- */
 static void rw_attr(const struct rw *w, const struct rw_node *n, const struct stat *st,
                     struct fuse_attr *a) {
     *a = (struct fuse_attr){
@@ -7376,7 +7452,7 @@ static int rw_tmpfile(struct rw *w, const struct fuse_in_header *h, const struct
     return 0;
 }
 
-/* ---- 12.10 the writable tree: contents, without the lock ---- */
+/* ---- 12.11 the writable tree: contents, without the lock ---- */
 
 /* A node's file in the upper, pinned, with `up` copied there first; -1 with errno; -2: the contents
  * are the index's. */
@@ -7783,7 +7859,7 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
     return 0;
 }
 
-/* ---- 12.11 serving ---- */
+/* ---- 12.12 serving ---- */
 /* One request. Flat: a case is an opcode. */
 static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
     struct ufs *u = t->u;
@@ -7816,7 +7892,9 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
         const struct fuse_read_in *r = arg;
         size_t n = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
         ssize_t k = packs_read(&u->packs, i, t->out, n, r->offset);
-        return ufs_reply(t, h->unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
+        ufs_reply(t, h->unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
+        if (!r->offset && t->conn) ufs_ahead_note(t, ino);
+        return;
     }
     case FUSE_READDIR:
     case FUSE_READDIRPLUS:
@@ -7861,19 +7939,21 @@ static void *ufs_loop(void *arg) {
     }
 }
 
+static int ufs_thread_start(struct ufs_thread *t, void *(*loop)(void *)) {
+    pthread_t th;
+    pthread_attr_t a;
+    pthread_attr_init(&a);
+    pthread_attr_setstacksize(&a, t->u->rw ? 1 << 20 : 64 << 10);
+    return pthread_create(&th, &a, loop, t);
+}
+
 /* Starts a thread for each of the first `n`, the first of which is the caller; never returns. */
 __attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, unsigned n,
                                                   void *(*loop)(void *)) {
     prctl(PR_SET_NAME, "skiff-fs");
-    for (unsigned i = n; i-- > 0;) {
-        pthread_t th;
-        pthread_attr_t a;
-        pthread_attr_init(&a);
-        pthread_attr_setstacksize(&a, threads[i].u->rw ? 1 << 20 : 64 << 10);
+    for (unsigned i = n; i-- > 0;)
         if (!i) loop(&threads[i]);
-        else if (pthread_create(&th, &a, loop, &threads[i]) && threads[i].fd >= 0)
-            close(threads[i].fd);
-    }
+        else if (ufs_thread_start(&threads[i], loop) && threads[i].fd >= 0) close(threads[i].fd);
     _exit(1);
 }
 
@@ -7920,7 +8000,7 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
     return n;
 }
 
-/* ---- 12.12 many mounts, one server ----
+/* ---- 12.13 many mounts, one server ----
  * A read-only server listens on a socket in the store, cache/fs-KEY. Who mounts the same image
  * hands the device to it, and waits for its word. Whatever goes wrong before that word, the
  * server's death among it, the client starts a server of its own: nothing is lost between the two.
@@ -7938,28 +8018,10 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
  * which reads until there is no more. No thread holds a lock while it answers; the number of those
  * at a connection keeps its descriptor from being closed, and its number from being used again,
  * below them. */
-struct ufs_conn {
-    int fd;     /* owned */
-    bool hello; /* a socket on which a device is to come */
-    u32 users;  /* threads at it, and CONN_* */
-};
-
 enum {
-    CONN_GONE = 1 << 30,   /* closed by the last user */
-    CONN_FREE = 1 << 29,   /* holds no descriptor */
-    UFS_PATIENCE_S = 2,    /* of a client with a server that does not answer */
-    UFS_NAME = 3 + 32 + 1, /* fs-KEY */
-};
-
-struct ufs_share {
-    int store;           /* owned */
-    int listen, ep;      /* owned; listen -1: nobody else will come */
-    char name[UFS_NAME]; /* in cache/ */
-    ino_t ino;           /* of the socket there: the name may be another server's by now */
-    pthread_mutex_t lock;
-    unsigned mounts; /* under the lock */
-    bool ending;     /* the last one has gone */
-    struct ufs_conn conn[UFS_MAX_CONNS];
+    CONN_GONE = 1 << 30, /* closed by the last user */
+    CONN_FREE = 1 << 29, /* holds no descriptor */
+    UFS_PATIENCE_S = 2,  /* of a client with a server that does not answer */
 };
 
 static void ufs_socket_path(int store, const char *name, struct sockaddr_un *a) {
@@ -8053,6 +8115,7 @@ static bool ufs_conn_add(struct ufs_share *s, int fd, bool hello) {
         if (__atomic_load_n(&c->users, __ATOMIC_ACQUIRE) != CONN_FREE) continue;
         c->fd = fd;
         c->hello = hello;
+        c->last = c->sent = c->window = 0;
         if (!__atomic_compare_exchange_n(&c->users, &free, 0, false, __ATOMIC_ACQ_REL,
                                          __ATOMIC_RELAXED))
             continue; /* a late event looks at it */
@@ -8127,6 +8190,7 @@ static void *ufs_loop_many(void *arg) {
         if (!c || !ufs_conn_enter(s, c)) continue;
         bool over = c->hello && ufs_hello(s, c->fd);
         t->fd = c->fd;
+        t->conn = c;
         while (!c->hello && !over) {
             ssize_t n = read(t->fd, in, UFS_BUFFER);
             if (n < 0 && errno == EAGAIN) break;
@@ -8140,12 +8204,35 @@ static void *ufs_loop_many(void *arg) {
     return NULL;
 }
 
+static void *ufs_ahead_loop(void *arg) {
+    struct ufs_thread *t = arg;
+    struct ufs_share *s = t->share;
+    for (;;) {
+        pthread_mutex_lock(&s->ahead_lock);
+        while (!s->ahead.conn) pthread_cond_wait(&s->ahead_wake, &s->ahead_lock);
+        struct ufs_ahead a = s->ahead;
+        s->ahead.conn = NULL;
+        pthread_mutex_unlock(&s->ahead_lock);
+        if (!t->out) t->out = mem_new(AHEAD_FILE);
+        if (!ufs_conn_enter(s, a.conn)) continue;
+        for (u32 ino = a.from; ino < a.to && ufs_ahead_send(t->u, a.conn->fd, ino, t->out); ino++) {
+            u32 last = __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED);
+            if (last > ino && last < a.to) ino = last; /* it was faster */
+            __atomic_store_n(&a.conn->sent, ino + 1, __ATOMIC_RELAXED);
+        }
+        ufs_conn_leave(s, a.conn);
+    }
+    return NULL;
+}
+
 /* Serves the mounted device and all that will come to the socket (-1: none), until the last mount
  * is gone; never returns. Descriptors are consumed. */
 __attribute__((noreturn)) static void ufs_serve_many(struct ufs *u, int fd, int store,
                                                      const char *name, int listener) {
-    static struct ufs_share s = { .lock = PTHREAD_MUTEX_INITIALIZER };
-    static struct ufs_thread threads[UFS_MAX_THREADS];
+    static struct ufs_share s = { .lock = PTHREAD_MUTEX_INITIALIZER,
+                                  .ahead_lock = PTHREAD_MUTEX_INITIALIZER,
+                                  .ahead_wake = PTHREAD_COND_INITIALIZER };
+    static struct ufs_thread threads[UFS_MAX_THREADS], ahead;
     struct epoll_event ev = { EPOLLIN | EPOLLET, { .ptr = NULL } };
     struct stat st;
     AUTO_FREE char *path = str_fmt("cache/%s", name);
@@ -8153,13 +8240,16 @@ __attribute__((noreturn)) static void ufs_serve_many(struct ufs *u, int fd, int 
     s.listen = listener;
     snprintf(s.name, sizeof s.name, "%s", name);
     if (listener >= 0 && !fstatat(store, path, &st, AT_SYMLINK_NOFOLLOW)) s.ino = st.st_ino;
-    for (unsigned i = 0; i < UFS_MAX_CONNS; i++) s.conn[i] = (struct ufs_conn){ -1, 0, CONN_FREE };
+    for (unsigned i = 0; i < UFS_MAX_CONNS; i++)
+        s.conn[i] = (struct ufs_conn){ .fd = -1, .users = CONN_FREE };
     s.ep = epoll_create1(EPOLL_CLOEXEC);
     if (s.ep < 0 || fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) || !ufs_conn_add(&s, fd, false))
         _exit(1);
     if (listener >= 0 && epoll_ctl(s.ep, EPOLL_CTL_ADD, listener, &ev)) fd_closep(&s.listen);
     unsigned n = ufs_cpus();
-    for (unsigned i = 0; i < n; i++) threads[i] = (struct ufs_thread){ u, &s, -1, NULL };
+    ahead = (struct ufs_thread){ .u = u, .share = &s, .fd = -1 };
+    ufs_thread_start(&ahead, ufs_ahead_loop); /* it can be done without */
+    for (unsigned i = 0; i < n; i++) threads[i] = ahead;
     ufs_threads(threads, n, ufs_loop_many);
 }
 /* }==== 12 ufs */
