@@ -402,7 +402,7 @@ def test_readers_at_once(sk):
             spent = read() - before
             total = 24 * CHUNK
             # once from the blob, once from the pack, and requests; not twice from the blob
-            true(total < spent < 2.6 * total, "%d bytes read for %d of contents" % (spent, total))
+            true(total < spent < 2.1 * total, "%d bytes read for %d of contents" % (spent, total))
             sk("exec box sha256sum", *["/" + n for n in sorted(f)]).says(sums(f))
             sk("rm -f box").ok
 
