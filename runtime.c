@@ -20450,6 +20450,7 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     else {
         run_output(b, out[0], began);
         while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
+        fd_closep(&l.mounts); /* the server ends with the last of its mounts */
         if (l.server > 0) waitpid(l.server, NULL, 0);
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }
