@@ -16,8 +16,9 @@
  *   CLI         the user's identity, no privilege. Parses, resolves, writes the plan, forks the
  *               supervisor, then is a mere client of its socket (attach) or leaves (-d).
  *   supervisor  the user's identity, own session, holds containers/ID/lock for as long as it lives.
- *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket. From
- *               the first start on it is shut in: Landlock, no capabilities, a filter (part 21).
+ *               Owns the pty or the pipes, the log, the exit code, health, restart, the socket.
+ *               From the first start on it is shut in: Landlock, no capabilities, a filter
+ *               (part 21).
  *   starter     what the supervisor was before that: starts the container again, and its health
  *               checks, when the supervisor says so; takes no other word from it.
  *   file server the user's identity, answers the kernel's FUSE requests from the merged index and
