@@ -26901,10 +26901,11 @@ static int oci_hooks_parent(struct launch *l, struct err *e) {
     json_t *s = l->on_listener_arg;
     js_seti(s, "pid", l->pid);
     AUTO_JSON *hs = oci_state(s);
-    return oci_hooks(l->plan->spec, "prestart", hs, e) ||
-                   oci_hooks(l->plan->spec, "createRuntime", hs, e)
-               ? -1
-               : 0;
+    js_sets(hs, "status",
+            "created"); /* what a hook before the start was told when it had no twin */
+    if (oci_hooks(l->plan->spec, "prestart", hs, e)) return -1;
+    js_sets(hs, "status", "creating");
+    return oci_hooks(l->plan->spec, "createRuntime", hs, e);
 }
 
 static int oci_hooks_child(const struct launch *l, const char *kind, struct err *e) {
@@ -27788,7 +27789,9 @@ static int oci_main(int argc, char **argv) {
         const char *a = argv[i], *eq = strchr(a, '=');
         size_t n = eq ? (size_t)(eq - a) : strlen(a);
         if (!strcmp(a, "--version") || !strcmp(a, "-v"))
-            return printf("%s version %s\nspec: 1.2.0\n+SECCOMP +CAP\n", g_oci.name, SKIFF_VERSION),
+            return printf("%s version %s\nspec: 1.2.0\n"
+                          "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP\n" /* as crun: sd_notify */,
+                          g_oci.name, SKIFF_VERSION),
                    0;
         if (!strcmp(a, "--systemd-cgroup") || !strcmp(a, "--debug")) continue;
         bool known = false;

@@ -603,7 +603,7 @@ def test_hooks(sk):
         b("delete h").ok
         got = [x.split() for x in read(log).splitlines()]
         eq([x[0] for x in got], [k + n for k in kinds for n in "12"])
-        eq([x[1] for x in got[::2]], ["creating"] * 3 + ["created", "running", "stopped"], "status in each")
+        eq([x[1] for x in got[::2]], ["created"] + ["creating"] * 2 + ["created", "running", "stopped"], "status in each")
     with sk.case("pid, bundle and id"), b.changed() as spec:
         spec["annotations"] = {"org.example.key": "value"}
         spec["hooks"] = {k: [{"path": "/bin/sh", "args": ["sh", "-c", "cat >%s/%s" % (sk.dir, k)]}] for k in kinds[:3] + ["poststart"]}

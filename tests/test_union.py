@@ -1,4 +1,5 @@
 """The writable tree of a container, compared with a plain directory, and what broke other unions."""
+import hashlib
 import os
 import random
 
@@ -237,6 +238,29 @@ def servers(sk):
 
 def sockets(sk):
     return [n for n in os.listdir(sk.root + "/cache") if n.startswith("fs-")]
+
+
+def test_read_ahead(sk):
+    """Who reads files in the order of their listing gets the next ones before it asks: the same ones."""
+    sizes = [0, 1, 4095, 4096, 4097, 16384, 65535, 65536, 65537, 300000]
+    blob = bytes(i * i * 7 % 251 for i in range(300000))
+    files = {"d%d/f%03d" % (d, i): blob[i * 37 % 1000:][:sizes[(i * 7 + d) % 10] if i % 9 else i] for d in range(3) for i in range(150)}
+    names = sorted(files)
+    sk.load(docker_archive(lib.busybox_layer(), tar(
+        *[entry("d%d/" % d) for d in range(3)], *[entry(n, files[n]) for n in names],
+        *[entry("d%d/link%d" % (d, d), link="f001") for d in range(3)]), tag="ahead")).ok
+    want = ["%s  /%s" % (hashlib.md5(files[n]).hexdigest(), n) for n in names]
+    over = "--storage-driver overlay-fuse run --rm ahead sh -c"
+    with sk.case("in order"):
+        eq(sk(over, "md5sum /d?/f*").ok.lines, want)
+    with sk.case("backwards, and from the middle"):
+        eq(sk(over, "md5sum $(ls -r /d1/f*); md5sum /d1/f07* /d0/f*").ok.lines,
+           [x for x in reversed(want) if "/d1/" in x] + [x for x in want if "/d1/f07" in x] + [x for x in want if "/d0/" in x])
+    with sk.case("two at once, in opposite order"):
+        eq(sk(over, "md5sum $(ls -r /d2/f*) >/b & md5sum /d2/f* >/a; wait; cat /a; sort -k 2 /b").ok.lines, [x for x in want if "/d2/" in x] * 2)
+    with sk.case("what is changed above stays changed"):
+        eq(sk(over, "cat /d0/f000 /d0/f001 /d0/f002 /d0/f003 /d0/f004 >/dev/null; for i in 05 06 07 08; do echo new >>/d0/f0$i; done; "
+                    "md5sum /d0/f* >/dev/null; for i in 05 06 07 08; do tail -c 4 /d0/f0$i; done").ok.lines, ["new"] * 4)
 
 
 @timeout(240)
