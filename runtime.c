@@ -6012,9 +6012,10 @@ static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, u8 *buf) {
     if (!i || !S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return i != NULL;
     u32 chunks;
     const struct idx_chunk *ch = idx_chunks(&u->x, i, &chunks);
-    if (!ch || u->packs.pack[ch->pack].holes) return true; /* what is not here is not fetched */
+    if (!ch || !chunks || packs_fd(&u->packs, ch->pack) < 0 || u->packs.pack[ch->pack].holes)
+        return true; /* damaged; or not here: nothing is fetched */
     ssize_t n = packs_read(&u->packs, i, buf, (size_t)i->size, 0);
-    if (n != (ssize_t)i->size) return false;
+    if (n != (ssize_t)i->size) return true;
     struct {
         struct fuse_out_header h;
         struct fuse_notify_store_out s;

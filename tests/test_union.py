@@ -1,7 +1,10 @@
 """The writable tree of a container, compared with a plain directory, and what broke other unions."""
+import glob
 import hashlib
 import os
 import random
+import re
+import struct
 
 import lib
 from lib import ENV, Failed, Skipped, docker_archive, entry, eq, image, match, only, tar, timeout, true, until
@@ -261,6 +264,16 @@ def test_read_ahead(sk):
     with sk.case("what is changed above stays changed"):
         eq(sk(over, "cat /d0/f000 /d0/f001 /d0/f002 /d0/f003 /d0/f004 >/dev/null; for i in 05 06 07 08; do echo new >>/d0/f0$i; done; "
                     "md5sum /d0/f* >/dev/null; for i in 05 06 07 08; do tail -c 4 /d0/f0$i; done").ok.lines, ["new"] * 4)
+    with sk.case("a damaged index costs the file that it speaks of, not the server"):
+        digest = hashlib.sha256(files["d1/f113"]).digest()
+        path, index = next((p, i) for p, i in ((p, open(p, "rb").read()) for p in glob.glob(sk.root + "/merged/*.idx")) if digest in i)
+        with open(path, "r+b") as f:
+            for m in re.finditer(re.escape(digest), index):
+                f.seek(m.start() - 8)  # which pack the chunk lies in
+                f.write(struct.pack("<I", 0x7fffffff))
+        r = sk(over, "md5sum /d1/f*; md5sum /d2/f*")
+        same = [n for n in names if files[n] == files["d1/f113"]]
+        eq(r.lines, [x for x in want if x.split("  /")[1] not in same and "/d0/" not in x])
 
 
 @timeout(240)
