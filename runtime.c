@@ -5983,7 +5983,8 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
  * in which they are listed, which is that of their numbers, gets the next ones put into the
  * kernel's page cache before it asks (FUSE_NOTIFY_STORE), by a thread of its own: putting waits for
  * a page that is being read, so who answers reads must not do it. Only where all is read-only: a
- * page that was written to would be lost. */
+ * page that was written to would be lost. The last page of a file is sent only where the kernel
+ * clears what follows the file's end: mapped, it would show what the memory held before. */
 enum { AHEAD_LEAST = 16, AHEAD_MOST = 512, AHEAD_SKIP = 4, AHEAD_FILE = 64 << 10 };
 
 /* A file is read from its start. */
@@ -6006,8 +6007,33 @@ static void ufs_ahead_note(struct ufs_thread *t, u32 ino) {
     pthread_cond_signal(&t->share->ahead_wake);
 }
 
-/* False: the kernel does not want it. */
-static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, u8 *buf) {
+/* Does the kernel clear the rest of a page that it is given (CVE-2024-44947)? What the memory held
+ * is chance, so trying tells nothing: by the version, Debian's in its own place, or where it clears
+ * all memory that it gives out. May go when 6.10 is forgotten. */
+static bool ufs_ahead_clears(void) {
+    static const unsigned SINCE[][3] = {
+        { 5, 10, 225 }, { 5, 15, 166 }, { 6, 1, 107 }, { 6, 6, 48 }, { 6, 10, 7 }
+    };
+    static const char SET[] = "init_on_alloc=", ON[] = "CONFIG_INIT_ON_ALLOC_DEFAULT_ON=y";
+    unsigned a = 0, b = 0, c = 0;
+    struct utsname k;
+    struct err none;
+    AUTO_BUF line = { 0 }, config = { 0 };
+    if (uname(&k)) return false;
+    const char *debian = strstr(k.version, "Debian ");
+    sscanf(debian ? debian + 7 : k.release, "%u.%u.%u", &a, &b, &c);
+    if (a > 6 || (a == 6 && b > 10)) return true;
+    for (size_t i = 0; i < ARRAY_LEN(SINCE); i++)
+        if (a == SINCE[i][0] && b == SINCE[i][1] && c >= SINCE[i][2]) return true;
+    AUTO_FREE char *path = str_fmt("/boot/config-%s", k.release);
+    return !file_read(AT_FDCWD, "/proc/cmdline", 65536, &line, &none) &&
+           !memmem(line.p, line.n, SET, strlen(SET)) &&
+           !file_read(AT_FDCWD, path, 4 << 20, &config, &none) &&
+           memmem(config.p, config.n, ON, strlen(ON));
+}
+
+/* False: the kernel does not want it. tails: the last page too. */
+static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, bool tails, u8 *buf) {
     const struct idx_inode *i = idx_inode(&u->x, ino);
     if (!i || !S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return i != NULL;
     u32 chunks;
@@ -6016,6 +6042,7 @@ static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, u8 *buf) {
         return true; /* damaged; or not here: nothing is fetched */
     ssize_t n = packs_read(&u->packs, i, buf, (size_t)i->size, 0);
     if (n != (ssize_t)i->size) return true;
+    if (!tails && !(n -= n % sysconf(_SC_PAGESIZE))) return true;
     struct {
         struct fuse_out_header h;
         struct fuse_notify_store_out s;
@@ -8209,15 +8236,17 @@ static void *ufs_loop_many(void *arg) {
 static void *ufs_ahead_loop(void *arg) {
     struct ufs_thread *t = arg;
     struct ufs_share *s = t->share;
+    bool tails = false;
     for (;;) {
         pthread_mutex_lock(&s->ahead_lock);
         while (!s->ahead.conn) pthread_cond_wait(&s->ahead_wake, &s->ahead_lock);
         struct ufs_ahead a = s->ahead;
         s->ahead.conn = NULL;
         pthread_mutex_unlock(&s->ahead_lock);
-        if (!t->out) t->out = mem_new(AHEAD_FILE);
+        if (!t->out) t->out = mem_new(AHEAD_FILE), tails = ufs_ahead_clears();
         if (!ufs_conn_enter(s, a.conn)) continue;
-        for (u32 ino = a.from; ino < a.to && ufs_ahead_send(t->u, a.conn->fd, ino, t->out); ino++) {
+        int fd = a.conn->fd;
+        for (u32 ino = a.from; ino < a.to && ufs_ahead_send(t->u, fd, ino, tails, t->out); ino++) {
             u32 last = __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED);
             if (last > ino && last < a.to) ino = last; /* it was faster */
             __atomic_store_n(&a.conn->sent, ino + 1, __ATOMIC_RELAXED);
