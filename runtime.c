@@ -5785,10 +5785,11 @@ struct ufs_conn {
     u32 last, sent, window;
 };
 
-/* What is to be sent ahead; conn NULL: nothing. */
+/* A READ that is answered when what follows it was sent ahead. */
 struct ufs_ahead {
-    struct ufs_conn *conn;
-    u32 from, to; /* inodes */
+    struct ufs_conn *conn; /* NULL: there is none */
+    u64 unique;
+    u32 ino, size, to; /* the inode that is read; how much of it; sent ahead is what lies before */
 };
 
 struct ufs_share {
@@ -5803,6 +5804,7 @@ struct ufs_share {
     pthread_mutex_t ahead_lock;
     pthread_cond_t ahead_wake;
     struct ufs_ahead ahead; /* under ahead_lock */
+    bool ahead_idle;        /* likewise: its thread waits for one */
 };
 
 struct ufs_thread {
@@ -5978,33 +5980,46 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
     else ufs_reply(t, unique, 0, &o, sizeof o);
 }
 
+static void ufs_read(struct ufs_thread *t, u64 unique, const struct idx_inode *i, u32 size,
+                     u64 offset) {
+    size_t n = size < UFS_READ_MAX ? size : UFS_READ_MAX;
+    ssize_t k = packs_read(&t->u->packs, i, t->out, n, offset);
+    ufs_reply(t, unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
+}
+
 /* ---- 12.3 reading ahead ----
  * The first read of each of many small files is a round trip for each. Who reads them in the order
  * in which they are listed, which is that of their numbers, gets the next ones put into the
- * kernel's page cache before it asks (FUSE_NOTIFY_STORE), by a thread of its own: putting waits for
- * a page that is being read, so who answers reads must not do it. Only where all is read-only: a
- * page that was written to would be lost. The last page of a file is sent only where the kernel
- * clears what follows the file's end: mapped, it would show what the memory held before. */
+ * kernel's page cache before it asks (FUSE_NOTIFY_STORE). Putting waits for a page that is being
+ * read, and cannot be killed in that: the device stays open for as long, and so the read that it
+ * waits for is not ended either. So it is done by a thread of its own, beside those that answer,
+ * and while the reader still waits for the file before: then nobody else should be reading here,
+ * and as soon as somebody is, it ends. Only where all is read-only: a page that was written to
+ * would be lost. The last page of a file is sent only where the kernel clears what follows the
+ * file's end: mapped, it would show what the memory held before. */
 enum { AHEAD_LEAST = 16, AHEAD_MOST = 512, AHEAD_SKIP = 4, AHEAD_FILE = 64 << 10 };
 
-/* A file is read from its start. */
-static void ufs_ahead_note(struct ufs_thread *t, u32 ino) {
+/* A file is read from its start. True: the other thread answers. */
+static bool ufs_ahead_note(struct ufs_thread *t, u64 unique, u32 ino, u32 size) {
     struct ufs_conn *c = t->conn;
     u32 last = __atomic_exchange_n(&c->last, ino, __ATOMIC_RELAXED),
         sent = __atomic_load_n(&c->sent, __ATOMIC_RELAXED),
         window = __atomic_load_n(&c->window, __ATOMIC_RELAXED);
     bool next = ino > last && ino - last <= AHEAD_SKIP,
          after = window > 1 && ino >= sent && ino - sent <= AHEAD_SKIP;
-    if (next && window > 1 && ino < sent) return; /* is being sent */
+    if (next && window > 1 && ino < sent) return false; /* was too large to be sent */
     window = after  ? window * 2 < AHEAD_MOST ? window * 2 : AHEAD_MOST
              : next ? window ? AHEAD_LEAST : 1
                     : 0;
     __atomic_store_n(&c->window, window, __ATOMIC_RELAXED);
-    if (window < AHEAD_LEAST) return;
+    if (window < AHEAD_LEAST) return false;
     pthread_mutex_lock(&t->share->ahead_lock);
-    t->share->ahead = (struct ufs_ahead){ c, ino + 1, ino + 1 + window };
+    bool idle = t->share->ahead_idle;
+    t->share->ahead_idle = false;
+    if (idle) t->share->ahead = (struct ufs_ahead){ c, unique, ino, size, ino + 1 + window };
     pthread_mutex_unlock(&t->share->ahead_lock);
-    pthread_cond_signal(&t->share->ahead_wake);
+    if (idle) pthread_cond_signal(&t->share->ahead_wake);
+    return idle;
 }
 
 /* Does the kernel clear the rest of a page that it is given (CVE-2024-44947)? What the memory held
@@ -7919,10 +7934,8 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
     }
     case FUSE_READ: {
         const struct fuse_read_in *r = arg;
-        size_t n = r->size < UFS_READ_MAX ? r->size : UFS_READ_MAX;
-        ssize_t k = packs_read(&u->packs, i, t->out, n, r->offset);
-        ufs_reply(t, h->unique, k < 0 ? -EIO : 0, t->out, k < 0 ? 0 : (size_t)k);
-        if (!r->offset && t->conn) ufs_ahead_note(t, ino);
+        if (r->offset || !t->conn || !ufs_ahead_note(t, h->unique, ino, r->size))
+            ufs_read(t, h->unique, i, r->size, r->offset);
         return;
     }
     case FUSE_READDIR:
@@ -8239,18 +8252,20 @@ static void *ufs_ahead_loop(void *arg) {
     bool tails = false;
     for (;;) {
         pthread_mutex_lock(&s->ahead_lock);
-        while (!s->ahead.conn) pthread_cond_wait(&s->ahead_wake, &s->ahead_lock);
+        s->ahead_idle = true;
+        while (s->ahead_idle) pthread_cond_wait(&s->ahead_wake, &s->ahead_lock);
         struct ufs_ahead a = s->ahead;
-        s->ahead.conn = NULL;
         pthread_mutex_unlock(&s->ahead_lock);
-        if (!t->out) t->out = mem_new(AHEAD_FILE), tails = ufs_ahead_clears();
+        if (!t->out) t->out = mem_new(UFS_READ_MAX), tails = ufs_ahead_clears();
         if (!ufs_conn_enter(s, a.conn)) continue;
-        int fd = a.conn->fd;
-        for (u32 ino = a.from; ino < a.to && ufs_ahead_send(t->u, fd, ino, tails, t->out); ino++) {
-            u32 last = __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED);
-            if (last > ino && last < a.to) ino = last; /* it was faster */
-            __atomic_store_n(&a.conn->sent, ino + 1, __ATOMIC_RELAXED);
-        }
+        u32 ino = a.ino + 1;
+        t->fd = a.conn->fd;
+        while (ino < a.to && __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED) == a.ino &&
+               ufs_ahead_send(t->u, t->fd, ino, tails, t->out))
+            ino++;
+        __atomic_store_n(&a.conn->sent, ino, __ATOMIC_RELAXED);
+        if (ino == a.ino + 1) __atomic_store_n(&a.conn->window, 0, __ATOMIC_RELAXED);
+        ufs_read(t, a.unique, &t->u->x.inodes[a.ino], a.size, 0);
         ufs_conn_leave(s, a.conn);
     }
     return NULL;

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import struct
+import time
 
 import lib
 from lib import ENV, Failed, Skipped, docker_archive, entry, eq, image, match, only, tar, timeout, true, until
@@ -264,6 +265,14 @@ def test_read_ahead(sk):
     with sk.case("what is changed above stays changed"):
         eq(sk(over, "cat /d0/f000 /d0/f001 /d0/f002 /d0/f003 /d0/f004 >/dev/null; for i in 05 06 07 08; do echo new >>/d0/f0$i; done; "
                     "md5sum /d0/f* >/dev/null; for i in 05 06 07 08; do tail -c 4 /d0/f0$i; done").ok.lines, ["new"] * 4)
+    with sk.case("a server that is killed while it sends goes, and so does who reads"):
+        for i in range(12):
+            sk("--storage-driver overlay-fuse run -d --name kill ahead sh -c", "while :; do md5sum /d?/f*; done").ok
+            time.sleep(i / 200)
+            for pid in servers(sk):
+                lib.kill(pid)
+            until(lambda: not servers(sk), "it has ended")
+            sk("rm -f kill", wait=20).ok
     with sk.case("a damaged index costs the file that it speaks of, not the server"):
         digest = hashlib.sha256(files["d1/f113"]).digest()
         path, index = next((p, i) for p, i in ((p, open(p, "rb").read()) for p in glob.glob(sk.root + "/merged/*.idx")) if digest in i)
