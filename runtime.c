@@ -5787,7 +5787,7 @@ struct ufs_conn {
 
 /* A READ that is answered when what follows it was sent ahead. */
 struct ufs_ahead {
-    struct ufs_conn *conn; /* NULL: there is none */
+    struct ufs_conn *conn; /* the thread that answers is one of its users */
     u64 unique;
     u32 ino, size, to; /* the inode that is read; how much of it; sent ahead is what lies before */
 };
@@ -6017,6 +6017,7 @@ static bool ufs_ahead_note(struct ufs_thread *t, u64 unique, u32 ino, u32 size) 
     bool idle = t->share->ahead_idle;
     t->share->ahead_idle = false;
     if (idle) t->share->ahead = (struct ufs_ahead){ c, unique, ino, size, ino + 1 + window };
+    if (idle) __atomic_add_fetch(&c->users, 1, __ATOMIC_ACQ_REL);
     pthread_mutex_unlock(&t->share->ahead_lock);
     if (idle) pthread_cond_signal(&t->share->ahead_wake);
     return idle;
@@ -8257,7 +8258,6 @@ static void *ufs_ahead_loop(void *arg) {
         struct ufs_ahead a = s->ahead;
         pthread_mutex_unlock(&s->ahead_lock);
         if (!t->out) t->out = mem_new(UFS_READ_MAX), tails = ufs_ahead_clears();
-        if (!ufs_conn_enter(s, a.conn)) continue;
         u32 ino = a.ino + 1;
         t->fd = a.conn->fd;
         while (ino < a.to && __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED) == a.ino &&
