@@ -113,6 +113,7 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <locale.h>
+#include <math.h>
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
@@ -238,6 +239,10 @@ static int sys_mount_setattr(int fd, unsigned flags, struct mount_attr *attr) {
 }
 
 static int sys_fsopen(const char *type) { return (int)syscall(SYS_fsopen, type, FSOPEN_CLOEXEC); }
+
+static int sys_fspick(int fd) {
+    return (int)syscall(SYS_fspick, fd, "", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH);
+}
 
 static int sys_fsconfig(int fd, unsigned cmd, const char *key, const char *value) {
     return (int)syscall(SYS_fsconfig, fd, cmd, key, value, 0);
@@ -9308,10 +9313,13 @@ static void cgroup_enable(const char *dir) {
     cgroup_controllers(dir);
 }
 
-/* config-linux.md's cpu.shares (2..262144) to v2's weight (1..10000). */
+/* config-linux.md's cpu.shares (2, by default 1024, 262144) to v2's weight (1, 100, 10000), as runc
+ * and crun have it: a line through these would give a container by default a share of 39. */
 static u64 cgroup_weight(u64 shares) {
-    u64 n = shares < 2 ? 2 : shares > 262144 ? 262144 : shares;
-    return shares ? 1 + (n - 2) * 9999 / 262142 : 0;
+    if (shares <= 2) return shares != 0;
+    if (shares >= 262144) return 10000;
+    double l = log2((double)shares);
+    return (u64)ceil(pow(10, (l * l + 125 * l) / 612 - 7.0 / 34));
 }
 
 /* linux.resources.unified: files of the cgroup by name. */
@@ -9666,10 +9674,9 @@ static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct er
     return err_set(e, no, "/linux/resources/devices: BPF program");
 }
 
-/* ---- a scope by the user's systemd ----
- * One method call on the manager's own socket, org.freedesktop.systemd1.Manager.StartTransientUnit
- * (signature ssa(sv)a(sa(sv))), in the wire format of the D-Bus specification: little-endian, every
- * value at a multiple of its size. */
+/* ---- a scope by systemd ----
+ * Method calls on the manager's own socket, org.freedesktop.systemd1.Manager, in the wire format of
+ * the D-Bus specification: every value at a multiple of its size. */
 static void dbus_align(struct buf *b, size_t n) {
     while (b->n % n) buf_addc(b, 0);
 }
@@ -9717,14 +9724,134 @@ static void dbus_property(struct buf *b, const char *name, const char *type) {
     dbus_signature(b, type);
 }
 
-/* Asks for a scope with this process in it, whose cgroup is ours to divide. */
-static void dbus_scope(struct buf *msg, const char *unit) {
+static void dbus_property_u64(struct buf *b, const char *name, u64 v) {
+    dbus_property(b, name, "t");
+    dbus_align(b, 8);
+    buf_add(b, &v, sizeof v);
+}
+
+/* What systemd knows of linux.resources, as properties: it shows them, and weights count between
+ * scopes, which are its own to set. */
+static void dbus_limits(struct buf *b, const json_t *res) {
+    static const struct {
+        const char *name, *path, *file; /* of the unit, of resources, of resources.unified */
+    } SAME[] = {
+        { "MemoryMax", "memory.limit", "memory.max" },
+        { "MemoryLow", "memory.reservation", "memory.low" },
+        { "MemoryHigh", "", "memory.high" },
+        { "TasksMax", "pids.limit", "pids.max" },
+    };
+    const json_t *unified = js_get(res, "unified");
+    i64 n, limit, period = 100000;
+    for (size_t i = 0; i < ARRAY_LEN(SAME); i++) {
+        const char *text = json_string_value(json_object_get(unified, SAME[i].file));
+        if (text) dbus_property_u64(b, SAME[i].name, *text == 'm' ? ~0ull : strtoull(text, 0, 10));
+        else if (*SAME[i].path && cgroup_int(res, SAME[i].path, &n) && n)
+            dbus_property_u64(b, SAME[i].name, n < 0 ? ~0ull : (u64)n);
+    }
+    if (cgroup_int(res, "memory.swap", &n) && n)
+        dbus_property_u64(b, "MemorySwapMax",
+                          n < 0 ? ~0ull
+                          : cgroup_int(res, "memory.limit", &limit) && limit > 0 && n >= limit
+                              ? (u64)(n - limit)
+                              : (u64)n);
+    const char *weight = json_string_value(json_object_get(unified, "cpu.weight"));
+    if (weight) dbus_property_u64(b, "CPUWeight", strtoull(weight, 0, 10));
+    else if (cgroup_int(res, "cpu.shares", &n) && n > 0)
+        dbus_property_u64(b, "CPUWeight", cgroup_weight((u64)n));
+    if (cgroup_int(res, "cpu.quota", &n) && n) {
+        if (!cgroup_int(res, "cpu.period", &period) || period <= 0) period = 100000;
+        dbus_property_u64(b, "CPUQuotaPerSecUSec", n < 0 ? ~0ull : (u64)n * 1000000 / (u64)period);
+    }
+}
+
+/* A connection to the manager: the user's, or for the host's root the system's. Caller closes. */
+static int dbus_open(struct err *e) {
+    const char *dir = getenv("XDG_RUNTIME_DIR");
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    struct timeval patience = { 5, 0 };
+    char hello[64], answer[256], digits[16], map[64] = "";
+    unsigned uid = getuid(), in, out, count;
+    file_line(AT_FDCWD, "/proc/self/uid_map", map, sizeof map); /* the manager is outside of it */
+    if (sscanf(map, "%u %u %u", &in, &out, &count) == 3 && uid - in < count) uid = out + uid - in;
+    if (host_disabled("systemd")) return err_set(e, 0, "systemd is disabled");
+    int len = !uid ? snprintf(a.sun_path, sizeof a.sun_path, "/run/systemd/private")
+              : str_empty(dir)
+                  ? snprintf(a.sun_path, sizeof a.sun_path, "/run/user/%u/systemd/private", uid)
+                  : snprintf(a.sun_path, sizeof a.sun_path, "%s/systemd/private", dir);
+    AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s < 0 || len >= (int)sizeof a.sun_path || connect(s, (struct sockaddr *)&a, sizeof a))
+        return err_set(e, errno, "connect to systemd at %s", a.sun_path);
+    setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    /* the EXTERNAL mechanism: the number of the user in hexadecimal digits of its decimal ones */
+    int n = snprintf(digits, sizeof digits, "%u", uid);
+    char *p = hello + 1 + snprintf(hello + 1, sizeof hello - 1, "AUTH EXTERNAL ");
+    *hello = 0;
+    for (int i = 0; i < n; i++) p += sprintf(p, "%02x", digits[i]);
+    p += sprintf(p, "\r\n");
+    if (fd_write_all(s, hello, (size_t)(p - hello)) || read(s, answer, sizeof answer) < 2 ||
+        !str_prefix(answer, "OK") || fd_write_all(s, "BEGIN\r\n", 7))
+        return err_set(e, 0, "systemd at %s does not let this user in", a.sun_path);
+    return fd_steal(&s);
+}
+
+/* Calls a method of the manager with these arguments, and waits for it to return: nothing that is
+ * of interest, or an error in its own words. */
+static int dbus_call(int s, const char *method, const char *signature, const struct buf *body,
+                     struct err *e) {
+    AUTO_BUF msg = { 0 }, in = { 0 };
+    char part[512];
+    buf_addc(&msg, __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 'l' : 'B');
+    buf_add(&msg, "\1\0\1", 3); /* a method call, no flags, version 1 */
+    dbus_u32(&msg, (u32)body->n);
+    dbus_u32(&msg, 1);
+    size_t fields = dbus_array(&msg, 8);
+    dbus_field(&msg, 1, "o", "/org/freedesktop/systemd1");
+    dbus_field(&msg, 2, "s", "org.freedesktop.systemd1.Manager");
+    dbus_field(&msg, 3, "s", method);
+    dbus_field(&msg, 6, "s", "org.freedesktop.systemd1");
+    dbus_field(&msg, 8, "g", signature);
+    dbus_array_end(&msg, fields, 8);
+    dbus_align(&msg, 8);
+    buf_add(&msg, body->p, body->n);
+    if (fd_write_all(s, msg.p, msg.n)) return err_set(e, errno, "call systemd's %s", method);
+    for (;;) {
+        ssize_t k = read(s, part, sizeof part);
+        if (k <= 0) return err_set(e, k ? errno : EPIPE, "call systemd's %s", method);
+        buf_add(&in, part, (size_t)k);
+        while (in.n >= 16) { /* signals, and the answer to our call */
+            u32 n, list, text = 0;
+            memcpy(&n, in.p + 4, 4), memcpy(&list, in.p + 12, 4);
+            size_t head = 16 + (((size_t)list + 7) & ~(size_t)7), all = head + n;
+            if (n > 1 << 20 || list > 1 << 20)
+                return err_set(e, 0, "systemd's %s: garbage", method);
+            if (in.n < all) break;
+            if (in.p[1] == 2) return 0;
+            if (n > 4) memcpy(&text, in.p + head, 4);
+            if (in.p[1] == 3)
+                return err_set(e, 0, "systemd's %s: %.*s", method,
+                               (int)(text && text <= n - 4 ? text : 0), in.p + head + 4);
+            buf_drop(&in, all);
+        }
+    }
+}
+
+/* Moves this process into a new scope, whose cgroup is ours to divide. slice NULL: where the
+ * manager puts it; resources may be NULL. */
+static int cgroup_scope(const char *unit, const char *slice, const json_t *resources,
+                        struct err *e) {
+    AUTO_FREE char *before = NULL;
     AUTO_BUF body = { 0 };
+    if (!cgroup_own(&before)) return err_set(e, 0, "this host has no cgroup v2 hierarchy");
+    AUTO_FD s = dbus_open(e);
+    if (s < 0) return -1;
     dbus_string(&body, unit);
     dbus_string(&body, "fail");
     size_t props = dbus_array(&body, 8);
     dbus_property(&body, "Description", "s");
     dbus_string(&body, "skiff container");
+    if (slice) dbus_property(&body, "Slice", "s"), dbus_string(&body, slice);
     dbus_property(&body, "Delegate", "b");
     dbus_u32(&body, 1);
     dbus_property(&body, "CollectMode", "s");
@@ -9733,73 +9860,36 @@ static void dbus_scope(struct buf *msg, const char *unit) {
     size_t pids = dbus_array(&body, 4);
     dbus_u32(&body, (u32)getpid());
     dbus_array_end(&body, pids, 4);
+    dbus_limits(&body, resources);
     dbus_array_end(&body, props, 8);
     dbus_array_end(&body, dbus_array(&body, 8), 8);
-    buf_add(msg, "l\1\0\1", 4); /* little-endian, a method call, no flags, version 1 */
-    dbus_u32(msg, (u32)body.n);
-    dbus_u32(msg, 1);
-    size_t fields = dbus_array(msg, 8);
-    dbus_field(msg, 1, "o", "/org/freedesktop/systemd1");
-    dbus_field(msg, 2, "s", "org.freedesktop.systemd1.Manager");
-    dbus_field(msg, 3, "s", "StartTransientUnit");
-    dbus_field(msg, 6, "s", "org.freedesktop.systemd1");
-    dbus_field(msg, 8, "g", "ssa(sv)a(sa(sv))");
-    dbus_array_end(msg, fields, 8);
-    dbus_align(msg, 8);
-    buf_add(msg, body.p, body.n);
+    if (dbus_call(s, "StartTransientUnit", "ssa(sv)a(sa(sv))", &body, e)) return -1;
+    for (i64 end = time_mono_ms() + 10000; time_mono_ms() < end; usleep(1000)) {
+        AUTO_FREE char *now = NULL; /* started when we are elsewhere */
+        if (cgroup_own(&now) && strcmp(now, before)) return 0;
+    }
+    return err_set(e, ETIMEDOUT, "start %s by systemd", unit);
 }
 
-/* Moves this process into a scope of its own. False: there is no manager, or it refused. */
-static bool cgroup_scope(const char *id) {
-    const char *dir = getenv("XDG_RUNTIME_DIR");
-    struct sockaddr_un a = { .sun_family = AF_UNIX };
-    char hello[64], answer[256], uid[16];
-    AUTO_FREE char *before = NULL;
-    char own[HEX_LEN + 1]; /* an earlier scope of this container may not be gone yet */
+/* Tells the manager of a scope's limits, as they are now. */
+static int cgroup_scope_limits(const char *unit, const json_t *resources, struct err *e) {
+    AUTO_BUF body = { 0 };
+    AUTO_FD s = dbus_open(e);
+    if (s < 0) return -1;
+    dbus_string(&body, unit);
+    dbus_u32(&body, 1); /* until it ends */
+    size_t props = dbus_array(&body, 8);
+    dbus_limits(&body, resources);
+    dbus_array_end(&body, props, 8);
+    return dbus_call(s, "SetUnitProperties", "sba(sv)", &body, e);
+}
+
+/* The same with a name that nobody has: an earlier scope of the container may not be gone yet. */
+static int cgroup_scope_new(const char *id, struct err *e) {
+    char own[HEX_LEN + 1];
     id_random(own);
     AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
-    AUTO_BUF msg = { 0 };
-    if (host_disabled("systemd") || !cgroup_own(&before)) return false;
-    size_t len = str_empty(dir)
-                     ? (size_t)snprintf(a.sun_path, sizeof a.sun_path,
-                                        "/run/user/%u/systemd/private", getuid())
-                     : (size_t)snprintf(a.sun_path, sizeof a.sun_path, "%s/systemd/private", dir);
-    AUTO_FD s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct timeval patience = { 5, 0 };
-    if (s < 0 || len >= sizeof a.sun_path || connect(s, (struct sockaddr *)&a, sizeof a))
-        return false;
-    setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    /* the EXTERNAL mechanism: the number of the user in hexadecimal digits of its decimal ones */
-    int n = snprintf(uid, sizeof uid, "%u", getuid());
-    char *p = hello + 1 + snprintf(hello + 1, sizeof hello - 1, "AUTH EXTERNAL ");
-    *hello = 0;
-    for (int i = 0; i < n; i++) p += sprintf(p, "%02x", uid[i]);
-    p += sprintf(p, "\r\n");
-    if (fd_write_all(s, hello, (size_t)(p - hello)) || read(s, answer, sizeof answer) < 2 ||
-        !str_prefix(answer, "OK") || fd_write_all(s, "BEGIN\r\n", 7))
-        return false;
-    dbus_scope(&msg, unit);
-    if (fd_write_all(s, msg.p, msg.n)) return false;
-    AUTO_BUF in = { 0 };
-    for (i64 end = time_mono_ms() + 10000; time_mono_ms() < end;) { /* done when we are elsewhere */
-        AUTO_FREE char *now = NULL;
-        if (cgroup_own(&now) && strcmp(now, before)) return true;
-        struct pollfd fd = { s, POLLIN, 0 };
-        if (poll(&fd, 1, 10) <= 0) continue;
-        ssize_t k = read(s, answer, sizeof answer);
-        if (k <= 0) return false;
-        buf_add(&in, answer, (size_t)k);
-        while (in.n >= 16) { /* signals, and the answer to our call */
-            u32 body, fields;
-            memcpy(&body, in.p + 4, 4), memcpy(&fields, in.p + 12, 4);
-            size_t all = 16 + (((size_t)fields + 7) & ~(size_t)7) + body;
-            if (all > 1 << 20 || in.p[1] == 3 /* an error */) return false;
-            if (in.n < all) break;
-            buf_drop(&in, all);
-        }
-    }
-    return false;
+    return cgroup_scope(unit, NULL, NULL, e);
 }
 
 /* Of v1: the mount point of a controller and this process's directory below it. False: none. */
@@ -10041,7 +10131,9 @@ static int cgroup_make(const char *id, const json_t *resources, const char *pare
     *c = (struct cgroup){ 0 };
     if (!json_object_size(resources) && str_empty(parent)) return 0;
     if (cgroup_place(id, parent, resources, c, &first)) {
-        if (!str_empty(parent) || cgroup_confined() || !cgroup_scope(id)) return *e = first, -1;
+        struct err none;
+        if (!str_empty(parent) || cgroup_confined() || cgroup_scope_new(id, &none))
+            return *e = first, -1;
         if (cgroup_place(id, parent, resources, c, e)) return -1;
     }
     if (!cgroup_limits(c, resources, e)) return 0;
@@ -10064,8 +10156,9 @@ static int cgroup_enter(const struct cgroup *c, pid_t pid, struct err *e) {
     }
     if (!cgroup_set(c, "cgroup.procs", text, e)) return 0;
     /* from another part of the hierarchy, such as a login session, only by way of the manager's */
-    const char *leaf = strrchr(c->path, '/');
-    return pid == getpid() && e->no == EACCES && cgroup_scope(leaf + 7)
+    struct err none;
+    const char *leaf = strrchr(c->path, '/') + 1;
+    return pid == getpid() && e->no == EACCES && !cgroup_scope_new(leaf, &none)
                ? cgroup_set(c, "cgroup.procs", text, e)
                : -1;
 }
@@ -10223,13 +10316,9 @@ static void mnt_words(struct strv *ret, const char *data) {
     }
 }
 
-/* A new file system as a detached mount. data: its options. */
-static int mnt_new(const char *type, const char *source, const char *data, unsigned attr,
-                   struct err *e) {
-    AUTO_FD fs = sys_fsopen(type);
-    if (fs < 0) return err_set(e, errno, "file system %s", type);
+/* Gives a file system that is being made or changed its options. */
+static int mnt_options(int fs, const char *type, const char *data, struct err *e) {
     AUTO_STRV opts = { 0 };
-    if (!str_empty(source)) sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source);
     if (!str_empty(data)) mnt_words(&opts, data);
     for (size_t i = 0; i < opts.n; i++) {
         char *eq = strchr(opts.v[i], '=');
@@ -10239,6 +10328,16 @@ static int mnt_new(const char *type, const char *source, const char *data, unsig
             return err_set(e, errno, "mount %s: option %s%s%s", type, opts.v[i], eq ? "=" : "",
                            eq ? eq : "");
     }
+    return 0;
+}
+
+/* A new file system as a detached mount. data: its options. */
+static int mnt_new(const char *type, const char *source, const char *data, unsigned attr,
+                   struct err *e) {
+    AUTO_FD fs = sys_fsopen(type);
+    if (fs < 0) return err_set(e, errno, "file system %s", type);
+    if (!str_empty(source)) sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source);
+    if (mnt_options(fs, type, data, e)) return -1;
     if (sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL))
         return err_set(e, errno, "mount %s", type);
     int mnt = sys_fsmount(fs, attr);
@@ -10312,7 +10411,7 @@ struct plan_mount {
     unsigned long propagation;                    /* MS_PRIVATE …, 0: as it is */
     char *data;                                   /* owned: options for the file system itself */
     bool bind, recursive, optional, copy_up, nofail;
-    bool src_nofollow, dest_nofollow, copy_symlink;
+    bool src_nofollow, dest_nofollow, copy_symlink, remount;
     bool idmap, ridmap;
     struct idmap ids; /* with idmap: uids 0: the container's own */
     const char *text; /* borrowed; a file of these contents, in memory; NULL: not of that kind */
@@ -10428,12 +10527,16 @@ static const struct {
     { "diratime", MOUNT_ATTR_NODIRATIME, true },
     { "noatime", MOUNT_ATTR_NOATIME, false },
     { "relatime", MOUNT_ATTR__ATIME, true },
+    { "norelatime", MOUNT_ATTR__ATIME, true },
     { "atime", MOUNT_ATTR__ATIME, true },
     { "nostrictatime", MOUNT_ATTR__ATIME, true },
     { "strictatime", MOUNT_ATTR_STRICTATIME, false },
     { "nosymfollow", MOUNT_ATTR_NOSYMFOLLOW, false },
     { "symfollow", MOUNT_ATTR_NOSYMFOLLOW, true },
 };
+
+/* Words for the file system, which is one: crun has an "r" form that means the same. */
+static const char *const MNT_FS_OPTS[] = { "async", "dirsync", "mand", "nomand", "sync" };
 
 static const struct {
     const char *name;
@@ -10475,6 +10578,12 @@ static void plan_mount_option(struct plan_mount *m, const char *o, struct buf *d
         m->copy_symlink = true;
         return;
     }
+    if (!strcmp(o, "remount")) {
+        m->remount = true;
+        return;
+    }
+    for (size_t i = 0; i < ARRAY_LEN(MNT_FS_OPTS); i++)
+        if (*o == 'r' && !strcmp(o + 1, MNT_FS_OPTS[i])) o++;
     if (!strcmp(o, "defaults") || !strcmp(o, "async") || !strcmp(o, "notmpcopyup")) return;
     for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++)
         if (!strcmp(o, MNT_PROP[i].name)) {
@@ -10611,6 +10720,7 @@ static int plan_mounts(struct plan *p, struct err *e) {
         m->text_mode = (mode_t)js_int(j, "skiffMode", 0644) & 07777;
         m->text_uid = (u32)js_int(j, "skiffUid", 0);
         m->text_gid = (u32)js_int(j, "skiffGid", 0);
+        if (m->remount) continue; /* what is there has both */
         if (!m->bind && !*m->type)
             return err_set(e, 0, "/mounts/%zu/type: required unless the options say bind", i);
         if (m->bind && !*m->source)
@@ -10838,7 +10948,7 @@ static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
     p->cols = (u16)js_int(proc, "consoleSize.width", 0);
     p->rows = (u16)js_int(proc, "consoleSize.height", 0);
     p->cwd = js_str_or(proc, "cwd", "/");
-    if (!p->args.n) return err_set(e, 0, "/process/args: empty");
+    if (!p->args.n && proc) return err_set(e, 0, "/process/args: empty");
     if (*p->cwd != '/')
         return err_set(e, 0, "/process/cwd: '%.200s' is not an absolute path", p->cwd);
     i64 uid = js_int(proc, "user.uid", 0), gid = js_int(proc, "user.gid", 0);
@@ -10884,9 +10994,8 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
     struct plan p = { .spec = json_incref(spec), .oom_score_adj = INT64_MIN, .umask = -1 };
     const json_t *sk = js_get(spec, "skiff");
     int rc = -1;
-    if (!json_is_object(js_get(spec, "process"))) err_set(e, 0, "/process: missing");
-    else if (!plan_process(&p, js_get(spec, "process"), e) && !plan_namespaces(&p, e) &&
-             !plan_ids(&p, e) && !plan_mounts(&p, e) && !plan_sysctls(&p, e) && !plan_policy(&p, e))
+    if (!plan_process(&p, js_get(spec, "process"), e) && !plan_namespaces(&p, e) &&
+        !plan_ids(&p, e) && !plan_mounts(&p, e) && !plan_sysctls(&p, e) && !plan_policy(&p, e))
         rc = 0;
     if (rc) {
         plan_done(&p);
@@ -11245,9 +11354,29 @@ static int launch_symlink(int root, const char *dest, const char *text, struct e
 }
 
 /* source: the tree if it is open already; consumed. */
+/* Other options for what is mounted there already. In a user namespace what is locked stays. */
+static int launch_remount(const struct plan *p, const struct plan_mount *m, int root,
+                          struct err *e) {
+    AUTO_FD at = sys_openat2(root, m->dest[1] ? m->dest + 1 : ".", O_PATH, 0,
+                             RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (at < 0) return err_set(e, errno, "remount %s", m->dest);
+    u64 clear = p->ids.uids ? 0 : m->attr_clear & ~m->attr_set;
+    if (mnt_attr(at, m->attr_set, clear, false, e) ||
+        mnt_attr(at, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e))
+        return err_wrap(e, "remount %s", m->dest);
+    if (m->bind || str_empty(m->data)) return 0;
+    AUTO_FD fs = sys_fspick(at);
+    if (fs < 0) return err_set(e, errno, "remount %s", m->dest);
+    if (mnt_options(fs, "remount", m->data, e)) return -1;
+    return sys_fsconfig(fs, FSCONFIG_CMD_RECONFIGURE, NULL, NULL)
+               ? err_set(e, errno, "remount %s", m->dest)
+               : 0;
+}
+
 static int launch_mount(const struct plan *p, const struct plan_mount *m, int source, int root,
                         struct err *e) {
     char link[PATH_MAX];
+    if (m->remount) return launch_remount(p, m, root, e);
     bool whole = source >= 0 && m->bind &&
                  !m->recursive; /* not known then; where there are no submounts it is the same */
     ssize_t k = m->copy_symlink ? readlink(m->source, link, sizeof link - 1) : -1;
@@ -11920,7 +12049,7 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
         for (unsigned i = keep; i < (r.rlim_max > 1 << 20 ? 1u << 20 : (unsigned)r.rlim_max); i++)
             fcntl((int)i, F_SETFD, FD_CLOEXEC);
     }
-    if (l->start_fd >= 0 && launch_find(p, &e))
+    if (l->start_fd >= 0 && p->args.n && launch_find(p, &e))
         launch_fail(sync, &e); /* `create` reports it, not `start` */
     for (unsigned i = 3; i < keep; i++) fcntl((int)i, F_SETFD, 0);
     if (launch_say(sync, MSG_READY, &l->mounts, l->mounts >= 0, &e)) launch_fail(sync, &e);
@@ -11939,6 +12068,10 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
         if (slave >= 0) ioctl(0, TIOCSCTTY, 0);
     }
     launch_signals_default();
+    if (!p->args.n) { /* needed by who starts it only; said where crun says it */
+        dprintf(2, "/process: missing\n");
+        _exit(1);
+    }
     if (!l->run_hooks || !l->run_hooks(l, "startContainer", &e)) launch_exec(p, &e);
     if (l->start_fd >= 0) /* whoever waits for the FIFO to be closed reads it there */
         (void)!write(l->start_fd, e.msg, strlen(e.msg));
@@ -26555,6 +26688,7 @@ struct oci {
     char *root_path;              /* owned */
     const char *log, *log_format; /* borrowed from argv; NULL: stderr */
     const char *name;             /* what we are called as: callers look for "crun version" */
+    enum { OCI_CGROUPS_FILES, OCI_CGROUPS_SYSTEMD, OCI_CGROUPS_NONE } cgroups; /* their manager */
 };
 static struct oci g_oci = { .root = -1 };
 
@@ -26641,8 +26775,9 @@ static json_t *oci_load(const char *id, struct err *e) {
 /* What hooks and `state` get. Caller owns it. */
 static json_t *oci_state(const json_t *j) {
     json_t *s = json_object();
-    static const char *const KEYS[] = { "ociVersion", "id",      "status", "pid",        "bundle",
-                                        "rootfs",     "created", "owner",  "annotations" };
+    static const char *const KEYS[] = { "ociVersion",  "id",           "status",  "pid",
+                                        "bundle",      "rootfs",       "created", "owner",
+                                        "annotations", "systemd-scope" };
     for (size_t i = 0; i < ARRAY_LEN(KEYS); i++)
         if (js_get(j, KEYS[i])) json_object_set(s, KEYS[i], js_get(j, KEYS[i]));
     return s;
@@ -26729,13 +26864,51 @@ static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, s
                                                                                             : 0;
 }
 
+/* A scope for cgroupsPath, systemd's slice:prefix:name, with the container in a cgroup below it, as
+ * crun has it: the scope's own files are systemd's to write. ret_scope: its name; caller frees. */
+static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struct cgroup *c,
+                     struct err *e) {
+    const json_t *res = js_path(spec, "linux.resources"), *notes = js_get(spec, "annotations"),
+                 *sub = json_object_get(notes, "run.oci.systemd.subgroup");
+    AUTO_STRV p = { 0 };
+    AUTO_FREE char *own = NULL;
+    const char *path = js_str_or(spec, "linux.cgroupsPath", "");
+    strv_split(&p, path, ':');
+    if (*path && p.n != 3)
+        return err_set(e, 0,
+                       "/linux/cgroupsPath: '%.200s' is not SLICE:PREFIX:NAME, which systemd as "
+                       "cgroup manager wants",
+                       path);
+    const char *slice = *path ? p.v[0] : "", *prefix = *path ? p.v[1] : "skiff",
+               *name = *path ? p.v[2] : id, *below = sub ? json_string_value(sub) : "container";
+    *ret_scope = str_fmt("%s%s%s.scope", prefix, *prefix ? "-" : "", name);
+    if (!below || strchr(below, '/') || *below == '.')
+        return err_set(e, 0, "/annotations/run.oci.systemd.subgroup: expected a name");
+    if (cgroup_scope(*ret_scope, *slice ? slice : NULL, res, e)) return -1;
+    if (!cgroup_own(&own)) return err_set(e, 0, "%s has no cgroup", *ret_scope);
+    c->path = str_fmt("%s%s%s", own, *below ? "/" : "", below);
+    if (*below) cgroup_enable(own);
+    if (*below && mkdir(c->path, 0755)) return err_set(e, errno, "make cgroup %s", c->path);
+    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
+                                                                                            : 0;
+}
+
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
  * */
-static int oci_cgroup(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
+static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, struct cgroup *c,
+                      struct err *e) {
     const char *path = js_str(spec, "linux.cgroupsPath");
     const json_t *res = js_path(spec, "linux.resources");
     struct statfs fs;
     *c = (struct cgroup){ 0 };
+    *ret_scope = NULL;
+    if (g_oci.cgroups == OCI_CGROUPS_NONE) return 0;
+    if (g_oci.cgroups == OCI_CGROUPS_SYSTEMD && !cgroup_v1()) {
+        if (!oci_scope(spec, id, ret_scope, c, e)) return 0;
+        if (!geteuid() || json_object_size(res)) return -1;
+        cgroup_done(c), mem_freep(ret_scope); /* nothing is limited: the caller's cgroup does */
+        return 0;
+    }
     if (cgroup_v1()) return oci_cgroup_v1(spec, id, c, e);
     if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC ||
         host_disabled("cgroup"))
@@ -27014,13 +27187,15 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     l->stdio[0] = 0, l->stdio[1] = 1, l->stdio[2] = 2;
     l->wait_start = true;
     l->die_with_parent = !o->detach; /* who waits may be killed, as Slurm does: nothing stays */
-    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &l->cgroup, e)) {
+    AUTO_FREE char *scope = NULL;
+    if ((l->start_fd = oci_fifo(o->id, e)) < 0 || oci_cgroup(spec, o->id, &scope, &l->cgroup, e)) {
         AUTO_STRV made = { 0 }; /* others may be in them: only what is empty goes */
         if (l->cgroup.path) cgroup_dirs(&l->cgroup, &made);
         for (size_t i = 0; i < made.n; i++) rmdir(made.v[i]);
         return oci_forget(o->id), -1;
     }
     js_sets(s, "cgroup", l->cgroup.path);
+    js_sets(s, "systemd-scope", scope);
     fflush(NULL);
     int rc = launch_begin(l, e) || launch_wait(l, e) ? -1 : 0;
     fd_closep(&l->start_fd);
@@ -27582,8 +27757,38 @@ static int oci_cmd_update(struct cli *c, struct err *e) {
     int rc = !res       ? -1
              : !cg.path ? err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0])
                         : cgroup_apply(&cg, res, e);
+    if (!rc && js_str(j, "systemd-scope"))
+        rc = cgroup_scope_limits(js_str(j, "systemd-scope"), res, e);
     cgroup_done(&cg);
     return rc;
+}
+
+/* What this was built from. */
+static const char *oci_commit(void) {
+    const char *plus = strchr(SKIFF_VERSION, '+');
+    return plus ? plus + 1 : "unknown";
+}
+
+/* Who calls us crun compares with what crun says: its version of the specification, its annotations
+ * and no mount options that it lacks. */
+static void oci_features_crun(json_t *j) {
+    static const char *const LACKS[] = { "symfollow", "rsymfollow", "nosymfollow", "rnosymfollow",
+                                         "ridmap" };
+    static const char *const UNSAFE[] = { "module.wasm.image/variant",
+                                          "io.kubernetes.cri.container-type", "run.oci.",
+                                          "org.criu.", "krun." };
+    json_t *opts = js_get(j, "mountOptions"), *unsafe = json_array();
+    for (size_t i = json_array_size(opts); i--;)
+        for (size_t k = 0; k < ARRAY_LEN(LACKS); k++)
+            if (str_eq(json_string_value(json_array_get(opts, i)), LACKS[k])) {
+                json_array_remove(opts, i);
+                break;
+            }
+    for (size_t i = 0; i < ARRAY_LEN(UNSAFE); i++) js_push(unsafe, UNSAFE[i]);
+    js_set(j, "potentiallyUnsafeConfigAnnotations", unsafe);
+    js_sets(j, "ociVersionMax", "1.1.0+dev");
+    js_sets(js_sub(j, "annotations"), "run.oci.crun.version", SKIFF_VERSION);
+    js_sets(js_sub(j, "annotations"), "run.oci.crun.commit", oci_commit());
 }
 
 static int oci_cmd_features(struct cli *c, struct err *e) {
@@ -27594,7 +27799,7 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
         "ociVersionMin", "1.0.0", "ociVersionMax", "1.2.0", "hooks", "prestart", "createRuntime",
         "createContainer", "startContainer", "poststart", "poststop", "linux", "namespaces",
         "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts", "cgroup", "v1", 1, "v2",
-        1, "systemd", 0, "systemdUser", 0, "seccomp", "enabled", 1, "apparmor", "enabled", 1,
+        1, "systemd", 1, "systemdUser", 1, "seccomp", "enabled", 1, "apparmor", "enabled", 1,
         "selinux", "enabled", 1, "mountExtensions", "idmap", "enabled", 1,
         "potentiallyUnsafeConfigAnnotations", "run.oci.");
     json_t *opts = json_array();
@@ -27603,14 +27808,19 @@ static int oci_cmd_features(struct cli *c, struct err *e) {
         js_push(opts, MNT_OPTS[i].name);
         js_push(opts, below);
     }
+    for (size_t i = 0; i < ARRAY_LEN(MNT_FS_OPTS); i++) {
+        AUTO_FREE char *below = str_fmt("r%s", MNT_FS_OPTS[i]);
+        js_push(opts, MNT_FS_OPTS[i]);
+        js_push(opts, below);
+    }
     for (size_t i = 0; i < ARRAY_LEN(MNT_PROP); i++) js_push(opts, MNT_PROP[i].name);
-    static const char *const MORE[] = { "bind",         "rbind",        "tmpcopyup", "defaults",
-                                        "async",        "sync",         "dirsync",   "mand",
-                                        "nomand",       "idmap",        "ridmap",    "copy-symlink",
+    static const char *const MORE[] = { "bind",         "rbind",        "remount", "tmpcopyup",
+                                        "defaults",     "idmap",        "ridmap",  "copy-symlink",
                                         "src-nofollow", "dest-nofollow" };
     for (size_t i = 0; i < ARRAY_LEN(MORE); i++) js_push(opts, MORE[i]);
     js_set(j, "mountOptions", opts);
     js_set(js_get(j, "linux"), "capabilities", cap_json(CAP_ALL));
+    if (!strcmp(g_oci.name, "crun")) oci_features_crun(j);
     AUTO_FREE char *t = js_dump(j, JSON_INDENT(2));
     puts(t);
     return 0;
@@ -27818,6 +28028,15 @@ static const struct cmd OCI_CMDS[] = {
       1 },
 };
 
+static int oci_cgroup_manager(const char *name, struct err *e) {
+    static const char *const NAME[] = { [OCI_CGROUPS_FILES] = "cgroupfs",
+                                        [OCI_CGROUPS_SYSTEMD] = "systemd",
+                                        [OCI_CGROUPS_NONE] = "disabled" };
+    for (size_t i = 0; i < ARRAY_LEN(NAME); i++)
+        if (!strcmp(name, NAME[i])) return g_oci.cgroups = i, 0;
+    return err_set(e, 0, "--cgroup-manager %.40s: expected cgroupfs, systemd or disabled", name);
+}
+
 static int oci_main(int argc, char **argv) {
     struct err e = { 0 };
     struct cli c = { 0 };
@@ -27834,10 +28053,11 @@ static int oci_main(int argc, char **argv) {
         const char *a = argv[i], *eq = strchr(a, '=');
         size_t n = eq ? (size_t)(eq - a) : strlen(a);
         if (!strcmp(a, "--version") || !strcmp(a, "-v"))
-            return printf("%s version %s\nspec: 1.2.0\n"
-                          "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP\n" /* as crun: sd_notify */,
-                          g_oci.name, SKIFF_VERSION),
+            return printf("%s version %s\ncommit: %s\nspec: 1.2.0\n"
+                          "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP\n",
+                          g_oci.name, SKIFF_VERSION, oci_commit()),
                    0;
+        if (!strcmp(a, "--systemd-cgroup")) g_oci.cgroups = OCI_CGROUPS_SYSTEMD;
         if (!strcmp(a, "--systemd-cgroup") || !strcmp(a, "--debug")) continue;
         bool known = false;
         for (size_t k = 0; k < ARRAY_LEN(VALUE); k++) {
@@ -27847,6 +28067,7 @@ static int oci_main(int argc, char **argv) {
             if (k == 0) root = v;
             else if (k == 1) g_oci.log = v;
             else if (k == 2) g_oci.log_format = v;
+            else if (k == 4 && oci_cgroup_manager(v, &e)) return oci_error(&e), 1;
             const char *colon = k == 1 ? strchr(v, ':') : NULL;
             if (colon && str_prefix(v, "file:")) g_oci.log = v + 5;
             else if (colon && !memchr(v, '/', (size_t)(colon - v)) && !str_prefix(v, "syslog:") &&

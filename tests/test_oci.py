@@ -1198,6 +1198,54 @@ def test_features_of_mounts(sk):
     with sk.case("options that only say the default"), b.changed():
         b.mount("/tmp", "tmpfs", "atime", "nostrictatime", "symfollow", type="tmpfs")
         match(b.run("grep", " /tmp ", "/proc/mounts").ok.out, "^tmpfs /tmp tmpfs")
+    with sk.case("words for the file system, in crun's recursive form too"), b.changed():
+        b.mount("/tmp", "tmpfs", "rsync", "rnomand", "rdirsync", "norelatime", type="tmpfs")
+        match(b.run("grep", " /tmp ", "/proc/mounts").ok.out, "^tmpfs /tmp tmpfs rw,sync,dirsync")
+    with sk.case("as crun it says what crun says"):
+        f = subprocess.run([os.path.join(sk.dir, "crun"), "features"], executable=sk.binary, env=sk.env, stdout=subprocess.PIPE, check=True).stdout
+        f = json.loads(f)
+        only_here = {"symfollow", "rsymfollow", "nosymfollow", "rnosymfollow", "ridmap"}
+        eq(set(known["mountOptions"]) - set(f["mountOptions"]), only_here)
+        true("run.oci.crun.commit" in f["annotations"] and "annotations" not in known, "crun's annotations")
+
+
+@image(None)
+def test_remount(sk):
+    """Other options for what is mounted: by an earlier entry, or by none."""
+    b = Bundle(sk)
+    flags = lambda *more: [x for x in b.run("grep", " /tmp ", "/proc/mounts", *more).ok.out.split()[3].split(",") if x in ("ro", "rw", "nosuid", "noexec", "size=64k")]
+    b.mount("/tmp", "tmpfs", "nosuid", "size=32k", type="tmpfs")
+    with sk.case("flags"), b.changed():
+        b.mount("/tmp", "none", "remount", "ro", "noexec", type="none")
+        eq(flags(), ["ro", "nosuid", "noexec"])
+        b.sh("echo x >/tmp/x").exits(1, "[Rr]ead-only")
+    with sk.case("the file system's own options"), b.changed():
+        b.mount("/tmp", "tmpfs", "remount", "size=64k", type="tmpfs")
+        eq(flags(), ["rw", "nosuid", "size=64k"])
+    with sk.case("what is locked in a user namespace stays"), b.changed():
+        b.mount("/etc", "/etc", "bind")
+        b.mount("/etc", "", "bind", "remount", "ro")
+        b.sh("echo x >/etc/x").exits(1, "[Rr]ead-only")
+    with sk.case("an option that it does not know"), b.changed():
+        b.mount("/tmp", "tmpfs", "remount", "nonsense", type="tmpfs")
+        b.run("true").exits(1, "nonsense")
+    with sk.case("where nothing is"), b.changed():
+        b.mount("/nowhere", "none", "remount", "ro", type="none")
+        b.run("true").exits(1, "remount /nowhere: No such file")
+
+
+@image(None)
+def test_without_a_process(sk):
+    """`create` needs none; `start` finds that out where the process' output goes, as with crun."""
+    b = Bundle(sk)
+    del b.spec["process"]
+    out = b.create("none")
+    eq(b.get("none")["status"], "created")
+    b("start none").ok
+    b.becomes("none", "stopped")
+    with open(out + ".err") as f:
+        match(f.read(), "/process: missing")
+    b("delete none").ok
 
 
 @only("root")
