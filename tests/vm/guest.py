@@ -575,7 +575,7 @@ def oci_limits():
     own = '/sys/fs/cgroup' + open('/proc/%d/cgroup' % json.loads(out(*words, 'state', 'box'))['pid']).read().strip().split('::')[1]
     read = lambda *files: [open(own + '/' + file).read().strip() for file in files]
     equal(read('memory.max', 'memory.swap.max', 'pids.max', 'cpu.max', 'cpu.weight', 'memory.high'),
-          [str(64 << 20), str(64 << 20), '40', '50000 100000', '39', str(60000000 // 4096 * 4096)])
+          [str(64 << 20), str(64 << 20), '40', '50000 100000', '100', str(60000000 // 4096 * 4096)])
     out(*words, 'update', '--memory', '48m', '--pids-limit', '30', 'box')
     equal(read('memory.max', 'pids.max'), [str(48 << 20), '30'])
     with open(bundle + '/limits.json', 'w') as file:
@@ -605,6 +605,39 @@ def scope():
     child = subprocess.Popen(['env', '-u', 'DBUS_SESSION_BUS_ADDRESS', 'skiff', 'run', '--rm', '--network', 'none', '--pids-limit', '20', 'tiny:1', 'cat',
                               '/sys/fs/cgroup/pids.max'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     equal(child.communicate(timeout=60)[0], '20\n')
+
+
+def oci_scope():
+    """systemd as cgroup manager: a scope of the name that is asked for, which it and the container have the limits of."""
+    limits = {'memory': {'limit': 64 << 20, 'swap': 96 << 20}, 'pids': {'limit': 40}, 'cpu': {'shares': 2048, 'quota': 50000, 'period': 100000}}
+    bundle, words = oci_bundle({'args': ['sleep', '1000']}, {'resources': limits, 'cgroupsPath': 'user.slice:test:box'})
+    show = lambda name: subprocess.check_output(['systemctl', '--user', 'show', 'test-box.scope', '-P', name], text=True).strip()
+    skiff_quietly(*words, '--systemd-cgroup', 'run', '-d', '-b', bundle, 'box')
+    state = json.loads(out(*words, 'state', 'box'))
+    equal(state['systemd-scope'], 'test-box.scope')
+    own = '/sys/fs/cgroup' + open('/proc/%d/cgroup' % state['pid']).read().strip().split('::')[1]
+    assert re.search('/user@%d.service/user.slice/test-box.scope/container$' % os.getuid(), own), own
+    read = lambda *files: [open(own + '/' + file).read().strip() for file in files]
+    equal(read('memory.max', 'memory.swap.max', 'pids.max', 'cpu.max', 'cpu.weight'), [str(64 << 20), str(32 << 20), '40', '50000 100000', '174'])
+    names = 'ActiveState', 'MemoryMax', 'MemorySwapMax', 'TasksMax', 'CPUWeight', 'CPUQuotaPerSecUSec'
+    equal([show(name) for name in names], ['active', str(64 << 20), str(32 << 20), '40', '174', '500ms'])
+    child = subprocess.Popen(['skiff', *words, 'exec', 'box', 'sleep', '1001'], stdin=subprocess.DEVNULL)
+    eventually(lambda: len(read('cgroup.procs')[0].split()) == 2, 'what exec runs is in the cgroup')
+    out(*words, 'update', '--memory', '48m', '--memory-swap', '48m', '--cpu-shares', '1024', 'box')
+    equal(read('memory.max', 'memory.swap.max', 'cpu.weight'), [str(48 << 20), '0', '100'])
+    equal([show('MemoryMax'), show('CPUWeight')], [str(48 << 20), '100'])
+    out(*words, 'pause', 'box')
+    equal(json.loads(out(*words, 'state', 'box'))['status'], 'paused')
+    out(*words, 'resume', 'box')
+    out(*words, 'delete', '-f', 'box')
+    child.wait(30)
+    eventually(lambda: not os.path.exists(own) and show('ActiveState') == 'inactive', 'the scope is gone')
+    contains(skiff(*words, '--cgroup-manager', 'nonsense', 'list', status=1).stderr, 'nonsense', 'systemd')
+    child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', *words, '--systemd-cgroup', 'run', '-b', bundle, 'box'],
+                           stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    equal(child.returncode, 1)
+    contains(child.stderr, 'systemd', WORK)
+    equal(out(*words, 'list', '-q'), '')
 
 
 def no_systemd_to_ask():
@@ -697,7 +730,7 @@ RUNGS = [rung_chosen, rung_overlay_fuse, rung_fuse, rung_overlay, rung_copy, bui
 CGROUPS = [own_cgroup, pause]
 LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats, update, cgroup_conf]
 GROUPS = {
-    'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
+    'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
     'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
