@@ -158,6 +158,7 @@
 #include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/fuse.h>
+#include <linux/futex.h>
 #include <linux/magic.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -613,11 +614,13 @@ static i64 time_now_ns(void) {
     return (i64)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static i64 time_mono_ms(void) {
+static i64 time_mono_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (i64)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    return (i64)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+static i64 time_mono_ms(void) { return time_mono_ns() / 1000000; }
 
 /* RFC 3339 with nanoseconds, in UTC; `out` holds at least 40 bytes. */
 static const char *time_rfc3339(i64 ns, char *out) {
@@ -5779,6 +5782,8 @@ struct ufs {
     u32 *lookups;   /* with rw, owned: how often the kernel was told of each inode of the index */
     u32 *listed;    /* with writeback, owned: bits, directories whose listing the kernel keeps */
     u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
+    u32 alone;          /* the number of the thread that listens alone (12.12); 0: all do */
+    int quick;          /* quick answers in a row; negative: so many more before they count */
 };
 
 struct ufs_conn {
@@ -5818,6 +5823,9 @@ struct ufs_thread {
     struct ufs_conn *conn;   /* with share: the mount that asks */
     int fd;                  /* owned; with share, borrowed: of the mount that asks */
     u8 *out;                 /* UFS_READ_MAX bytes */
+    u32 number;              /* from 1 */
+    u32 row;                 /* alone: requests since it last waited */
+    bool soon;               /* the last one came soon */
 };
 
 /* ---- 12.2 answers from the index ---- */
@@ -7973,6 +7981,105 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
     ufs_reply(t, h->unique, -ENOSYS, NULL, 0);
 }
 
+static unsigned ufs_cpus(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > UFS_MAX_THREADS ? UFS_MAX_THREADS : (unsigned)n;
+}
+
+/* Who listens. To wake a processor takes longer than most answers take, and who walks a tree waits
+ * for little else. So after some quick answers in a row one thread listens alone, and stays awake
+ * for a moment after each answer, while requests come that soon and nobody else wants its
+ * processor; the others sleep, or the kernel would wake one of them for each request. All listen
+ * again before an answer that may wait for a disk, after one that took long, and when requests come
+ * faster than one thread answers. */
+enum {
+    ALONE_AFTER = 64,        /* quick answers in a row */
+    ALONE_ROW = 8,           /* so many requests without a pause are of more than one */
+    ALONE_REST = 4096,       /* quick answers that do not count after that */
+    ALONE_NS = 200000,       /* stays awake for so long */
+    ALONE_LOST_NS = 300000,  /* who did not run for so long has to share its processor */
+    ALONE_SLOW_NS = 1000000, /* no quick answer */
+};
+
+/* Waits while another thread listens alone. True: this one does. */
+static bool ufs_turn(struct ufs_thread *t) {
+    u32 who;
+    while ((who = __atomic_load_n(&t->u->alone, __ATOMIC_ACQUIRE)) && who != t->number)
+        syscall(SYS_futex, &t->u->alone, FUTEX_WAIT_PRIVATE, who, NULL, NULL, 0);
+    return who != 0;
+}
+
+/* All listen; `rest` quick answers do not count. */
+static void ufs_turn_end(struct ufs *u, int rest) {
+    __atomic_store_n(&u->quick, -rest, __ATOMIC_RELAXED);
+    if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) &&
+        __atomic_exchange_n(&u->alone, 0, __ATOMIC_ACQ_REL))
+        syscall(SYS_futex, &u->alone, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static bool ufs_ready(const struct ufs_thread *t, struct epoll_event *ev, int ms) {
+    struct pollfd p = { t->fd, POLLIN, 0 };
+    return (t->share ? epoll_wait(t->share->ep, ev, 1, ms) : poll(&p, 1, ms)) == 1;
+}
+
+/* Alone: waits for a request, or an event of the many mounts. False: look again. */
+static bool ufs_await(struct ufs_thread *t, struct epoll_event *ev) {
+    if (ufs_ready(t, ev, 0)) return true;
+    i64 began = time_mono_ns(), now = began, last = began;
+    bool ready = false;
+    t->row = 0;
+    while (t->soon && !ready && now - began < ALONE_NS) {
+        sched_yield();
+        ready = ufs_ready(t, ev, 0);
+        last = now;
+        now = time_mono_ns();
+        if (now - last > ALONE_LOST_NS) return ufs_turn_end(t->u, ALONE_REST), ready;
+    }
+    if (!ready) ready = ufs_ready(t, ev, -1);
+    t->soon = time_mono_ns() - began < ALONE_NS;
+    return ready;
+}
+
+/* Answers without waiting for more than memory, or a disk that is read. */
+static bool ufs_quick(u32 opcode) {
+    switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_GETATTR:
+    case FUSE_READLINK:
+    case FUSE_READ:
+    case FUSE_STATFS:
+    case FUSE_GETXATTR:
+    case FUSE_LISTXATTR:
+    case FUSE_OPENDIR:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_RELEASEDIR:
+    case FUSE_ACCESS:
+    case FUSE_INTERRUPT: return true;
+    }
+    return false;
+}
+
+/* Answers a request, and sees who listens for the next one. */
+static void ufs_serve_next(struct ufs_thread *t, const struct fuse_in_header *h) {
+    struct ufs *u = t->u;
+    u32 nobody = 0, opcode = h->opcode;
+    bool quick = ufs_quick(opcode);
+    i64 began = time_mono_ns();
+    if (!quick) ufs_turn_end(u, 0);
+    ufs_serve_one(t, h, h + 1);
+    if (!quick || time_mono_ns() - began > ALONE_SLOW_NS) ufs_turn_end(u, 0);
+    else if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) == t->number) {
+        if (++t->row == ALONE_ROW) ufs_turn_end(u, ALONE_REST);
+    } else if (__atomic_add_fetch(&u->quick, 1, __ATOMIC_RELAXED) >= ALONE_AFTER &&
+               ufs_cpus() > 1 &&
+               __atomic_compare_exchange_n(&u->alone, &nobody, t->number, false, __ATOMIC_ACQ_REL,
+                                           __ATOMIC_RELAXED))
+        t->row = 0, t->soon = true;
+}
+
 static void *ufs_loop(void *arg) {
     struct ufs_thread *t = arg;
     size_t size = UFS_BUFFER + (t->u->rw ? UFS_WRITE_MAX : 0);
@@ -7980,10 +8087,11 @@ static void *ufs_loop(void *arg) {
     t->out = mem_new(UFS_READ_MAX);
     if (t->u->rw) unshare(CLONE_FS), umask(0); /* a umask of its own for each thread */
     for (;;) {
+        if (ufs_turn(t) && !ufs_await(t, NULL)) continue;
         ssize_t n = read(t->fd, in, size);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
         if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0); /* ENODEV: unmounted */
-        ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
+        ufs_serve_next(t, (void *)in);
     }
 }
 
@@ -8010,13 +8118,9 @@ __attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, un
 __attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
     static struct ufs_thread threads[UFS_MAX_THREADS];
     if (n > UFS_MAX_THREADS) n = UFS_MAX_THREADS;
-    for (unsigned i = 0; i < n; i++) threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i] };
+    for (unsigned i = 0; i < n; i++)
+        threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i], .number = i + 1 };
     ufs_threads(threads, n, ufs_loop);
-}
-
-static unsigned ufs_cpus(void) {
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > UFS_MAX_THREADS ? UFS_MAX_THREADS : (unsigned)n;
 }
 
 /* Opens and mounts the device in the caller's user namespace at `at` (relative paths are fine).
@@ -8232,7 +8336,7 @@ static void *ufs_loop_many(void *arg) {
     t->out = mem_new(UFS_READ_MAX);
     for (;;) {
         struct epoll_event ev;
-        if (epoll_wait(s->ep, &ev, 1, -1) != 1) continue;
+        if (ufs_turn(t) ? !ufs_await(t, &ev) : epoll_wait(s->ep, &ev, 1, -1) != 1) continue;
         struct ufs_conn *c = ev.data.ptr;
         if (!c) ufs_accept(s);
         if (!c || !ufs_conn_enter(s, c)) continue;
@@ -8244,7 +8348,7 @@ static void *ufs_loop_many(void *arg) {
             if (n < 0 && errno == EAGAIN) break;
             if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
             over = n < (ssize_t)sizeof(struct fuse_in_header); /* ENODEV: unmounted */
-            if (!over) ufs_serve_one(t, (void *)in, in + sizeof(struct fuse_in_header));
+            if (!over) ufs_serve_next(t, (void *)in);
         }
         if (over) __atomic_fetch_or(&c->users, CONN_GONE, __ATOMIC_ACQ_REL);
         ufs_conn_leave(s, c);
@@ -8300,7 +8404,7 @@ __attribute__((noreturn)) static void ufs_serve_many(struct ufs *u, int fd, int 
     unsigned n = ufs_cpus();
     ahead = (struct ufs_thread){ .u = u, .share = &s, .fd = -1 };
     ufs_thread_start(&ahead, ufs_ahead_loop); /* it can be done without */
-    for (unsigned i = 0; i < n; i++) threads[i] = ahead;
+    for (unsigned i = 0; i < n; i++) threads[i] = ahead, threads[i].number = i + 1;
     ufs_threads(threads, n, ufs_loop_many);
 }
 /* }==== 12 ufs */

@@ -285,6 +285,19 @@ def test_read_ahead(sk):
         eq(r.lines, [x for x in want if x.split("  /")[1] not in same and "/d0/" not in x])
 
 
+@image(None)
+def test_listening_alone(sk):
+    """A walk, for which one thread of the server listens alone; then many who read and write, for which all must."""
+    files = [entry("t/%03d" % i, b"%d" % i * 400) for i in range(300)]
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("t/"), *files), tag="alone")).ok
+    script = ("for i in 1 2 3 4 5; do ls -l /t | wc -l; done; mkdir /w; for i in 1 2 3 4 5 6; do "
+              "(cat /t/1* /t/2* | md5sum >/w/sum$i; dd if=/dev/zero of=/w/zero$i bs=64k count=16 conv=fsync 2>/dev/null; echo $i >/t/new$i; rm /t/00$i) & done; wait; "
+              "cat /w/sum? | sort -u | wc -l; du -a /w | grep -c zero; ls /t | wc -l")
+    for driver in "overlay-fuse", "fuse":
+        with sk.case(driver):
+            eq(sk("--storage-driver %s run --rm alone sh -c" % driver, script, wait=60).ok.lines, ["301"] * 5 + ["1", "6", "300"])
+
+
 @timeout(240)
 def test_shared_server(sk):
     """Many containers of one image have one file server, which ends with the last of them."""
