@@ -5874,6 +5874,8 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
     if (t->u->rw)
         want |= FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL | FUSE_DONT_MASK;
     if (t->u->writeback) want |= FUSE_WRITEBACK_CACHE;
+    /* or the kernel's overlay above would not take an ACL from a file below, not even none */
+    if (!t->u->rw && !t->u->x.head->has_xattrs) want |= FUSE_POSIX_ACL;
     struct fuse_init_out o = {
         .major = FUSE_KERNEL_VERSION,
         .minor = FUSE_KERNEL_MINOR_VERSION,
