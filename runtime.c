@@ -27631,8 +27631,13 @@ static int oci_exec_process(struct cli *c, json_t *spec, struct err *e) {
     const char *file = cli_text(c, "process"), *user = cli_text(c, "user");
     json_t *proc = js_get(spec, "process");
     if (file) {
+        static const char *const CONFINED[] = { "apparmorProfile", "selinuxLabel" };
         json_t *p = js_load(AT_FDCWD, file, e);
         if (!p) return -1;
+        /* as crun: what the file does not say is the container's */
+        for (size_t i = 0; i < ARRAY_LEN(CONFINED) && json_is_object(p); i++)
+            if (str_empty(js_str(p, CONFINED[i])) && js_str(proc, CONFINED[i]))
+                js_sets(p, CONFINED[i], js_str(proc, CONFINED[i]));
         js_set(spec, "process", p);
         return 0;
     }

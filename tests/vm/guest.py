@@ -146,6 +146,13 @@ def oci_bundle(process, linux={}):
     return bundle, ['oci', '--root', bundle + '/state']
 
 
+def process_file(bundle, **changed):
+    """What exec is told in a file: by what its process is confined, and nothing else of the container's."""
+    with open(bundle + '/process.json', 'w') as file:
+        json.dump({'args': ['cat', '/proc/self/attr/current'], 'cwd': '/', 'env': ['PATH=/bin'], 'user': {'uid': 0, 'gid': 0}, **changed}, file)
+    return bundle + '/process.json'
+
+
 def skiff_quietly(*words):
     """Runs skiff where what it starts keeps its output."""
     child = subprocess.Popen(['skiff', *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -422,6 +429,11 @@ def apparmor():
     skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
     equal(out(*words, 'exec', 'box', *current), 'unconfined')
     equal(out(*words, 'exec', '--apparmor', 'skiff-test', 'box', *current), 'skiff-test (enforce)')
+    out(*words, 'delete', '-f', 'box')
+    bundle, words = oci_bundle({'args': ['sleep', '1000'], 'apparmorProfile': 'skiff-test'})
+    skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
+    equal(out(*words, 'exec', '--process', process_file(bundle), 'box'), 'skiff-test (enforce)')
+    equal(out(*words, 'exec', '--process', process_file(bundle, apparmorProfile='unconfined'), 'box'), 'unconfined')
     out(*words, 'delete', '-f', 'box')
     bundle, words = oci_bundle({'selinuxLabel': 'a:b:c:s0'})
     contains(skiff(*words, 'run', '-b', bundle, 'box', status=1).stderr, '/process/selinuxLabel', 'SELinux is not enabled')
