@@ -1579,6 +1579,11 @@ static bool host_selinux(void) {
     return !statfs("/sys/fs/selinux", &fs) && (u32)fs.f_type == SELINUX_MAGIC;
 }
 
+/* Does SELinux' policy know the label? Where it may not be asked, its use will tell. */
+static bool host_selinux_knows(const char *label) {
+    return !file_poke(AT_FDCWD, "/sys/fs/selinux/context", label) || errno != EINVAL;
+}
+
 /* The machine's name for OCI platforms. */
 static const char *host_arch(void) {
 #if defined(__x86_64__)
@@ -11757,7 +11762,9 @@ static int launch_confine(const struct plan *p, struct err *e) {
     if (p->selinux && !host_selinux())
         return err_set(e, 0, "/process/selinuxLabel: SELinux is not enabled on this host");
     if (p->selinux && launch_attr(NULL, p->selinux))
-        return err_set(e, errno, "set the SELinux label %s", p->selinux);
+        return errno == EINVAL
+                   ? err_set(e, 0, "the SELinux policy does not know the label %s", p->selinux)
+                   : err_set(e, errno, "set the SELinux label %s", p->selinux);
     if (!p->apparmor) return 0;
     if (!host_apparmor())
         return !strcmp(p->apparmor, "unconfined")
@@ -12344,9 +12351,12 @@ static int launch_wait(struct launch *l, struct err *e) {
     }
 }
 
-/* Prepares what the plan needs from the store: filter, file server's index. */
+/* Prepares what the plan needs from the store: filter, file server's index. The label of the mounts
+ * is looked at before the first, whose error would be of its options. */
 static int launch_prepare(struct launch *l, struct err *e) {
     const struct plan *p = l->plan;
+    if (p->mount_label && !host_selinux_knows(p->mount_label))
+        return err_set(e, 0, "the SELinux policy does not know the mount label %s", p->mount_label);
     if (p->seccomp_default || p->seccomp) {
         struct filter_want w = { .caps = p->cap_bounding,
                                  .fake_root = p->fake_root,
