@@ -17105,6 +17105,70 @@ static int volume_create(const struct store *s, const char *name, const json_t *
     return 0;
 }
 
+/* Gives name below dir, and all below it, an SELinux label, where it has another. Nothing is
+ * followed. A file system without labels is left. */
+static int label_tree(int dir, const char *name, const char *label, int depth, struct err *e) {
+    char path[40], now[512];
+    struct stat st;
+    AUTO_FD fd = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) return errno == ENOENT ? 0 : err_set(e, errno, "open %s to label it", name);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    size_t n = strlen(label) + 1;
+    if ((getxattr(path, "security.selinux", now, sizeof now) != (ssize_t)n ||
+         memcmp(now, label, n)) &&
+        setxattr(path, "security.selinux", label, n, 0) && errno != EOPNOTSUPP)
+        return errno == EINVAL
+                   ? err_set(e, 0, "the SELinux policy does not know the mount label %s", label)
+                   : err_set(e, errno, "give %s the SELinux label %s", name, label);
+    if (fstat(fd, &st)) return err_set(e, errno, "stat %s", name);
+    if (!S_ISDIR(st.st_mode)) return 0;
+    AUTO_DIR *d = dir_stream(fd, ".");
+    struct dirent *de;
+    if (!d || depth >= MAX_TREE_DEPTH)
+        return err_set(e, d ? ELOOP : errno, "open %s to label it", name);
+    fd_closep(&fd);
+    while ((de = dir_next(d)))
+        if (label_tree(dirfd(d), de->d_name, label, depth + 1, e)) return -1;
+    return 0;
+}
+
+struct volume_label {
+    const char *path, *label;
+};
+
+static int volume_label_run(void *arg) {
+    struct volume_label *x = arg;
+    struct err e = { 0 };
+    if (!label_tree(AT_FDCWD, x->path, x->label, 0, &e)) return 0;
+    fprintf(stderr, "skiff: %s\n", e.msg);
+    return 1;
+}
+
+/* Lets the container at what is mounted into it, as Docker does for z and Z: it gets the label of
+ * the container's files; shared: without what tells it from other containers. Not a directory that
+ * the host would not survive. */
+static int volume_label(struct make *m, const json_t *spec, const char *source, bool shared,
+                        struct err *e) {
+    static const char *const NEVER[] = { "/",    "/bin",     "/boot",   "/dev", "/etc",  "/home",
+                                         "/lib", "/lib64",   "/media",  "/opt", "/proc", "/root",
+                                         "/run", "/sbin",    "/srv",    "/sys", "/tmp",  "/usr",
+                                         "/var", "/var/lib", "/var/log" };
+    const char *label = js_str(spec, "linux.mountLabel"), *home = getenv("HOME"), *level = label;
+    AUTO_FREE char *real = label ? realpath(source, NULL) : NULL;
+    if (!label) return 0;
+    if (!real) return err_set(e, errno, "label %s", source);
+    bool never = str_eq(home, real);
+    for (size_t i = 0; i < ARRAY_LEN(NEVER); i++) never |= !strcmp(real, NEVER[i]);
+    if (never) return err_set(e, 0, "SELinux relabeling of %s is not allowed", real);
+    for (int i = 0; i < 3 && level; i++)
+        if ((level = strchr(level, ':'))) level++;
+    AUTO_FREE char *own =
+        shared && level ? str_fmt("%.*ss0", (int)(level - label), label) : str_dup(label);
+    struct volume_label x = { real, own };
+    int rc = launch_as_owner(&m->ids, volume_label_run, &x, e);
+    return rc <= 0 ? rc : err_set(e, 0, "labelling %s failed", real);
+}
+
 /* Does a container refer to the volume? */
 static bool volume_used(const struct store *s, const char *name) {
     AUTO_STRV ids = { 0 };
@@ -17208,6 +17272,7 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
     const char *source = p.n > 1 ? p.v[0] : NULL, *dest = p.n > 1 ? p.v[1] : p.v[0];
     AUTO_BUF opts = { 0 };
     bool ro = false, nocopy = false;
+    char share = 0; /* 'z' or 'Z' */
     buf_adds(&opts, "rbind");
     AUTO_STRV words = { 0 };
     if (p.n == 3) strv_split(&words, p.v[2], ',');
@@ -17215,12 +17280,11 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         const char *w = words.v[i];
         if (!strcmp(w, "ro") || !strcmp(w, "readonly")) ro = true;
         else if (!strcmp(w, "rw") || !*w) continue;
-        else if (!strcmp(w, "z") || !strcmp(w, "Z"))
-            log_warn("volume option '%s': %s", w,
-                     host_selinux()
-                         ? "files are not labelled anew; 'chcon -Rt container_file_t' does"
-                         : "there is no SELinux on this host; ignored");
-        else if (!strcmp(w, "nocopy")) nocopy = true;
+        else if (!strcmp(w, "z") || !strcmp(w, "Z")) {
+            share = *w;
+            if (!host_selinux())
+                log_warn("volume option '%s': there is no SELinux on this host; ignored", w);
+        } else if (!strcmp(w, "nocopy")) nocopy = true;
         else if (!strcmp(w, "cached") || !strcmp(w, "delegated") || !strcmp(w, "consistent"))
             continue; /* Docker's, for another system */
         else if (!strcmp(w, "rprivate") || !strcmp(w, "private") || !strcmp(w, "rslave") ||
@@ -17241,12 +17305,14 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
                 return err_set(e, errno, "bind source path %s", source);
             chmod(source, 0755);
         }
+        if (share && volume_label(m, spec, source, share == 'z', e)) return -1;
         return volume_mount(m, spec, "bind", source, dest, opts.p, NULL, e);
     }
     bool below =
         source && (!strcmp(source, ".") || str_prefix(source, "./") || str_prefix(source, ".."));
     if (below && access(source, F_OK) && dir_make(AT_FDCWD, source, e)) return -1;
     AUTO_FREE char *relative = below ? realpath(source, NULL) : NULL;
+    if (relative && share && volume_label(m, spec, relative, share == 'z', e)) return -1;
     if (relative) return volume_mount(m, spec, "bind", relative, dest, opts.p, NULL, e);
     if (source && (*source == '.' || *source == '~'))
         return err_set(e, 0,
@@ -17258,7 +17324,9 @@ static int volume_option(struct make *m, json_t *spec, const char *text, struct 
         source = random;
         js_push(js_suba(m->sk, "anonymousVolumes"), random);
     }
-    if (volume_use(m, source, dest, p.n == 1, nocopy, &made, e)) return -1;
+    if (volume_use(m, source, dest, p.n == 1, nocopy, &made, e) ||
+        volume_label(m, spec, made, share != 'Z', e))
+        return -1;
     return volume_mount(m, spec, "volume", made, dest, opts.p, source, e);
 }
 
@@ -17341,7 +17409,9 @@ static int mount_option(struct make *m, json_t *spec, const char *text, struct e
         source = random;
         js_push(js_suba(m->sk, "anonymousVolumes"), random);
     }
-    if (volume_use(m, source, dest, source == random, nocopy, &made, e)) return -1;
+    if (volume_use(m, source, dest, source == random, nocopy, &made, e) ||
+        volume_label(m, spec, made, true, e))
+        return -1;
     return volume_mount(m, spec, "volume", made, dest, o, source, e);
 }
 
@@ -17543,14 +17613,17 @@ static const char *choose_driver(const struct store *s, const struct idmap *ids,
 
 struct copy_want {
     struct make *m;
+    const char *label; /* SELinux'; NULL: none */
 };
 static int make_copy_run(void *arg) {
-    struct make *m = ((struct copy_want *)arg)->m;
+    const struct copy_want *w = arg;
+    struct make *m = w->m;
     struct err e = { 0 };
     AUTO_FD root = dir_open(m->c.dir, "rootfs", &e);
     if (root >= 0 &&
         !idx_unpack(&m->x, m->layers, root, m->ids.uids && idmap_single(&m->ids) ? 0 : UNPACK_CHOWN,
                     &e) &&
+        (!w->label || !label_tree(m->c.dir, "rootfs", w->label, 0, &e)) &&
         !file_replace(m->c.dir, "laid", "", 0, 0600, 0, &e)) {
         struct timespec then, now; /* later changes must be newer than it: by a tick of the clock */
         clock_gettime(CLOCK_REALTIME_COARSE, &then);
@@ -17639,7 +17712,7 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
             js_push(js_suba(r, "layers"), named ? to + 3 : link);
         }
     } else if (!strcmp(m->driver, "copy")) {
-        struct copy_want w = { m };
+        struct copy_want w = { m, js_str(spec, "linux.mountLabel") };
         int rc = launch_as_owner(&m->ids, make_copy_run, &w, e);
         if (rc) return rc < 0 ? -1 : err_set(e, 0, "copying the image failed");
         AUTO_FREE char *path = str_fmt("%s/containers/%s/rootfs", m->s->path, m->c.id);
