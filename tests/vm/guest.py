@@ -9,6 +9,8 @@ GROUP says who runs the tests, and where:
     plain      a user with neither
     slurm      as session, where Slurm runs
     nofuse     as session, but /dev/fuse cannot be opened
+    selinux    as session, where SELinux enforces policy.cil
+    selinux1   as plain, likewise
 
 skiff is the one in PATH. Each test is a function that raises when something is wrong. The last line
 printed is "N passed, N failed, N skipped".
@@ -439,6 +441,130 @@ def apparmor():
     contains(skiff(*words, 'run', '-b', bundle, 'box', status=1).stderr, '/process/selinuxLabel', 'SELinux is not enabled')
 
 
+CURRENT = ['cat', '/proc/self/attr/current']
+CONFINED = ['--security-opt', 'label=type:container_t']
+PROCESS, FILES_OF = 'system_u:system_r:container_t:', 'system_u:object_r:container_file_t:'
+
+
+def label_of(path):
+    return os.getxattr(path, 'security.selinux').decode().rstrip('\0')
+
+
+def set_label(path, label):
+    os.setxattr(path, 'security.selinux', label.encode() + b'\0', follow_symlinks=False)
+
+
+def labelled(type_, level='s0'):
+    """A file of the user's own with that label."""
+    path = tempfile.mkdtemp(dir=WORK) + '/file'
+    with open(path, 'w') as file:
+        file.write('told\n')
+    set_label(path, 'system_u:object_r:%s:%s' % (type_, level))
+    return path
+
+
+def said(text):
+    """A process' label, which the kernel ends with a zero."""
+    return text.rstrip('\0\n')
+
+
+def selinux_labels():
+    """The process has the label that is asked for, or one with categories of its own; without one it has the caller's."""
+    equal(said(run('tiny:1', *CURRENT).stdout), said(open('/proc/self/attr/current').read()))
+    equal(said(run('--security-opt', 'label=disable', 'tiny:1', *CURRENT).stdout), said(open('/proc/self/attr/current').read()))
+    assert re.fullmatch(PROCESS + r's0:c\d+,c\d+', said(run(*CONFINED, 'tiny:1', *CURRENT).stdout))
+    mine = ['--security-opt', 'label=level:s0:c1,c2']
+    for more in [], ['--init'], ['--security-opt', 'no-new-privileges'], ['--cap-drop', 'ALL', '--user', '65534'], ['--privileged']:
+        if '--user' not in more or os.environ['USER'] == 'tester':
+            equal(said(run(*mine, *more, 'tiny:1', *CURRENT).stdout), PROCESS + 's0:c1,c2')
+    contains(out('info', '--format', '{{.SecurityOptions}}'), 'name=selinux')
+    equal(json.loads(out('oci', 'features'))['linux']['selinux'], {'enabled': True})
+
+
+def selinux_enforced():
+    """What the policy denies the label is denied, by type and by category, and not to who has no label."""
+    secret, theirs = labelled('secret_t'), labelled('container_file_t', 's0:c3,c4')
+    read = lambda path, *words, **options: run('-v', path + ':/file', *words, 'tiny:1', 'cat', '/file', **options)
+    contains(read(secret, *CONFINED, status=1).stderr, 'ermission denied')
+    contains(read(secret, *CONFINED, '--privileged', status=1).stderr, 'ermission denied')
+    contains(read(theirs, '--security-opt', 'label=level:s0:c1,c2', status=1).stderr, 'ermission denied')
+    equal(read(secret, '--security-opt', 'label=disable').stdout, 'told\n')
+    equal(read(theirs, '--security-opt', 'label=level:s0:c3,c4').stdout, 'told\n')
+
+
+def selinux_mounts():
+    """What the container writes to has the label of its files, and every rung does with what the policy gives it."""
+    mine = ['--security-opt', 'label=level:s0:c1,c2']
+    table = run(*mine, '--tmpfs', '/tmp', 'tiny:1', 'cat', '/proc/self/mounts').stdout
+    labels = {line.split()[1]: line for line in table.splitlines() if 'context=' in line}
+    for place in '/dev', '/dev/pts', '/dev/shm', '/tmp', '/etc/hosts', '/sys/firmware':
+        contains(labels[place], 'context="%ss0:c1,c2"' % FILES_OF)
+    contains(run('--security-opt', 'label=filetype:secret_t', 'tiny:1', 'true', status=126).stderr, 'ermission denied')
+    for driver in ['copy'] + ['overlay', 'overlay-fuse'] * overlay_for_users() + ['fuse']:
+        contains(skiff('--storage-driver', driver, 'run', '--rm', '--network', 'none', *CONFINED, 'tiny:1', 'sh', '-c', FILES).stdout, 'fine\n')
+
+
+def selinux_volumes():
+    """z and Z give files the label of the container's, volumes have it unasked; what is not the user's to label is an error."""
+    mine = ['--security-opt', 'label=level:s0:c1,c2']
+    secret, shared, own = labelled('secret_t'), labelled('secret_t'), labelled('secret_t', 's0:c3')
+    os.symlink(secret, os.path.dirname(shared) + '/link')
+    equal(run(*mine, '-v', os.path.dirname(shared) + ':/d:z', '-v', own + ':/o:ro,Z', 'tiny:1', 'cat', '/d/file', '/o').stdout, 'told\ntold\n')
+    equal([label_of(path) for path in (os.path.dirname(shared), shared, own, secret)],
+          [FILES_OF + 's0', FILES_OF + 's0', FILES_OF + 's0:c1,c2', 'system_u:object_r:secret_t:s0'])
+    run('-v', secret + ':/file:Z', 'tiny:1', 'true')
+    run('-v', secret + ':/file:Z', '--security-opt', 'label=disable', 'tiny:1', 'true')
+    equal(label_of(secret), 'system_u:object_r:secret_t:s0')
+    for path, why in ('/etc', 'of /etc is not allowed'), ('/usr/bin', 'label'), (os.environ['HOME'], 'is not allowed'):
+        contains(run(*mine, '-v', path + ':/x:z', 'tiny:1', 'true', status=125).stderr, why)
+    for name, words in ('some', mine), ('others', CONFINED):
+        text = run(*words, '-v', 'named:/dir', '--mount', 'type=volume,target=/anonymous', 'tiny:1', 'sh', '-c',
+                   'echo x >/anonymous/x; echo %s >/dir/%s; cat /dir/b /dir/some' % (name, name)).stdout
+        equal(text, 'b\nsome\n')
+    out('volume', 'rm', 'named')
+
+
+def selinux_exec():
+    """What exec adds has the label of the container, and what a restart starts."""
+    out('run', '-d', '--name', 'confined', '--network', 'none', *CONFINED, '-v', labelled('secret_t') + ':/file', 'tiny:1', *FOREVER)
+    process, mount = inspect('confined', '{{.ProcessLabel}} {{.MountLabel}}').split()
+    assert process.startswith(PROCESS) and mount == FILES_OF + process[len(PROCESS):], (process, mount)
+    for _ in range(2):
+        equal(said(open('/proc/%s/attr/current' % inspect('confined', '{{.State.Pid}}')).read()), process)
+        equal(said(out('exec', 'confined', *CURRENT)), process)
+        contains(skiff('exec', 'confined', 'cat', '/file', status=1).stderr, 'ermission denied')
+        out('restart', '-t', '1', 'confined')
+    out('rm', '-f', 'confined')
+
+
+def selinux_unknown():
+    """A label that the policy does not know is named."""
+    for word, label in (('type:nosuch_t', 'nosuch_t'), ('role:nosuch_r', 'nosuch_r'), ('user:nosuch_u', 'nosuch_u'),
+                        ('filetype:nosuch_t', 'mount label system_u:object_r:nosuch_t'), ('level:s9', 's9')):
+        contains(run('--security-opt', 'label=' + word, 'tiny:1', 'true', status=125).stderr, 'SELinux policy does not know', label)
+    bundle, words = oci_bundle({'selinuxLabel': 'a:b:c:s0'})
+    contains(skiff(*words, 'run', '-b', bundle, 'box', status=1).stderr, 'SELinux policy does not know', 'a:b:c:s0')
+    bundle, words = oci_bundle({}, {'mountLabel': 'a:b:c:s0'})
+    contains(skiff(*words, 'run', '-b', bundle, 'box', status=1).stderr, 'SELinux policy does not know', 'mount label a:b:c:s0')
+
+
+def selinux_bundle():
+    """process.selinuxLabel and linux.mountLabel, and what the runtime's own exec is told."""
+    label, mount = PROCESS + 's0:c1,c2', FILES_OF + 's0:c1,c2'
+    bundle, words = oci_bundle({'selinuxLabel': label, 'args': ['sleep', '1000']}, {'mountLabel': mount})
+    for place, _, files in os.walk(bundle + '/rootfs'):
+        for path in [place] + [os.path.join(place, file) for file in files]:
+            set_label(path, mount)
+    skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
+    equal(said(open('/proc/%d/attr/current' % json.loads(out(*words, 'state', 'box'))['pid']).read()), label)
+    equal(said(out(*words, 'exec', 'box', *CURRENT)), label)
+    equal(said(out(*words, 'exec', '--process-label', PROCESS + 's0:c1,c2,c5', 'box', *CURRENT)), PROCESS + 's0:c1,c2,c5')
+    equal(said(out(*words, 'exec', '--process', process_file(bundle), 'box')), label)
+    equal(said(out(*words, 'exec', '--process', process_file(bundle, selinuxLabel=PROCESS + 's0:c1,c2,c6'), 'box')), PROCESS + 's0:c1,c2,c6')
+    contains(out(*words, 'exec', 'box', 'grep', ' /dev tmpfs', '/proc/mounts'), 'context="%s"' % mount)
+    out(*words, 'delete', '-f', 'box')
+
+
 # ---- limits: a cgroup v2 that is the user's own ----
 
 def own_cgroup():
@@ -746,6 +872,9 @@ GROUPS = {
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
     'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
+    'selinux': [load, selinux_labels, selinux_enforced, selinux_mounts, selinux_volumes, selinux_exec, selinux_unknown, selinux_bundle,
+                nothing_left],
+    'selinux1': [load, selinux_labels, selinux_mounts, selinux_volumes, nothing_left],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
