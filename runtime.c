@@ -9711,6 +9711,7 @@ static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct
     char number[2][24];
     AUTO_FREE char *file = cgroup_file(c, "devices.allow");
     if (!host_real_root() && (!file || access(file, W_OK))) return 0; /* as with v2 */
+    if (cgroup_set(c, "devices.deny", "a", e)) return -1;
     json_array_foreach (rules, i, j) {
         i64 n[2] = { js_int(j, "major", -1), js_int(j, "minor", -1) };
         for (int k = 0; k < 2; k++)
@@ -9733,12 +9734,13 @@ static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct
     return 0;
 }
 
-/* linux.resources.devices: the last rule that matches decides, and none is a refusal. */
+/* linux.resources.devices: the last rule that matches decides, and none is a refusal, as runc and
+ * crun have it: the host's root without any rule has but what is always allowed. */
 static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
     AUTO_BUF b = { 0 };
     size_t n = json_array_size(rules);
     bool all = false;
-    if (!n) return 0;
+    if (!c->path || (!n && !host_real_root())) return 0;
     if (cgroup_is_v1(c)) return cgroup_devices_v1(c, rules, e);
     bpf_put(&b, 0x61, 0x12, 0, 0); /* w2 = type, w3 = access, w4 = major, w5 = minor */
     bpf_put(&b, 0x54, 0x02, 0, 0xffff);
@@ -11301,6 +11303,8 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
     /* Any directory will do to mount on, so none is made for it: the store's names/, which nobody
      * looks at in this namespace. The overlay covers the file server's mount. */
     const char *at = "../../names";
+    /* who may not make devices has none of the image either; those of /dev are mounts */
+    bool nodev = js_get(p->spec, "skiff") && !(p->cap_bounding & CAP_BIT(CAP_MKNOD));
     if (!strcmp(p->driver, "overlay-fuse") || !strcmp(p->driver, "overlay")) {
         AUTO_BUF data = { 0 };
         buf_adds(&data, "lowerdir=");
@@ -11324,8 +11328,9 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         plan_label(p, &data);
         size_t plain = data.n;
         if (l->ephemeral) buf_adds(&data, ",volatile");
-        if (mount("skiff", at, "overlay", 0, data.p) &&
-            (data.p[plain] = 0, mount("skiff", at, "overlay", 0, data.p)))
+        unsigned long flags = nodev ? MS_NODEV : 0;
+        if (mount("skiff", at, "overlay", flags, data.p) &&
+            (data.p[plain] = 0, mount("skiff", at, "overlay", flags, data.p)))
             return err_set(e, errno, "mount overlay (%s)", data.p);
     } else if (!strcmp(p->driver, "fuse")) {
         if (launch_ufs(at, true, sync, e)) return -1;
@@ -11333,7 +11338,8 @@ static int launch_rootfs(struct launch *l, int sync, struct err *e) {
         AUTO_FD tree = sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE | AT_RECURSIVE);
         AUTO_FD on = tree >= 0 ? open(at, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
         if (on < 0) return err_set(e, errno, "root file system %s", at);
-        if (mnt_attach(tree, on, e)) return -1;
+        if (mnt_attach(tree, on, e) || (nodev && mnt_attr(tree, MOUNT_ATTR_NODEV, 0, true, e)))
+            return -1;
         return fd_steal(&tree);
     }
     int root = open(at, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -17724,7 +17730,12 @@ static int make_rootfs(struct make *m, json_t *spec, struct err *e) {
 /* ---- 24.8 process, capabilities, namespaces ---- */
 static int make_caps(struct make *m, json_t *proc, u64 *ret, struct err *e) {
     AUTO_STRV add = { 0 }, drop = { 0 };
-    u64 caps = m->privileged ? CAP_ALL : CAP_DOCKER, last = 0;
+    /* the host's root could make any device, without a cgroup that forbids its use; launch_rootfs
+     * sees to those of the image */
+    u64 caps = m->privileged ? CAP_ALL
+               : m->ids.uids ? CAP_DOCKER
+                             : CAP_DOCKER & ~CAP_BIT(CAP_MKNOD),
+        last = 0;
     char line[16];
     cli_list(m->cli, "cap-add", &add);
     cli_list(m->cli, "cap-drop", &drop);
@@ -27040,7 +27051,12 @@ static int oci_send_console(const char *path, int master, struct err *e) {
     return 0;
 }
 
-/* The same with v1. */
+static int oci_limits(const json_t *res, const struct cgroup *c, struct err *e) {
+    return (res && cgroup_apply(c, res, e)) || cgroup_devices(c, js_get(res, "devices"), e) ? -1
+                                                                                            : 0;
+}
+
+/* cgroupsPath with v1. */
 static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, struct err *e) {
     const char *path = js_str_or(spec, "linux.cgroupsPath", "");
     const json_t *res = js_path(spec, "linux.resources");
@@ -27049,8 +27065,7 @@ static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, s
     AUTO_FREE char *at = str_fmt("%s%s", *path == '/' || !geteuid() ? "/" : "", clean);
     struct err none;
     if (cgroup_place_v1(at, NULL, c, &none)) return 0; /* not ours to write */
-    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
-                                                                                            : 0;
+    return oci_limits(res, c, e);
 }
 
 /* A scope for cgroupsPath, systemd's slice:prefix:name, with the container in a cgroup below it, as
@@ -27078,8 +27093,7 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     c->path = str_fmt("%s%s%s", own, *below ? "/" : "", below);
     if (*below) cgroup_enable(own);
     if (*below && mkdir(c->path, 0755)) return err_set(e, errno, "make cgroup %s", c->path);
-    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
-                                                                                            : 0;
+    return oci_limits(res, c, e);
 }
 
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
@@ -27129,8 +27143,7 @@ static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, stru
         cgroup_enable(made);
         *s = was;
     }
-    return res && (cgroup_apply(c, res, e) || cgroup_devices(c, js_get(res, "devices"), e)) ? -1
-                                                                                            : 0;
+    return oci_limits(res, c, e);
 }
 
 /* Processes of a container: its cgroup's; without one its pid namespace's, unless that is the

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tarfile
 
 import lib
 from lib import Failed, Skipped, docker_archive, entry, eq, image, match, no_match, only, tar, timeout, true, until
@@ -471,3 +472,33 @@ def test_limits(sk):
         import resource
         r = sk("images", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (64 << 20, 64 << 20)))
         true(r.code in (0, 1, 125), "an ordered end, got %d" % r.code)
+
+
+@only("root")
+@image(None)
+def test_devices_of_the_host(sk):
+    """The host's root in a container makes no device of the host, and uses none that the image brings, unless it may make them."""
+    node = lambda name, minor: entry(name, type=tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=minor)
+    archive = sk.file("nodes.tar", docker_archive(lib.busybox_layer(), tar(node("zero", 5), entry("d/"), node("d/zero", 5)), tag="nodes"))
+    use = "for f in /zero /d/zero; do head -c 2 $f | wc -c; done; mknod /made c 1 5 && head -c 2 /made | wc -c; head -c 2 /dev/zero | wc -c"
+
+    def root(*words):
+        p = subprocess.run([lib.SKIFF, *words], env=dict(sk.env, SKIFF_ROOT=sk.dir + "/roots"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True, timeout=lib.PATIENCE)
+        return p.stdout, p.stderr
+
+    try:
+        root("load", "-i", archive)
+        for driver in "overlay", "copy":
+            run = ["--storage-driver", driver, "run", "--rm", "--network", "none"]
+            with sk.case(driver):
+                out, err = root(*run, "nodes", "sh", "-c", use)
+                eq(out.split(), ["0", "0", "2"], err)
+                match(err, "(?s)/zero: Permission denied.*/d/zero: Permission denied.*mknod: /made: Operation not permitted")
+            with sk.case(driver + ": it may"):
+                out, err = root(*run, "--cap-add", "MKNOD", "nodes", "sh", "-c", use)
+                eq(out.split(), ["2"] * 4, err)
+            with sk.case(driver + ": --device"):
+                eq(root(*run, "--device", "/dev/zero:/dev/other", "nodes", "head", "-c", "2", "/dev/other"), ("\0\0", ""))
+    finally:
+        shutil.rmtree(sk.dir + "/roots", ignore_errors=True)
