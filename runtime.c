@@ -11184,6 +11184,7 @@ struct launch {
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent;
     bool for_parent; /* what is started is a child of our parent, not of ours */
+    bool no_wait;    /* launch_wait: only until the joined process is there; the rest is in sync */
     /* the writable layer goes with the container: it need not reach the disk, and `mounts` keeps
      * the mounts, so that the end of the first process does not wait until they are taken down */
     bool ephemeral;
@@ -12344,9 +12345,10 @@ static int launch_wait(struct launch *l, struct err *e) {
         else if (msg[0] == MSG_READY) {
             ready = true;
             if (n == 1) l->mounts = fds[--n];
-        } else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid)
+        } else if (msg[0] == MSG_PID && k == 1 + (ssize_t)sizeof l->pid) {
             memcpy(&l->pid, msg + 1, sizeof l->pid);
-        else if (msg[0] == MSG_ERROR && k == (ssize_t)sizeof msg) {
+            if (l->no_wait && !n) return 0;
+        } else if (msg[0] == MSG_ERROR && k == (ssize_t)sizeof msg) {
             memcpy(e, msg + 1, sizeof *e);
             e->msg[sizeof e->msg - 1] = 0;
             rc = -1;
@@ -14821,7 +14823,7 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
  * supervisor, as if the supervisor had done it. It dies with the supervisor too. A container that
  * is removed when it exits and has no health check is never started again, and has no starter.
  * Uses: 1-20. */
-enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384 };
+enum { SUPER_CLIENTS = 64, SUPER_CHUNK = 32768, LOG_LINE = 16384, HEALTH_TEXT = 4096 };
 
 struct super_client {
     int fd; /* owned; -1: free slot */
@@ -14843,8 +14845,8 @@ struct super_health {
     i64 interval_ms, timeout_ms, start_ms, start_interval_ms, retries;
     i64 next_ms, deadline_ms; /* monotonic; 0: none */
     pid_t pid;                /* running probe; 0: none */
-    int pidfd, out;           /* its own, and its output; owned; -1 */
-    struct buf text;
+    int pidfd, out, sync;     /* its own, its output, its word before it executes; owned; -1 */
+    struct buf text;          /* the first HEALTH_TEXT bytes of the output, and what we say */
     i64 began_ns;
 };
 
@@ -14875,7 +14877,8 @@ struct super {
 };
 
 /* What the starter answers, with descriptors: of the process, then the terminal, or stdout, stderr
- * and where it is open stdin; of a health check the process and its output. */
+ * and where it is open stdin; of a health check the process, its output, and the socket on which it still
+ * may say why it did not execute: processes of the container can stop it there, so nobody waits. */
 struct super_started {
     struct err e; /* status: exit status; msg: empty where it went well */
     pid_t pid;
@@ -15145,7 +15148,7 @@ static void health_next(struct super *s) {
 static void health_init(struct super *s) {
     const json_t *h = js_path(s->c->config, "skiff.health");
     struct super_health *x = &s->health;
-    *x = (struct super_health){ .out = -1, .pidfd = -1 };
+    *x = (struct super_health){ .out = -1, .pidfd = -1, .sync = -1 };
     if (!json_array_size(js_get(h, "test"))) return;
     x->interval_ms = js_int(h, "intervalNs", 30000000000) / 1000000;
     x->timeout_ms = js_int(h, "timeoutNs", 30000000000) / 1000000;
@@ -15160,16 +15163,30 @@ static void health_init(struct super *s) {
     health_next(s);
 }
 
+/* The output goes on being read when there is enough of it: else the probe would wait, and fail. */
+static void health_output(struct super_health *x) {
+    char b[4096];
+    ssize_t k = read(x->out, b, sizeof b);
+    size_t room = x->text.n < HEALTH_TEXT ? HEALTH_TEXT - x->text.n : 0;
+    if (k > 0) buf_add(&x->text, b, (size_t)k < room ? (size_t)k : room);
+    else if (k == 0 || (errno != EAGAIN && errno != EINTR)) fd_closep(&x->out);
+}
+
 static void health_result(struct super *s, int code) {
     struct super_health *x = &s->health;
     json_t *h = js_sub(s->c->state, "health"), *log = js_suba(h, "log"), *r = json_object();
     char t[40];
     struct err e;
+    char said[1 + sizeof e];
     if (x->out >= 0) fcntl(x->out, F_SETFL, O_NONBLOCK);
-    char more[4096];
-    for (ssize_t k; x->out >= 0 && x->text.n < 4096 && (k = read(x->out, more, sizeof more)) > 0;)
-        buf_add(&x->text, more, (size_t)k);
-    fd_closep(&x->out), fd_closep(&x->pidfd);
+    for (size_t was = SIZE_MAX; x->out >= 0 && x->text.n != was;) was = x->text.n, health_output(x);
+    for (ssize_t k; x->sync >= 0 && (k = recv(x->sync, said, sizeof said, MSG_DONTWAIT)) > 0;) {
+        if (said[0] != MSG_ERROR || k != (ssize_t)sizeof said) continue;
+        memcpy(&e, said + 1, sizeof e);
+        e.msg[sizeof e.msg - 1] = 0;
+        buf_adds(&x->text, e.msg);
+    }
+    fd_closep(&x->out), fd_closep(&x->pidfd), fd_closep(&x->sync);
     js_sets(r, "Start", time_rfc3339(x->began_ns, t));
     js_sets(r, "End", time_rfc3339(time_now_ns(), t));
     js_seti(r, "ExitCode", code);
@@ -15203,9 +15220,9 @@ static void health_start(struct super *s) {
     health_next(s);
     if (ctr_is(s->c, "paused")) return;
     x->began_ns = time_now_ns();
-    if (!super_ask(s, 'H', &got, fds, &n, &e) && n == 2) {
+    if (!super_ask(s, 'H', &got, fds, &n, &e) && n == 3) {
         x->pid = got.pid;
-        x->pidfd = fds[0], x->out = fds[1];
+        x->pidfd = fds[0], x->out = fds[1], x->sync = fds[2];
         x->deadline_ms = time_mono_ms() + x->timeout_ms;
         return;
     }
@@ -15214,14 +15231,14 @@ static void health_start(struct super *s) {
     health_result(s, e.status ? e.status : 1);
 }
 
-/* Ends a running probe. */
+/* Ends a running probe; super_reap reaps it, since one in a frozen cgroup of v1 lives on. */
 static void health_kill(struct super_health *x) {
     sys_pidfd_kill(x->pidfd, SIGKILL);
-    waitpid(x->pid, NULL, 0);
+    x->pid = 0;
 }
 
 /* The starter: starts a probe. */
-static void health_begin(struct super *s, struct super_started *ret, int fds[2], unsigned *n) {
+static void health_begin(struct super *s, struct super_started *ret, int fds[3], unsigned *n) {
     struct super_health *x = &s->health;
     int p[2] = { -1, -1 };
     struct launch l;
@@ -15239,12 +15256,12 @@ static void health_begin(struct super *s, struct super_started *ret, int fds[2],
     }
     ctr_join_init(s->c, &x->plan, &l);
     l.stdio[1] = l.stdio[2] = p[1];
-    l.for_parent = true;
+    l.for_parent = l.no_wait = true;
     if (!launch_join(&l, s->l.pidfd, ctr_namespaces(&s->plan), &ret->e) &&
         !launch_wait(&l, &ret->e)) {
         ret->pid = l.pid;
-        fds[0] = sys_pidfd_open(l.pid), fds[1] = p[0];
-        *n = 2;
+        fds[0] = sys_pidfd_open(l.pid), fds[1] = p[0], fds[2] = fd_steal(&l.sync);
+        *n = 3;
     } else close(p[0]);
     close(p[1]);
     launch_done(&l);
@@ -15686,7 +15703,7 @@ static void super_turn(struct super *s, int timeout) {
     p[n++] = (struct pollfd){ clogged ? -1 : s->out[0], POLLIN, 0 };
     p[n++] = (struct pollfd){ clogged ? -1 : s->out[1], POLLIN, 0 };
     p[n++] = (struct pollfd){ s->pending.n || s->close_in ? s->in : -1, POLLOUT, 0 };
-    p[n++] = (struct pollfd){ s->health.text.n < 4096 ? s->health.out : -1, POLLIN, 0 };
+    p[n++] = (struct pollfd){ s->health.out, POLLIN, 0 };
     for (size_t i = 0; i < SUPER_CLIENTS; i++) {
         at_client[i] = n;
         if (s->client[i].fd < 0) continue;
@@ -15705,12 +15722,7 @@ static void super_turn(struct super *s, int timeout) {
     if (p[2].revents) super_output(s, 0);
     if (p[3].revents && !super_clogged(s))
         super_output(s, 1); /* one message waits for each client, not two */
-    if (p[5].revents) {
-        char b[1024];
-        ssize_t k = read(s->health.out, b, sizeof b);
-        if (k > 0) buf_add(&s->health.text, b, (size_t)k);
-        else fd_closep(&s->health.out);
-    }
+    if (p[5].revents && s->health.out >= 0) health_output(&s->health);
     for (size_t i = 0; i < SUPER_CLIENTS; i++) {
         struct super_client *k = &s->client[i];
         if (k->fd < 0 || at_client[i] >= n || p[at_client[i]].fd != k->fd) continue;
@@ -15762,8 +15774,9 @@ static void super_finish(struct super *s) {
     struct err e;
     struct ctr *c = s->c;
     bool oom = s->oom || cgroup_ooms(&s->l.cgroup) > s->ooms;
-    if (s->health.pid) health_kill(&s->health), s->health.pid = 0;
-    fd_closep(&s->health.out), fd_closep(&s->health.pidfd);
+    if (s->health.pid) health_kill(&s->health);
+    fd_closep(&s->health.out), fd_closep(&s->health.pidfd), fd_closep(&s->health.sync);
+    buf_done(&s->health.text);
     s->health.have = false;
     if (s->starter >= 0) cgroup_kill(&s->l.cgroup);
     s->mounts = fd_steal(&s->l.mounts);

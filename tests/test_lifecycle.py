@@ -233,6 +233,20 @@ def test_health(sk):
         sk("run -d --name tt --health-cmd", "sleep 1000", "--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "1", "busybox", "sleep", "1000").ok
         sk.becomes("tt", "{{.State.Health.Status}}", "unhealthy")
         until(lambda: sk("top tt").ok.out.count("sleep 1000") <= 3, "the hanging check is ended")
+    with sk.case("a check with more output than is kept does not wait for its reader"):
+        sk("run -d --name mm --health-cmd", "head -c 300000 /dev/zero | tr '\\0' x", "--health-interval", "1s", "--health-timeout", "9s", "--health-retries", "1", "busybox", "sleep", "1000").ok
+        until(lambda: sk.get("mm", "{{.State.Health.Status}}") != "starting", "it ends")
+        eq(sk.get("mm", "{{.State.Health.Status}} {{len (index .State.Health.Log 0).Output}}"), "healthy 4096")
+    with sk.case("a container that stops its checks before they execute does not stop its supervisor"):
+        sk("run -d --name ss --health-cmd true --health-interval 1s --health-timeout 1s --health-retries 1 busybox sh -c", "while :; do kill -STOP -- -1; done 2>/dev/null").ok
+        until(lambda: "exceeded" in sk.get("ss", "{{json .State.Health.Log}}"), "one was stopped, and that is noticed")
+        sk("rm -f ss").ok
+    with sk.case("a check that cannot execute"):
+        sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="hn", config={"Healthcheck": {"Test": ["CMD", "/nosuch"], "Interval": 10**9, "Retries": 1}})).ok
+        sk("run -d --name nn hn sleep 1000").ok
+        sk.becomes("nn", "{{.State.Health.Status}}", "unhealthy")
+        eq(sk.get("nn", "{{(index .State.Health.Log 0).ExitCode}}"), "127")
+        match(sk.get("nn", "{{json .State.Health.Log}}"), "/nosuch.*no such file")
     with sk.case("of the image, --no-healthcheck, start period"):
         sk("load -q", input=lib.docker_archive(lib.busybox_layer(), tag="hc", config={
             "Healthcheck": {"Test": ["CMD", "true"], "Interval": 10**9, "Retries": 1}})).ok
