@@ -15558,8 +15558,8 @@ static void super_starter(struct super *s) {
  * along. */
 /* clang-format off */
 static const u16 SUPER_CALLS[] = {
-    SYS_accept4, SYS_brk, SYS_close, SYS_close_range, SYS_exit, SYS_exit_group, SYS_fchmod,
-    SYS_fchmodat, SYS_fdatasync, SYS_flock, SYS_fsync, SYS_futex, SYS_getdents64, SYS_getegid,
+    SYS_accept4, SYS_brk, SYS_close, SYS_close_range, SYS_exit, SYS_exit_group,
+    SYS_fdatasync, SYS_flock, SYS_fsync, SYS_futex, SYS_getdents64, SYS_getegid,
     SYS_geteuid, SYS_getgid, SYS_getpid, SYS_getrandom, SYS_getsockopt, SYS_gettid, SYS_getuid,
     SYS_madvise, SYS_mkdirat, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_openat,
     SYS_pidfd_send_signal, SYS_ppoll, SYS_pread64, SYS_read, SYS_readlinkat, SYS_readv,
@@ -15573,26 +15573,33 @@ static const u16 SUPER_CALLS[] = {
     SYS_mkdir, SYS_open, SYS_poll, SYS_readlink, SYS_rename, SYS_rmdir, SYS_unlink,
 #endif /* x86, arm */
 #ifdef SYS__llseek
-    SYS__llseek, SYS_clock_gettime64, SYS_clock_nanosleep_time64, SYS_fcntl64, SYS_fstat64,
-    SYS_fstatat64, SYS_ftruncate64, SYS_futex_time64, SYS_ppoll_time64,
+    SYS__llseek, SYS_clock_gettime64, SYS_clock_nanosleep_time64, SYS_fstat64, SYS_fstatat64,
+    SYS_ftruncate64, SYS_futex_time64, SYS_ppoll_time64,
 #else
-    SYS_clock_gettime, SYS_clock_nanosleep, SYS_fcntl, SYS_fstat, SYS_ftruncate,
-    SYS_gettimeofday, SYS_lseek, SYS_newfstatat,
+    SYS_clock_gettime, SYS_clock_nanosleep, SYS_fstat, SYS_ftruncate, SYS_gettimeofday,
+    SYS_lseek, SYS_newfstatat,
 #endif /* 32 bits, 64 bits */
 };
 /* clang-format on */
 
 #ifdef SYS_mmap2
-enum { SUPER_MMAP = SYS_mmap2 };
+enum { SUPER_MMAP = SYS_mmap2, SUPER_FCNTL = SYS_fcntl64 };
 #else
-enum { SUPER_MMAP = SYS_mmap };
+enum { SUPER_MMAP = SYS_mmap, SUPER_FCNTL = SYS_fcntl };
 #endif /* 32 bits, 64 bits */
 
-/* No code but our own, no ioctl that types into a terminal, no namespace but to remove files; the
- * last one only where cgroup_remove() has v1. */
+/* No code but our own; of fcntl(2) F_DUPFD to F_SETLKW, since F_SETOWN and F_SETSIG send any signal
+ * to anybody; no ioctl that types into a terminal; no namespace but to remove files, nor a mode but
+ * that of a directory whose files are removed: Landlock knows of no chmod(2). The last one only
+ * where cgroup_remove() has v1. */
 static const struct filter_some SUPER_SOME[] = {
-    { SUPER_MMAP, 2, PROT_EXEC, 0 },          { SYS_mprotect, 2, PROT_EXEC, 0 },
-    { SYS_ioctl, 1, UINT32_MAX, TIOCSWINSZ }, { SYS_setns, 1, UINT32_MAX, CLONE_NEWUSER },
+    { SUPER_MMAP, 2, PROT_EXEC, 0 },
+    { SYS_mprotect, 2, PROT_EXEC, 0 },
+    { SUPER_FCNTL, 1, ~7u, 0 },
+    { SYS_ioctl, 1, UINT32_MAX, TIOCSWINSZ },
+    { SYS_fchmod, 1, UINT32_MAX, 0700 },
+    { SYS_fchmodat, 2, UINT32_MAX, 0700 },
+    { SYS_setns, 1, UINT32_MAX, CLONE_NEWUSER },
     { SYS_kill, 1, UINT32_MAX, SIGKILL },
 };
 

@@ -283,7 +283,7 @@ def test_isolation(sk):
 
 
 CALLS = dict(openat=257, socket=41, kill=62, fork=57, execve=59, mprotect=10, setns=308, ioctl=16, mkdirat=258, unlinkat=263, renameat2=316,
-             truncate=76, symlinkat=266, ptrace=101, mount=165, getpid=39)
+             truncate=76, symlinkat=266, ptrace=101, mount=165, getpid=39, fcntl=72, fchmod=91, fchmodat=268)
 
 
 def inside(sk, pid, call, *args):
@@ -333,9 +333,11 @@ def test_supervisor_is_shut_in(sk):
         with sk.case("%s: calls that it has no need of" % name):
             for call in [("socket", 1, 1, 0), ("fork",), ("execve", "/bin/true", 0, 0), ("kill", os.getpid(), 0), ("kill", sk.pid("other"), 9),
                          ("ptrace", 16, sk.pid("other"), 0, 0), ("mount", "none", "/tmp", "tmpfs", 0, 0), ("mprotect", 0, 4096, 7),
-                         ("setns", 0, 0x20000), ("ioctl", 0, 0x5412, 0), ("symlinkat", "/etc", here, own + "/link"), ("truncate", outside + "/secret", 0)]:
+                         ("setns", 0, 0x20000), ("ioctl", 0, 0x5412, 0), ("symlinkat", "/etc", here, own + "/link"), ("truncate", outside + "/secret", 0),
+                         ("fcntl", 3, 8, sk.pid("other")), ("fcntl", 3, 10, 9), ("fchmod", 3, 0o777), ("fchmodat", here, outside, 0o755)]:
                 eq(inside(sk, sup, *call), "EPERM", str(call))
             eq(inside(sk, sup, "setns", 99, 0x10000000), "EBADF", "its user namespace, to remove files")
+            eq(inside(sk, sup, "fchmodat", here, own, 0o700), "0", "a directory, to remove files")
         if landlock() >= 2:
             with sk.case("%s: files of others" % name):
                 for path in "/etc/passwd", outside + "/secret", sk.root + "/index.json", other + "/config.json", other + "/state.json", "/proc/self/status":
