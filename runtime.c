@@ -15842,6 +15842,9 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
                          .userns = -1,
                          .mounts = -1 };
     for (size_t i = 0; i < SUPER_CLIENTS; i++) s->client[i].fd = -1;
+    /* a pipe or a lock that the caller has open would be open for as long as the container runs */
+    const int keep[] = { c->s->dir, c->dir, lock, client, ready };
+    fd_close_except(keep, ARRAY_LEN(keep));
     launch_init(&s->l);
     prctl(PR_SET_NAME, "skiff-super");
     g_log.quiet = true;

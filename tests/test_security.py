@@ -3,6 +3,7 @@ import ctypes
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -379,6 +380,14 @@ def test_supervisor_without_landlock(sk):
     sk("rm -f cc").ok
     sk("run --rm busybox echo hello", env=env).says("hello")
     until(lambda: not os.listdir(sk.root + "/tmp"), "its files are removed")
+
+
+def test_supervisor_holds_nothing_of_the_caller(sk):
+    r, w = os.pipe()
+    sk("run -d --name cc busybox sleep 1000", pass_fds=[w]).ok
+    os.close(w)
+    true(select.select([r], [], [], lib.PATIENCE)[0] and not os.read(r, 1), "the end of the pipe while the container runs")
+    os.close(r)
 
 
 def test_starter(sk):
