@@ -15485,10 +15485,15 @@ static u64 super_memory(struct super *s) {
     return super_ask(s, 'M', &got, fds, &n, &ignored) ? 0 : got.memory;
 }
 
-/* What `update` and `rename` may have changed meanwhile; a container that goes has no policy. */
+/* What `update` and `rename` may have changed meanwhile; a container that goes has no policy, and is
+ * spared the reading where its name is still its own. */
 static void super_reread(struct super *s) {
     struct err ignored;
-    if (js_bool(s->c->config, "skiff.autoRemove")) return;
+    char owner[HEX_LEN + 1];
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(s->c));
+    if (js_bool(s->c->config, "skiff.autoRemove") && name_owner(s->c->s->dir, link, owner) &&
+        !strcmp(owner, s->c->id))
+        return;
     AUTO_JSON *now = js_load(s->c->dir, "config.json", &ignored);
     json_t *policy = js_path(now, "skiff.restart"), *limits = js_path(now, "linux.resources");
     json_t *name = js_path(now, "skiff.name");

@@ -295,6 +295,12 @@ def test_wait_and_rm(sk):
     with sk.case("--rm takes them as well"):
         sk("run --rm -v /anon busybox true").ok
         sk("volume ls -q").says("named")
+    with sk.case("--rm and the name that it has been given since"):
+        sk("run -d --rm --name first busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done").ok
+        sk("rename first second").ok
+        sk("exec second touch /go").ok
+        until(lambda: "second" not in os.listdir(sk.root + "/names"), "the name is free")
+        eq(sk("events --since 10m --until 0s --filter event=destroy --format", "{{.Actor.Attributes.name}}").ok.lines[-1], "second")
     with sk.case("several"):
         sk("create --name dd busybox").ok
         sk("create --name ee busybox").ok
