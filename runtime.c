@@ -23529,7 +23529,9 @@ static int cmd_logs(struct cli *c, struct err *e) {
          i--) { /* oldest first */
         char name[32] = "log.json";
         if (i) snprintf(name, sizeof name, "log.json.%d", (int)i);
-        int fd = openat(k.dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        /* the file is held from the start: with --rm it goes together with its last line */
+        int make = !i && cli_flag(c, "follow") && ctr_alive(&k) ? O_CREAT : 0;
+        int fd = openat(k.dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | make, 0600);
         if (fd >= 0) fds[n++] = fd;
     }
     u64 total = 0, at = 0;

@@ -97,6 +97,13 @@ def test_follow(sk):
         eq(p.stdout.readline(), b"went\n")
         sk("kill bb").ok
         p.wait(30)
+    with sk.case("of one that is removed with its only line"):
+        sk("run -d --rm --name dd busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done; echo went").ok
+        log = "%s/containers/%s/log.json" % (sk.root, sk.get("dd", "{{.Id}}"))
+        p = sk.popen("logs -f dd", stdout=subprocess.PIPE)
+        until(lambda: os.path.exists(log), "the follower holds the log")
+        sk("exec dd touch /go").ok
+        eq(p.communicate(timeout=30)[0], b"went\n")
     with sk.case("through a rotation"):
         sk("run -d --name cc --log-opt max-size=10k --log-opt max-file=3 busybox sh -c", "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo $i; done; sleep 0.5; echo end").ok
         r = sk("logs -f cc").ok
