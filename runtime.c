@@ -1092,6 +1092,34 @@ static char *path_clean(const char *p) {
     return s;
 }
 
+/* Fields of /proc/PID/stat after the command's name; false where the process is gone. */
+static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22]) {
+    char path[40], text[1024];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (file_line(AT_FDCWD, path, text, sizeof text)) return false;
+    char *open = strchr(text, '('), *close = strrchr(text, ')');
+    if (!open || !close || close < open || !close[1]) return false;
+    snprintf(comm, n, "%.*s", (int)(close - open - 1), open + 1);
+    char *save = NULL;
+    int i = 0;
+    for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save))
+        f[i++] = strtoull(t, NULL, 10);
+    return i == 22;
+}
+
+/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie.
+ * */
+static unsigned long long proc_started(pid_t pid) {
+    char comm[64];
+    unsigned long long f[22];
+    char path[40], text[512];
+    if (pid <= 0 || !proc_stat(pid, comm, sizeof comm, f)) return 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (file_line(AT_FDCWD, path, text, sizeof text)) return 0;
+    char *state = strrchr(text, ')');
+    return state && state[1] && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
+}
+
 /* A helper program of the host that runs. */
 struct proc {
     pid_t pid;
@@ -14473,6 +14501,21 @@ static void ctr_event(const struct ctr *c, const char *action, json_t *attribute
     store_event(c->s, "container", action, c->id, a);
 }
 
+/* Ends what a lost supervisor has left. The kernel ends the first process with it, but not one that
+ * has changed its user since (PR_SET_PDEATHSIG), as many an image's entry point does. */
+static void ctr_end_lost(const struct ctr *c) {
+    pid_t pid = (pid_t)js_int(c->state, "pid", 0);
+    u64 started = (u64)js_int(c->state, "pidStarted", 0);
+    const char *group = js_str_or(c->state, "cgroup", "");
+    AUTO_FREE char *own = str_fmt("/skiff-%.12s", c->id);
+    AUTO_FD pidfd = pid > 0 && started ? sys_pidfd_open(pid) : -1;
+    struct pollfd gone = { pidfd, POLLIN, 0 };
+    if (pidfd >= 0 && proc_started(pid) == started && !sys_pidfd_kill(pidfd, SIGKILL))
+        poll(&gone, 1, 10000);
+    struct cgroup left = { str_suffix(group, own) ? str_dup(group) : NULL };
+    cgroup_remove(&left);
+}
+
 static int ctr_open(const struct store *s, const char *id, struct ctr *ret, struct err *e) {
     struct ctr c = { .s = s, .dir = -1 };
     AUTO_FREE char *path = str_fmt("containers/%s", id);
@@ -14490,8 +14533,9 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
         /* read again: the supervisor may have written its last word and left in between */
         json_t *again = js_load(c.dir, "state.json", e);
         if (again) json_decref(c.state), c.state = again;
-        if (ctr_alive(&c)) {
+        if (ctr_alive(&c) && !lock_held(c.dir, "lock")) { /* nor has another begun */
             char now[40];
+            ctr_end_lost(&c);
             js_sets(c.state, "status", "exited");
             js_seti(c.state, "exitCode", 137);
             js_seti(c.state, "pid", 0);
@@ -14866,6 +14910,7 @@ struct super {
     struct super_health health;
     bool is_starter;      /* this process is the starter */
     bool exited, stopped; /* child is gone; a user asked for the end */
+    u64 started;          /* when the first process was, by the kernel's clock */
     u64 watch_memory;     /* bytes beyond which all is killed, where no cgroup does it; 0: none */
     i64 watch_ms;         /* when to look next */
     bool oom;             /* they were */
@@ -14882,7 +14927,7 @@ struct super {
 struct super_started {
     struct err e; /* status: exit status; msg: empty where it went well */
     pid_t pid;
-    u64 watch_memory, memory;
+    u64 started, watch_memory, memory; /* started: by the kernel's clock, see proc_started */
 };
 
 enum { SUPER_NOTE = -1 }; /* err.status of a start that went well and has something to say */
@@ -15417,6 +15462,7 @@ static int super_begin(struct super *s, struct err *e) {
         rc = 0;
     }
     if (!rc) rc = launch_begin(&s->l, e) || launch_wait(&s->l, e) ? -1 : 0;
+    s->started = rc ? 0 : proc_started(s->l.pid);
     if (bound) sched_setaffinity(0, sizeof was, &was);
     fd_closep(&in[0]), fd_closep(&out[1]), fd_closep(&er[1]);
     if (rc) {
@@ -15443,6 +15489,7 @@ static int super_begin_again(struct super *s, struct err *e) {
     }
     s->l.pid = got.pid;
     s->l.pidfd = fds[0];
+    s->started = got.started;
     s->watch_memory = got.watch_memory;
     if (s->plan.terminal) {
         s->l.console = s->out[0] = s->in = fds[1];
@@ -15464,6 +15511,7 @@ static int super_launch(struct super *s, struct err *e) {
     s->started_ms = time_mono_ms();
     js_sets(c->state, "status", "running");
     js_seti(c->state, "pid", s->l.pid);
+    js_seti(c->state, "pidStarted", (i64)s->started);
     js_sets(c->state, "cgroup", s->l.cgroup.path);
     js_seti(c->state, "exitCode", 0);
     js_sets(c->state, "error", "");
@@ -15529,7 +15577,8 @@ __attribute__((noreturn)) static void starter_main(struct super *s, int sock, pi
             super_leave(s, false);
             if (!super_begin(s, &answer.e)) {
                 answer.e.msg[0] = 0; /* of a limit that had a fall-back */
-                answer.pid = s->l.pid, answer.watch_memory = s->watch_memory;
+                answer.pid = s->l.pid, answer.started = s->started;
+                answer.watch_memory = s->watch_memory;
                 fds[n++] = s->l.pidfd;
                 fds[n++] = s->out[0];
                 if (!s->plan.terminal) fds[n++] = s->out[1];
@@ -24161,21 +24210,6 @@ static int cmd_ps(struct cli *c, struct err *e) {
 
 /* ---- 26.9 top, port, stats ---- */
 
-/* Fields of /proc/PID/stat after the command's name; false where the process is gone. */
-static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22]) {
-    char path[40], text[1024];
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (file_line(AT_FDCWD, path, text, sizeof text)) return false;
-    char *open = strchr(text, '('), *close = strrchr(text, ')');
-    if (!open || !close || close < open || !close[1]) return false;
-    snprintf(comm, n, "%.*s", (int)(close - open - 1), open + 1);
-    char *save = NULL;
-    int i = 0;
-    for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save))
-        f[i++] = strtoull(t, NULL, 10);
-    return i == 22;
-}
-
 struct top_proc {
     pid_t pid;
     char comm[64], state;
@@ -26959,19 +26993,6 @@ static int oci_root(const char *given, bool make, struct err *e) {
     return 0;
 }
 
-/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie.
- * */
-static unsigned long long oci_started(pid_t pid) {
-    char comm[64];
-    unsigned long long f[22];
-    char path[40], text[512];
-    if (pid <= 0 || !proc_stat(pid, comm, sizeof comm, f)) return 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (file_line(AT_FDCWD, path, text, sizeof text)) return 0;
-    char *state = strrchr(text, ')');
-    return state && state[1] && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
-}
-
 static bool oci_id_ok(const char *id) {
     return *id && strlen(id) <= 1024 && strcmp(id, ".") && strcmp(id, "..") &&
            strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.") ==
@@ -26992,7 +27013,7 @@ static json_t *oci_load(const char *id, struct err *e) {
     if (!j) return err_set(e, 0, "container `%.100s` does not exist", id), NULL;
     pid_t pid = (pid_t)js_int(j, "pid", 0);
     bool alive =
-        oci_started(pid) && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
+        proc_started(pid) && proc_started(pid) == (unsigned long long)js_int(j, "started", 0);
     const char *status = !alive                                    ? "stopped"
                          : !faccessat(g_oci.root, fifo, F_OK, 0)   ? "created"
                          : !faccessat(g_oci.root, frozen, F_OK, 0) ? "paused"
@@ -27433,7 +27454,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     fd_closep(&l->start_fd);
     if (!rc) {
         js_seti(s, "pid", l->pid);
-        js_seti(s, "started", (i64)oci_started(l->pid));
+        js_seti(s, "started", (i64)proc_started(l->pid));
         js_sets(s, "status", "created");
         AUTO_FREE char *pid = str_fmt("%d", (int)l->pid);
         if (oci_save(o->id, s, spec, e) ||
@@ -27607,7 +27628,7 @@ static int oci_cmd_kill(struct cli *c, struct err *e) {
     bool all = cli_flag(c, "all");
     if (!pid) return all ? 0 : err_set(e, 0, "container `%s` is not running", c->args[0]);
     AUTO_FD pidfd = sys_pidfd_open(pid);
-    if (pidfd < 0 || oci_started(pid) != (unsigned long long)js_int(j, "started", 0))
+    if (pidfd < 0 || proc_started(pid) != (unsigned long long)js_int(j, "started", 0))
         return err_set(e, 0, "container `%s` is not running", c->args[0]);
     if (all) {
         pid_t *pids;
@@ -27640,10 +27661,10 @@ static int oci_delete(const char *id, bool force, struct err *e) {
         return err_set(e, 0, "cannot delete container `%s`: it is %s", id, status);
     if (pid) {
         AUTO_FD pidfd = sys_pidfd_open(pid);
-        if (pidfd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0))
+        if (pidfd >= 0 && proc_started(pid) == (unsigned long long)js_int(j, "started", 0))
             sys_pidfd_kill(pidfd, SIGKILL);
         cgroup_thaw(&cg);
-        for (int i = 0; i < 500 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0);
+        for (int i = 0; i < 500 && proc_started(pid) == (unsigned long long)js_int(j, "started", 0);
              i++)
             usleep(10000);
     }
@@ -27812,7 +27833,7 @@ static u64 oci_namespaces(const struct plan *p, pid_t pid) {
 static int oci_pidfd(const char *id, const json_t *j, struct err *e) {
     pid_t pid = (pid_t)js_int(j, "pid", 0);
     AUTO_FD fd = pid && !str_eq(js_str(j, "status"), "stopped") ? sys_pidfd_open(pid) : -1;
-    return fd >= 0 && oci_started(pid) == (unsigned long long)js_int(j, "started", 0)
+    return fd >= 0 && proc_started(pid) == (unsigned long long)js_int(j, "started", 0)
                ? fd_steal(&fd)
                : err_set(e, 0, "the container `%s` is not running", id);
 }

@@ -430,6 +430,16 @@ def test_after_the_supervisor(sk):
         sk("start bb").ok
         eq(sk.status("bb"), "running")
         sk("rm -f bb").ok
+    with sk.case("one whose first process has changed its user"):
+        if sk.subuid:
+            for options in "--rm", "--restart always":
+                sk("run -d --name su %s busybox sh -c" % options, "exec su app -c 'echo ready; exec sleep 1000'").ok
+                pid, sup = sk.pid("su"), sk.supervisor("su")
+                until(lambda: sk("logs su").ok.out == "ready", "it has")
+                os.kill(sup, signal.SIGKILL)
+                sk.becomes("su", "{{.State.Status}}", "exited")
+                true(not os.path.exists("/proc/%d/ns" % pid) or "Z" in open("/proc/%d/stat" % pid).read(), "no process of one that has exited")
+                sk("rm su").ok
     with sk.case("kill -9 of the first process"):
         sk("run -d --name cc busybox sleep 1000").ok
         os.kill(sk.pid("cc"), signal.SIGKILL)
