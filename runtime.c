@@ -14797,10 +14797,15 @@ static int ctr_freeze(const struct ctr *c, bool freeze, struct err *e) {
         n = recv(s, answer, sizeof answer - 1, 0);
     if (n < 1) return err_set(e, 0, "Container %s is not running", c->id);
     answer[n] = 0;
-    if (answer[0] != 'f') return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
+    if (answer[0] != 'f' || n < 1 + (ssize_t)sizeof pid)
+        return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
     AUTO_FREE pid_t *pids = NULL;
     memcpy(&pid, answer + 1, sizeof pid);
-    size_t all = ctr_pids(pid, &pids);
+    struct stat ours, its;
+    char ns[40];
+    snprintf(ns, sizeof ns, "/proc/%d/ns/pid", (int)pid);
+    bool own = !stat("/proc/self/ns/pid", &ours) && !stat(ns, &its) && ours.st_ino != its.st_ino;
+    size_t all = own ? ctr_pids(pid, &pids) : 0;
     if (!all) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
     for (size_t i = 0; i < all; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
     return 0;
@@ -15069,6 +15074,12 @@ static void super_pause(struct super *s, struct super_client *k, bool freeze) {
     }
     /* v1 may lack the freezer */
     bool frozen = s->l.cgroup.path && !cgroup_freeze(&s->l.cgroup, freeze, &e);
+    if (!frozen && !v2 && !(s->plan.ns_new & CLONE_NEWPID)) { /* whose processes are whose? */
+        err_set(&e, 0, "Container %s has neither a PID namespace nor a freezer of its own",
+                s->c->id);
+        super_send(s, k, 'k', e.msg, strlen(e.msg));
+        return;
+    }
     if (frozen || !v2) {
         js_sets(s->c->state, "status", freeze ? "paused" : "running");
         ctr_save_state(s->c, &ignored);

@@ -104,6 +104,14 @@ def test_pause(sk):
     with sk.case("not running"):
         sk("pause aa").exits(1, "is not running")
         sk("pause nosuch").exits(1, "no such container")
+    with sk.case("the host's processes are not paused with one that sees them"):
+        sk("run -d --name hh --pid host busybox sleep 1000").ok
+        p = sk.popen("logs -f hh")
+        r = sk("pause hh", wait=10)
+        true(r.code == 0 or "namespace" in r.err, "a freezer, or a refusal; got %d %s" % (r.code, r.err))
+        true(open("/proc/%d/stat" % p.pid).read().rsplit(")", 1)[1].split()[0] != "T", "another process of the user to go on")
+        p.kill()
+        p.wait()
 
 
 def test_restart(sk):
