@@ -15639,7 +15639,8 @@ static const u16 SUPER_CALLS[] = {
 #endif /* x86, arm */
 #ifdef SYS__llseek
     SYS__llseek, SYS_clock_gettime64, SYS_clock_nanosleep_time64, SYS_fstat64, SYS_fstatat64,
-    SYS_ftruncate64, SYS_futex_time64, SYS_ppoll_time64,
+    SYS_ftruncate64, SYS_futex_time64, SYS_getegid32, SYS_geteuid32, SYS_getgid32, SYS_getuid32,
+    SYS_ppoll_time64,
 #else
     SYS_clock_gettime, SYS_clock_nanosleep, SYS_fstat, SYS_ftruncate, SYS_gettimeofday,
     SYS_lseek, SYS_newfstatat,
