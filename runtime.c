@@ -14609,16 +14609,24 @@ static char *ctr_name_random(void) {
 
 /* Reserves a name for an id; EEXIST as an error that says who has it. */
 static int ctr_claim_name(const struct store *s, const char *name, const char *id, struct err *e) {
+    enum { PATIENCE = 1000 };
     AUTO_FREE char *link = str_fmt("names/%s", name);
-    char owner[HEX_LEN + 1];
+    AUTO_FD alone = -1;
+    char owner[HEX_LEN + 1], now[HEX_LEN + 1];
     for (int tries = 0; name_link(id, s->dir, link); tries++) {
         if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
+        /* a name that a killed create or rm has left is taken over by one at a time, and not while
+         * its owner is still at removing it: it could remove ours */
+        if (alone < 0) alone = lock_take(s->dir, "locks/names", LOCK_EX);
         name_owner(s->dir, link, owner);
         AUTO_FREE char *dir = str_fmt("containers/%s", owner),
-                       *making = str_fmt("tmp/ctr-%s", owner);
-        if (tries < 2 && faccessat(s->dir, dir, F_OK, 0) &&
-            faccessat(s->dir, making, F_OK, 0)) { /* left by a killed create or rm */
-            unlinkat(s->dir, link, 0);
+                       *making = str_fmt("tmp/ctr-%s", owner),
+                       *going = str_fmt("tmp/gone-%s/lock", owner);
+        if (tries < PATIENCE && faccessat(s->dir, dir, F_OK, 0) &&
+            faccessat(s->dir, making, F_OK, 0)) {
+            if (lock_held(s->dir, going)) usleep(1000);
+            else if (name_owner(s->dir, link, now) && !strcmp(now, owner))
+                unlinkat(s->dir, link, 0);
             continue;
         }
         return err_set(

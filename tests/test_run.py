@@ -1,12 +1,15 @@
 """run and create: every option's effect, exit codes, the terminal."""
 import contextlib
+import fcntl
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tarfile
+import time
 
 import lib
 from lib import Failed, Skipped, Terminal, eq, image, match, no_match, only, timeout, true, until
@@ -342,6 +345,19 @@ def test_names_and_ids(sk):
         sk("rename second", "a b").exits(1, "invalid")
         sk("rename nosuch x").exits(1, "no such container")
         sk("rename second second").exits(1, "same")
+    with sk.case("a name whose owner is still at removing it"):
+        gone, link = sk.root + "/tmp/gone-" + "0" * 64, sk.root + "/names/slow"
+        os.mkdir(gone)
+        os.symlink("A" * 43 + "=", link)
+        with open(gone + "/lock", "w") as lock:
+            os.chmod(gone + "/lock", 0o666)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            p = sk.popen("create --name slow busybox", stdout=subprocess.DEVNULL)
+            time.sleep(0.5)
+            os.unlink(link)
+        eq(p.wait(30), 0)
+        eq(sk.get("slow", "{{.Name}}"), "/slow")
+        shutil.rmtree(gone)
     for name in "a", ".a", "-a", "a b", "a/b", "é", "", "a" * 300, "a\nb", "a:b":
         with sk.case("name %r" % name[:9]):
             r = sk("create --name", name, "busybox")
