@@ -22616,6 +22616,13 @@ static int attach_signals(sigset_t *set, bool all) {
     return signalfd(-1, set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+/* Before a start that attach_loop follows: a signal that ended us in between would leave the
+ * container to itself. It waits, and is passed on. */
+static void attach_hold(const struct cli *c) {
+    sigset_t set;
+    if (!cli_has(c, "sig-proxy") || cli_flag(c, "sig-proxy")) close(attach_signals(&set, true));
+}
+
 static void attach_signal(const struct attach *a, char how, int sig) {
     char msg[5] = { how };
     int32_t n = sig;
@@ -22984,6 +22991,7 @@ static int cmd_run(struct cli *c, struct err *e) {
         return err_set(e, 0, "the input device is not a TTY");
     if (run_prepare(c, &m, e)) goto out;
     bool detach = cli_flag(c, "detach");
+    if (!detach) attach_hold(c);
     if (super_start(&m.c, detach ? NULL : &client, e)) {
         struct err why = *e, ignored;
         if (cli_flag(c, "rm")) ctr_remove(&m.c, true, &ignored);
@@ -23025,6 +23033,7 @@ static int cmd_start(struct cli *c, struct err *e) {
             return err_set(e, 0, "Container %s is not running", k.id);
         return attach_run(c, &k, client, input, false, e);
     }
+    attach_hold(c);
     if (super_start(&k, &client, e)) return cli_error(c, e), e->status ? e->status : 1;
     return attach_run(c, &k, client, input, true, e);
 }

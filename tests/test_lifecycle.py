@@ -479,6 +479,13 @@ def test_after_the_supervisor(sk):
         for fd in "0", "1", "2":
             to = os.readlink("/proc/%d/fd/%s" % (sk.supervisor("ee"), fd))
             true(to == "/dev/null" or sk.root in to or "deleted" not in to and "pipe" not in to, "no stream of the caller's, got " + to)
+    with sk.case("SIGTERM at any moment of a start does not leave the container to itself"):
+        for i in range(20):
+            p = sk.popen("run --rm --init busybox sleep 1000", stderr=subprocess.DEVNULL)
+            time.sleep(i / 1000)
+            p.terminate()
+            p.wait(30)
+        until(lambda: len(sk("ps -q").ok.lines) == 1, "no other container runs")
     with sk.case("nothing is left of those that have ended"):
         sk("rm -f ee").ok
         sk("rm -f cc").ok
