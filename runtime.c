@@ -14620,10 +14620,9 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
         if (alone < 0) alone = lock_take(s->dir, "locks/names", LOCK_EX);
         name_owner(s->dir, link, owner);
         AUTO_FREE char *dir = str_fmt("containers/%s", owner),
-                       *making = str_fmt("tmp/ctr-%s", owner),
+                       *making = str_fmt("tmp/ctr-%s/lock", owner),
                        *going = str_fmt("tmp/gone-%s/lock", owner);
-        if (tries < PATIENCE && faccessat(s->dir, dir, F_OK, 0) &&
-            faccessat(s->dir, making, F_OK, 0)) {
+        if (tries < PATIENCE && !lock_held(s->dir, making) && faccessat(s->dir, dir, F_OK, 0)) {
             if (lock_held(s->dir, going)) usleep(1000);
             else if (name_owner(s->dir, link, now) && !strcmp(now, owner))
                 unlinkat(s->dir, link, 0);
@@ -18661,8 +18660,9 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
             name);
     if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0)
         return err_set(e, errno, "make %s", dir);
-    int rc = -1;
-    for (int i = 0; rc && i < (name ? 1 : 20); i++) {
+    AUTO_FD lock = lock_take(m->c.dir, "lock", LOCK_EX); /* or its name could be taken over */
+    int rc = lock < 0 ? err_set(e, errno, "lock %s", dir) : -1;
+    for (int i = 0; lock >= 0 && rc && i < (name ? 1 : 20); i++) {
         free(m->name);
         m->name = name ? str_dup(name) : ctr_name_random();
         rc = ctr_claim_name(m->s, m->name, m->c.id, e);

@@ -345,6 +345,11 @@ def test_names_and_ids(sk):
         sk("rename second", "a b").exits(1, "invalid")
         sk("rename nosuch x").exits(1, "no such container")
         sk("rename second second").exits(1, "same")
+    with sk.case("a name that a killed create has left"):
+        os.mkdir(sk.root + "/tmp/ctr-" + "1" * 64)
+        os.symlink("ERERERERERERERERERERERERERERERERERERERERERE=", sk.root + "/names/left")
+        sk("create --name left busybox").ok
+        os.rmdir(sk.root + "/tmp/ctr-" + "1" * 64)
     with sk.case("a name whose owner is still at removing it"):
         gone, link = sk.root + "/tmp/gone-" + "0" * 64, sk.root + "/names/slow"
         os.mkdir(gone)
