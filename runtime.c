@@ -14934,8 +14934,9 @@ struct super {
 };
 
 /* What the starter answers, with descriptors: of the process, then the terminal, or stdout, stderr
- * and where it is open stdin; of a health check the process, its output, and the socket on which it still
- * may say why it did not execute: processes of the container can stop it there, so nobody waits. */
+ * and where it is open stdin; of a health check the process, its output, and the socket on which it
+ * still may say why it did not execute: processes of the container can stop it there, so nobody
+ * waits. */
 struct super_started {
     struct err e; /* status: exit status; msg: empty where it went well */
     pid_t pid;
@@ -15551,8 +15552,8 @@ static u64 super_memory(struct super *s) {
     return super_ask(s, 'M', &got, fds, &n, &ignored) ? 0 : got.memory;
 }
 
-/* What `update` and `rename` may have changed meanwhile; a container that goes has no policy, and is
- * spared the reading where its name is still its own. */
+/* What `update` and `rename` may have changed meanwhile; a container that goes has no policy, and
+ * is spared the reading where its name is still its own. */
 static void super_reread(struct super *s) {
     struct err ignored;
     char owner[HEX_LEN + 1];
