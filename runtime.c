@@ -9762,14 +9762,12 @@ static int cgroup_devices_v1(const struct cgroup *c, const json_t *rules, struct
     return 0;
 }
 
-/* linux.resources.devices: the last rule that matches decides, and none is a refusal, as runc and
- * crun have it: the host's root without any rule has but what is always allowed. */
-static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
+/* The program of linux.resources.devices: the last rule that matches decides, and none is a
+ * refusal, as runc and crun have it. Caller closes. */
+static int device_program(const json_t *rules, struct err *e) {
     AUTO_BUF b = { 0 };
     size_t n = json_array_size(rules);
     bool all = false;
-    if (!c->path || (!n && !host_real_root())) return 0;
-    if (cgroup_is_v1(c)) return cgroup_devices_v1(c, rules, e);
     bpf_put(&b, 0x61, 0x12, 0, 0); /* w2 = type, w3 = access, w4 = major, w5 = minor */
     bpf_put(&b, 0x54, 0x02, 0, 0xffff);
     bpf_put(&b, 0x61, 0x13, 0, 0);
@@ -9803,16 +9801,42 @@ static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct er
                0,
                0,
                0 };
-    AUTO_FD prog = (int)syscall(SYS_bpf, 5 /* PROG_LOAD */, &load, sizeof load);
+    int prog = (int)syscall(SYS_bpf, 5 /* PROG_LOAD */, &load, sizeof load);
+    return prog < 0 ? err_set(e, errno, "/linux/resources/devices: BPF program") : prog;
+}
+
+/* Where systemd can find a scope's program. Caller frees. */
+static char *device_program_path(const char *owner, const char *scope) {
+    char *path = str_fmt("/sys/fs/bpf/%s/%s", owner, scope);
+    for (char *p = strrchr(path, '/') + 1; *p; p++)
+        if (!isalnum((u8)*p) && *p != '-') *p = '_'; /* bpffs keeps names with dots to itself */
+    return path;
+}
+
+static int device_program_pin(int prog, const char *path) {
+    struct {
+        u64 path;
+        u32 fd, flags;
+    } pin = { (u64)(uintptr_t)path, (u32)prog, 0 };
+    AUTO_FREE char *dir = str_fmt("%.*s", (int)(strrchr(path, '/') - path), path);
+    mkdir(dir, 0700);
+    unlink(path);
+    return (int)syscall(SYS_bpf, 6 /* OBJ_PIN */, &pin, sizeof pin);
+}
+
+/* linux.resources.devices. The host's root without any rule has but what is always allowed. */
+static int cgroup_devices(const struct cgroup *c, const json_t *rules, struct err *e) {
+    if (!c->path || (!json_array_size(rules) && !host_real_root())) return 0;
+    if (cgroup_is_v1(c)) return cgroup_devices_v1(c, rules, e);
+    AUTO_FD prog = device_program(rules, e);
     AUTO_FD dir = prog < 0 ? -1 : open(c->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     struct {
         u32 target, prog, type, flags;
     } attach = { (u32)dir, (u32)prog, 6 /* CGROUP_DEVICE */, 2 /* ALLOW_MULTI */ };
     if (dir >= 0 && !syscall(SYS_bpf, 8 /* PROG_ATTACH */, &attach, sizeof attach)) return 0;
+    if (prog >= 0) err_set(e, errno, "/linux/resources/devices: BPF program");
     /* root of a user namespace may load none, nor make any node that would want one */
-    int no = errno;
-    if (no == EPERM && !host_real_root()) return 0;
-    return err_set(e, no, "/linux/resources/devices: BPF program");
+    return e->no == EPERM && !host_real_root() ? 0 : -1;
 }
 
 /* ---- a scope by systemd ----
@@ -9979,9 +10003,9 @@ static int dbus_call(int s, const char *method, const char *signature, const str
 }
 
 /* Moves this process into a new scope, whose cgroup is ours to divide. slice NULL: where the
- * manager puts it; resources may be NULL. */
+ * manager puts it; resources may be NULL, as may be the path of a pinned program for its devices. */
 static int cgroup_scope(const char *unit, const char *slice, const json_t *resources,
-                        struct err *e) {
+                        const char *devices, struct err *e) {
     AUTO_FREE char *before = NULL;
     AUTO_BUF body = { 0 };
     if (!cgroup_own(&before)) return err_set(e, 0, "this host has no cgroup v2 hierarchy");
@@ -10002,6 +10026,13 @@ static int cgroup_scope(const char *unit, const char *slice, const json_t *resou
     dbus_u32(&body, (u32)getpid());
     dbus_array_end(&body, pids, 4);
     dbus_limits(&body, resources);
+    if (devices) {
+        dbus_property(&body, "BPFProgram", "a(ss)");
+        size_t programs = dbus_array(&body, 8);
+        dbus_string(&body, "device");
+        dbus_string(&body, devices);
+        dbus_array_end(&body, programs, 8);
+    }
     dbus_array_end(&body, props, 8);
     dbus_array_end(&body, dbus_array(&body, 8), 8);
     if (dbus_call(s, "StartTransientUnit", "ssa(sv)a(sa(sv))", &body, e)) return -1;
@@ -10030,7 +10061,7 @@ static int cgroup_scope_new(const char *id, struct err *e) {
     char own[HEX_LEN + 1];
     id_random(own);
     AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
-    return cgroup_scope(unit, NULL, NULL, e);
+    return cgroup_scope(unit, NULL, NULL, NULL, e);
 }
 
 /* Of v1: the mount point of a controller and this process's directory below it. False: none. */
@@ -27169,7 +27200,14 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     *ret_scope = str_fmt("%s%s%s.scope", prefix, *prefix ? "-" : "", name);
     if (!below || strchr(below, '/') || *below == '.')
         return err_set(e, 0, "/annotations/run.oci.systemd.subgroup: expected a name");
-    if (cgroup_scope(*ret_scope, *slice ? slice : NULL, res, e)) return -1;
+    AUTO_FREE char *devices = device_program_path(g_oci.name, *ret_scope);
+    AUTO_FD prog = host_real_root() ? device_program(js_get(res, "devices"), e) : -1;
+    bool pinned = prog >= 0 && !device_program_pin(prog, devices);
+    slice = *slice ? slice : NULL;
+    if (!pinned || cgroup_scope(*ret_scope, slice, res, devices, e)) {
+        if (pinned) unlink(devices); /* systemd before 249 knows no such property */
+        if (cgroup_scope(*ret_scope, slice, res, NULL, e)) return -1;
+    }
     if (!cgroup_own(&own)) return err_set(e, 0, "%s has no cgroup", *ret_scope);
     c->path = str_fmt("%s%s%s", own, *below ? "/" : "", below);
     if (*below) cgroup_enable(own);
@@ -27504,6 +27542,10 @@ static int oci_remove(const char *id, json_t *s, struct err *e) {
     AUTO_JSON *spec = js_load(g_oci.root, config, e), *hs = oci_state(s);
     struct cgroup cg = { js_str(s, "cgroup") ? str_dup(js_str(s, "cgroup")) : NULL };
     cgroup_remove(&cg);
+    if (js_str(s, "systemd-scope") && host_real_root()) {
+        AUTO_FREE char *devices = device_program_path(g_oci.name, js_str(s, "systemd-scope"));
+        unlink(devices);
+    }
     oci_forget(id);
     return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
 }
