@@ -50,7 +50,7 @@
  *                              base64: it fits into an inode, where 64 digits take a block
  *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
  *   containers/ID/state.json   status, pid, exit code, times; none before the first start
- *   containers/ID/lock         flock held by the living supervisor
+ *   containers/ID/lock         flock held by who makes it, then by the living supervisor
  *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
  *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
  *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to many layers
@@ -61,9 +61,10 @@
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
  *   events.json, events.json.1 one line an event; the two change places when the first is full
  *
- *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index. Garbage is
- *   what no index.json entry and no container refers to; collecting it takes locks/gc exclusively,
- *   and everything that adds blobs holds it shared.
+ *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index; a name whose
+ *   container is gone is taken over under locks/names. Garbage is what no index.json entry and no
+ *   container refers to; collecting it takes locks/gc exclusively, and everything that adds blobs
+ *   holds it shared.
  *
  * CONTENTS
  *
@@ -9487,6 +9488,8 @@ static int cgroup_unified(const struct cgroup *c, const json_t *unified, struct 
                 e, 0,
                 "/linux/resources/unified: the requested cgroup controller `%.*s` is not available",
                 (int)(dot - key), key);
+        AUTO_FREE char *path = cgroup_file(c, key);
+        if (access(path, F_OK)) return err_set(e, errno, "/linux/resources/unified/%.60s", key);
         /* several lines are several writes */
         AUTO_STRV lines = { 0 };
         strv_split(&lines, text, '\n');
