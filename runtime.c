@@ -5862,6 +5862,14 @@ struct ufs_thread {
     bool soon;               /* the last one came soon */
 };
 
+/* All listen (12.12); `rest` quick answers do not count. */
+static void ufs_turn_end(struct ufs *u, int rest) {
+    __atomic_store_n(&u->quick, -rest, __ATOMIC_RELAXED);
+    if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) &&
+        __atomic_exchange_n(&u->alone, 0, __ATOMIC_ACQ_REL))
+        syscall(SYS_futex, &u->alone, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
 /* ---- 12.2 answers from the index ---- */
 static void ufs_attr(const struct ufs *u, u32 ino, struct fuse_attr *a) {
     const struct idx_inode *i = &u->x.inodes[ino];
@@ -5938,7 +5946,9 @@ static void ufs_lookup(struct ufs_thread *t, u64 unique, const struct idx_inode 
  * to or not (fuse_flush), and each stat(2) that follows is a GETATTR. A listing with attributes
  * brings those of a whole directory in one answer, but a kept listing asks for nothing. So once
  * some files were asked for, all kept listings are dropped: each was paid for with a request far
- * dearer than its end, and a walk over the tree asks for the rest by directories. */
+ * dearer than its end, and a walk over the tree asks for the rest by directories. Dropping waits
+ * for who is being given a listing, and may have to read a file for it: one thread drops, and the
+ * others answer. */
 static void ufs_listed(struct ufs *u, u32 ino) {
     if (!u->listed || ino >= u->x.head->inodes) return;
     u32 bit = 1u << ino % 32;
@@ -5948,10 +5958,13 @@ static void ufs_listed(struct ufs *u, u32 ino) {
 
 static void ufs_asked(struct ufs_thread *t) {
     struct ufs *u = t->u;
+    enum { DROPPING = 1 << 30 };
     u32 n = __atomic_add_fetch(&u->asked, 1, __ATOMIC_RELAXED);
-    if (n < 64 || n < __atomic_load_n(&u->nlisted, __ATOMIC_RELAXED) / 16 ||
-        !__atomic_compare_exchange_n(&u->asked, &n, 0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    if (n < 64 || n < __atomic_load_n(&u->nlisted, __ATOMIC_RELAXED) / 16 || n >= DROPPING ||
+        !__atomic_compare_exchange_n(&u->asked, &n, DROPPING, false, __ATOMIC_ACQUIRE,
+                                     __ATOMIC_RELAXED))
         return;
+    ufs_turn_end(u, 0);
     __atomic_store_n(&u->nlisted, 0, __ATOMIC_RELAXED);
     for (u32 at = 0; at <= u->x.head->inodes / 32; at++) {
         u32 bits = u->listed[at] ? __atomic_exchange_n(&u->listed[at], 0, __ATOMIC_RELAXED) : 0;
@@ -5964,6 +5977,7 @@ static void ufs_asked(struct ufs_thread *t) {
             (void)!write(t->fd, &drop, sizeof drop); /* ENOENT: it has forgotten the directory */
         }
     }
+    __atomic_store_n(&u->asked, 0, __ATOMIC_RELEASE);
 }
 
 static void ufs_readdir(struct ufs_thread *t, u64 unique, u32 ino, const struct fuse_read_in *r,
@@ -8043,14 +8057,6 @@ static bool ufs_turn(struct ufs_thread *t) {
     while ((who = __atomic_load_n(&t->u->alone, __ATOMIC_ACQUIRE)) && who != t->number)
         syscall(SYS_futex, &t->u->alone, FUTEX_WAIT_PRIVATE, who, NULL, NULL, 0);
     return who != 0;
-}
-
-/* All listen; `rest` quick answers do not count. */
-static void ufs_turn_end(struct ufs *u, int rest) {
-    __atomic_store_n(&u->quick, -rest, __ATOMIC_RELAXED);
-    if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) &&
-        __atomic_exchange_n(&u->alone, 0, __ATOMIC_ACQ_REL))
-        syscall(SYS_futex, &u->alone, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
 static bool ufs_ready(const struct ufs_thread *t, struct epoll_event *ev, int ms) {
