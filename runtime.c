@@ -5563,6 +5563,21 @@ static void unpack_xattrs(const struct unpack *u, const struct idx_inode *i, int
     }
 }
 
+/* A further name of what was made as `first`, whose path may be longer than a system call takes. */
+static int unpack_link(const struct unpack *u, const char *first, int dir, const char *name) {
+    AUTO_FD at = -1;
+    while (strlen(first) >= PATH_MAX) {
+        const char *slash = memrchr(first, '/', PATH_MAX - 1);
+        AUTO_FREE char *part = str_dupn(first, (size_t)(slash - first));
+        int next = openat(at < 0 ? u->root : at, part, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (next < 0) return -1;
+        fd_closep(&at);
+        at = next;
+        first = slash + 1;
+    }
+    return linkat(at < 0 ? u->root : at, first, dir, name, 0);
+}
+
 static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, struct err *e) {
     const struct idx_inode *i = &u->x->inodes[ino];
     const char *text = NULL;
@@ -5572,7 +5587,7 @@ static int unpack_node(struct unpack *u, int dir, const char *name, u32 ino, str
     if (u->over) unlinkat(dir, name, 0);
     if (!S_ISDIR(i->mode) && i->nlink > 1) {
         if (u->first[ino]) {
-            if (linkat(u->root, u->first[ino], dir, name, 0))
+            if (unpack_link(u, u->first[ino], dir, name))
                 return err_set(e, errno, "link %s%s", u->path.p, name);
             return 0;
         }
