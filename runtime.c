@@ -5826,10 +5826,11 @@ struct ufs {
     struct packs packs;
     bool squash; /* one id in the user namespace: everything belongs to it */
     u32 uid, gid;
-    struct rw *rw;  /* owned: the writable tree; NULL: read-only */
-    bool writeback; /* the kernel gathers writes; a full disk is then told at close or fsync */
-    u32 *lookups;   /* with rw, owned: how often the kernel was told of each inode of the index */
-    u32 *listed;    /* with writeback, owned: bits, directories whose listing the kernel keeps */
+    struct rw *rw;      /* owned: the writable tree; NULL: read-only */
+    bool writeback;     /* the kernel gathers writes; a full disk is then told at close or fsync */
+    bool long_setxattr; /* the kernel sends all of struct fuse_setxattr_in */
+    u32 *lookups; /* with rw, owned: how often the kernel was told of each inode of the index */
+    u32 *listed;  /* with writeback, owned: bits, directories whose listing the kernel keeps */
     u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
     u32 alone;          /* the number of the thread that listens alone (12.12); 0: all do */
     int quick;          /* quick answers in a row; negative: so many more before they count */
@@ -5929,7 +5930,9 @@ static void ufs_init(struct ufs_thread *t, u64 unique, const struct fuse_init_in
                FUSE_DO_READDIRPLUS | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT |
                FUSE_EXPLICIT_INVAL_DATA;
     if (t->u->rw)
-        want |= FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL | FUSE_DONT_MASK;
+        want |= FUSE_BIG_WRITES | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL | FUSE_DONT_MASK |
+                FUSE_SETXATTR_EXT;
+    t->u->long_setxattr = in->flags & want & FUSE_SETXATTR_EXT;
     if (t->u->writeback) want |= FUSE_WRITEBACK_CACHE;
     /* or the kernel's overlay above would not take an ACL from a file below, not even none */
     if (!t->u->rw && !t->u->x.head->has_xattrs) want |= FUSE_POSIX_ACL;
@@ -7509,6 +7512,14 @@ static int rw_setxattr(struct rw *w, struct rw_node *n, const char *name, const 
                   : lsetxattr(path, name, value, size, flags);
 }
 
+/* After an ACL was set by who is not in the file's group: the bit goes, as with chmod(2). */
+static int rw_kill_setgid(struct rw *w, struct rw_node *n) {
+    char path[64 + NAME_LIMIT];
+    struct stat st;
+    if (rw_path(w, n, path, sizeof path) || stat(path, &st)) return -1;
+    return st.st_mode & S_ISGID ? chmod(path, st.st_mode & 05777) : 0;
+}
+
 static int rw_times(const struct fuse_setattr_in *s, int at, const char *name, int flags) {
     struct timespec ts[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } };
     if (!(s->valid & (FATTR_ATIME | FATTR_MTIME))) return 0;
@@ -7877,9 +7888,11 @@ static bool rw_serve_node(struct ufs_thread *t, const struct fuse_in_header *h, 
         } else ufs_reply(t, h->unique, k < 0 ? -errno : 0, t->out, k < 0 ? 0 : (size_t)k);
         break;
     case FUSE_SETXATTR: {
-        /* without FUSE_SETXATTR_EXT the head is 8 bytes */
-        const char *name = (const char *)arg + FUSE_COMPAT_SETXATTR_IN_SIZE;
+        bool all = t->u->long_setxattr;
+        const char *name = (const char *)arg + (all ? sizeof *s : FUSE_COMPAT_SETXATTR_IN_SIZE);
         rc = rw_setxattr(w, n, name, name + strlen(name) + 1, s->size, (int)s->flags, false);
+        if (!rc && all && s->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID)
+            rc = rw_kill_setgid(w, n);
         rw_recharge(w, n); /* a block of its own, perhaps */
         ufs_reply(t, h->unique, rc ? -errno : 0, NULL, 0);
         break;
