@@ -7,15 +7,17 @@
  *   union check A B FLAGS              compares the trees only
  *   union OTHER ...                    the single programs at the end of this file
  *
- * Allowed is what the kernel's overlay does too: EXDEV for renaming a directory of the image, nlink
- * of directories, inode numbers. FLAGS: m many ids, i inode numbers
- * are as they should: a listing's are the files', hard links' are equal. */
+ * FLAGS: m many ids, a access control lists too, t a trace in B.trace, i the tree is served by skiff
+ * itself: inode numbers are as they should, a listing's are the files', hard links' are equal; only
+ * EXDEV for renaming a directory of the image is allowed, and nlink of directories. Without i the
+ * kernel's overlay takes the writes, and what it does by itself is allowed, where it is said below. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -38,7 +40,7 @@ enum { SLOTS = 12, TAIL = 400, BUF = 1 << 20, PAST = 1500000000 };
 
 static const char *A, *B;
 static u64 seed, rng_state;
-static bool many, d_ino, hard;
+static bool many, exact;
 static char tail[TAIL][1500];
 static unsigned long ops;
 static char *buf_a, *buf_b, *noise;
@@ -193,19 +195,24 @@ static const char *shown(const char *rel) {
     return s;
 }
 
-/* ---- directories of the image: their inode numbers in B ---- */
-static u64 lower_dirs[65536];
+/* ---- what is of the image: its inode numbers in B ---- */
+static u64 lower[65536];
 
 static void lower_put(u64 ino) {
     u64 i = ino * 0x9e3779b97f4a7c15ull >> 48;
-    while (lower_dirs[i] > 1 && lower_dirs[i] != ino) i = (i + 1) & 65535;
-    lower_dirs[i] = ino;
+    while (lower[i] > 1 && lower[i] != ino) i = (i + 1) & 65535;
+    lower[i] = ino;
 }
 
 static u64 *lower_find(u64 ino) {
     u64 i = ino * 0x9e3779b97f4a7c15ull >> 48;
-    while (lower_dirs[i] && lower_dirs[i] != ino) i = (i + 1) & 65535;
-    return lower_dirs[i] ? &lower_dirs[i] : NULL;
+    while (lower[i] && lower[i] != ino) i = (i + 1) & 65535;
+    return lower[i] ? &lower[i] : NULL;
+}
+
+static bool is_lower(const char *b) {
+    struct stat st;
+    return !lstat(b, &st) && lower_find(st.st_ino);
 }
 
 static bool is_lower_dir(const char *b) {
@@ -213,8 +220,9 @@ static bool is_lower_dir(const char *b) {
     return !lstat(b, &st) && S_ISDIR(st.st_mode) && lower_find(st.st_ino);
 }
 
-static void lower_gone(u64 ino) {
-    u64 *p = lower_find(ino);
+/* What had this state before lost a name: its number may be given to something else. */
+static void lower_gone(const struct stat *st) {
+    u64 *p = S_ISDIR(st->st_mode) || st->st_nlink < 2 ? lower_find(st->st_ino) : NULL;
     if (p) *p = 1;
 }
 
@@ -223,7 +231,7 @@ static void state_write(void) {
     snprintf(name, sizeof name, "%s.state", B);
     FILE *f = fopen(name, "w");
     for (size_t i = 0; f && i < 65536; i++)
-        if (lower_dirs[i] > 1) fprintf(f, "%llu\n", (unsigned long long)lower_dirs[i]);
+        if (lower[i] > 1) fprintf(f, "%llu\n", (unsigned long long)lower[i]);
     if (f) fclose(f);
 }
 
@@ -295,7 +303,7 @@ static void names_free(struct names *l) {
 }
 
 static struct names same_names(struct pair p) {
-    struct names a = names_of(p.a, d_ino), b = names_of(p.b, false);
+    struct names a = names_of(p.a, exact), b = names_of(p.b, false);
     for (size_t i = 0; i < a.n || i < b.n; i++) {
         const char *x = i < a.n ? a.v[i] : "", *y = i < b.n ? b.v[i] : "";
         if (strcmp(x, y)) die("names in %s: got %s, expected %s", shown(p.rel), shown(x), shown(y));
@@ -352,7 +360,7 @@ struct link_seen {
 static size_t nlinks;
 
 static void same_links(const char *what, const struct stat *a, const struct stat *b) {
-    if (!hard || b->st_nlink < 2 || S_ISDIR(b->st_mode)) return;
+    if (!exact || b->st_nlink < 2 || S_ISDIR(b->st_mode)) return;
     for (size_t i = 0; i < nlinks; i++) {
         if (links[i].a == a->st_ino && links[i].b == b->st_ino) return;
         if (links[i].a == a->st_ino || links[i].b == b->st_ino) die("%s: not linked to what it is in the plain tree", shown(what));
@@ -409,6 +417,7 @@ static void same_all(void) {
 static struct slot {
     int a, b;
     bool write, read;
+    bool image; /* opened as a file of the image, perhaps not copied up since */
     char what[400];
 } slots[SLOTS];
 
@@ -451,8 +460,30 @@ static void slot_keep(int a, int b, int flags, const char *what) {
     s->b = b;
     s->write = (flags & O_ACCMODE) != O_RDONLY;
     s->read = (flags & O_ACCMODE) != O_WRONLY;
+    s->image = !s->write && lower_find(st.st_ino);
     snprintf(s->what, sizeof s->what, "[%d %.380s]", (int)(s - slots), shown(what));
 }
+
+/* The kernel's overlay cannot copy up what was unlinked: a file of the image that is still open
+ * keeps its link count, and changes through the descriptor are EEXIST, or ENOENT where its directory
+ * is gone too. */
+static bool lost(const struct slot *s) {
+    struct stat st;
+    return !exact && s->image && !fstat(s->b, &st) && !st.st_nlink;
+}
+
+#define BOTH_FD(s, call_a, call_b)                                                                  \
+    do {                                                                                            \
+        errno = 0;                                                                                  \
+        long r_ = (call_a);                                                                         \
+        int e_ = errno;                                                                             \
+        errno = 0;                                                                                  \
+        if (r_ < 0 && (e_ == EEXIST || e_ == ENOENT) && lost(s)) add(" = %s", strerrorname_np(e_));                                    \
+        else {                                                                                      \
+            long q_ = (call_b);                                                                     \
+            same(r_, e_, q_, errno);                                                                \
+        }                                                                                           \
+    } while (0)
 
 static void op_open(void) {
     static const int MORE[] = { O_CREAT, O_CREAT, O_EXCL | O_CREAT, O_TRUNC, O_APPEND, O_NOFOLLOW, O_DIRECTORY };
@@ -505,7 +536,10 @@ static void op_fd_stat(void) {
     struct stat a, b;
     if (!s) return;
     say("fstat %s", s->what);
-    if (BOTH(fstat(s->a, &a), fstat(s->b, &b))) same_stat(s->what, &a, &b);
+    if (BOTH(fstat(s->a, &a), fstat(s->b, &b))) {
+        if (lost(s)) a.st_nlink = 0;
+        same_stat(s->what, &a, &b);
+    }
     if (!rnd(4) && s->read) same_fds(s->what, s->a, s->b);
 }
 
@@ -593,8 +627,14 @@ static void op_copy_range(void) {
     errno = 0;
     ssize_t x = copy_file_range(s->a, &a1, t->a, &a2, n, 0);
     int ex = errno;
+    /* The kernel does not copy between file systems: from a file that is not copied up. */
+    if (x < 0 && ex == EXDEV && !exact && s->image) {
+        add(" = EXDEV");
+        return;
+    }
     if (x < 0) {
-        same(x, ex, copy_file_range(s->b, &b1, t->b, &b2, n, 0), errno);
+        ssize_t y = copy_file_range(s->b, &b1, t->b, &b2, n, 0);
+        same(x, ex, y, errno);
         return;
     }
     ssize_t y = copy_file_range(s->b, &b1, t->b, &b2, (size_t)x ? (size_t)x : n, 0); /* it may copy less than it was told */
@@ -614,14 +654,16 @@ static void op_rmdir(void) {
     if (!*p.rel) return;
     bool had = !lstat(p.b, &st);
     say("rmdir %s", shown(p.rel));
-    if (BOTH(rmdir(p.a), rmdir(p.b)) && had) lower_gone(st.st_ino);
+    if (BOTH(rmdir(p.a), rmdir(p.b)) && had) lower_gone(&st);
 }
 
 static void op_unlink(void) {
     struct pair p = rnd(8) ? some_file() : any_path();
+    struct stat st;
     if (!*p.rel) return;
+    bool had = !lstat(p.b, &st);
     say("unlink %s", shown(p.rel));
-    BOTH(unlink(p.a), unlink(p.b));
+    if (BOTH(unlink(p.a), unlink(p.b)) && had) lower_gone(&st);
 }
 
 /* A whole directory emptied, so that rmdir has something to do. */
@@ -641,13 +683,13 @@ static void op_clear(void) {
         struct pair q = pair_of(sub);
         bool dir = !lstat(q.b, &st) && S_ISDIR(st.st_mode);
         say("%s %s", dir ? "rmdir" : "unlink", shown(sub));
-        if (dir ? BOTH(rmdir(q.a), rmdir(q.b)) : BOTH(unlink(q.a), unlink(q.b)))
-            if (dir) lower_gone(st.st_ino);
+        bool had = !lstat(q.b, &st);
+        if ((dir ? BOTH(rmdir(q.a), rmdir(q.b)) : BOTH(unlink(q.a), unlink(q.b))) && had) lower_gone(&st);
     }
     closedir(d);
     if (*p.rel && !lstat(p.b, &st)) {
         say("rmdir %s", shown(p.rel));
-        if (BOTH(rmdir(p.a), rmdir(p.b))) lower_gone(st.st_ino);
+        if (BOTH(rmdir(p.a), rmdir(p.b))) lower_gone(&st);
     }
 }
 
@@ -670,7 +712,7 @@ static void op_rename(void) {
     int b = rename2(p.b, q.b, flags);
     if (same(a, ea, b, errno)) {
         if (lower && !(hp && hq && sp.st_ino == sq.st_ino)) die("%s: a directory of the image was moved", tail[ops % TAIL]);
-        if (!(flags & 2) && hp && hq && S_ISDIR(sq.st_mode) && sp.st_ino != sq.st_ino) lower_gone(sq.st_ino);
+        if (!(flags & 2) && hp && hq && sp.st_ino != sq.st_ino) lower_gone(&sq);
         path_add(q.rel, hp && S_ISDIR(sp.st_mode));
     }
 }
@@ -679,6 +721,9 @@ static void op_link(void) {
     struct pair p = rnd(10) ? some_file() : any_path(), q = new_path();
     if (!rnd(5)) q = any_path();
     int flags = rnd(4) ? 0 : AT_SYMLINK_FOLLOW;
+    /* The kernel's overlay makes an inode of its own for each name of a file of the image: what is
+     * changed through one of them, a permission check through the other does not know. */
+    if (!exact && is_lower(p.b)) return;
     say("link %s as %s flags %d", shown(p.rel), shown(q.rel), flags);
     if (BOTH(linkat(AT_FDCWD, p.a, AT_FDCWD, q.a, flags), linkat(AT_FDCWD, p.b, AT_FDCWD, q.b, flags))) path_add(q.rel, false);
 }
@@ -712,7 +757,7 @@ static void op_chmod(void) {
     struct slot *s = rnd(4) ? NULL : some_slot();
     if (s) {
         say("fchmod %s %o", s->what, (unsigned)mode);
-        BOTH(fchmod(s->a, mode), fchmod(s->b, mode));
+        BOTH_FD(s, fchmod(s->a, mode), fchmod(s->b, mode));
         return;
     }
     struct pair p = some_path();
@@ -726,7 +771,7 @@ static void op_chown(void) {
     struct slot *s = rnd(4) ? NULL : some_slot();
     if (s) {
         say("fchown %s %d %d", s->what, uid, gid);
-        BOTH(fchown(s->a, (uid_t)uid, (gid_t)gid), fchown(s->b, (uid_t)uid, (gid_t)gid));
+        BOTH_FD(s, fchown(s->a, (uid_t)uid, (gid_t)gid), fchown(s->b, (uid_t)uid, (gid_t)gid));
         return;
     }
     struct pair p = some_path();
@@ -742,7 +787,7 @@ static void op_utimens(void) {
     struct slot *s = rnd(4) ? NULL : some_slot();
     if (s) {
         say("futimens %s %lld", s->what, (long long)t[1].tv_sec);
-        BOTH(futimens(s->a, t), futimens(s->b, t));
+        BOTH_FD(s, futimens(s->a, t), futimens(s->b, t));
         return;
     }
     struct pair p = some_path();
@@ -763,7 +808,7 @@ static void op_xattr(void) {
         int flags = rnd(4) ? 0 : rnd(2) ? XATTR_CREATE : XATTR_REPLACE;
         if (s) {
             say("fsetxattr %s %s %zu flags %d", s->what, name, n, flags);
-            BOTH(fsetxattr(s->a, name, value, n, flags), fsetxattr(s->b, name, value, n, flags));
+            BOTH_FD(s, fsetxattr(s->a, name, value, n, flags), fsetxattr(s->b, name, value, n, flags));
         } else {
             say("lsetxattr %s %s %zu flags %d", shown(p.rel), name, n, flags);
             BOTH(lsetxattr(p.a, name, value, n, flags), lsetxattr(p.b, name, value, n, flags));
@@ -809,9 +854,24 @@ static void op_acl(void) {
     struct pair p = def ? some_dir() : some_path();
     const char *name = def ? "system.posix_acl_default" : "system.posix_acl_access";
     if (!rnd(3)) {
+        /* The kernel's overlay takes the set-group-id bit then from who is not in the group. */
+        if (!exact && !def && setfsuid((uid_t)-1)) return;
         say("remove %s of %s", name, shown(p.rel));
-        BOTH(removexattr(p.a, name), removexattr(p.b, name));
+        errno = 0;
+        int a = removexattr(p.a, name), ea = errno;
+        /* The kernel's overlay looks first what a file has that is not copied up: nothing, or, over
+         * a server that was not asked to have lists (that costs a request an inode), an error. */
+        if (a && (ea == ENODATA || ea == EOPNOTSUPP) && !exact && is_lower(p.b)) {
+            add(" = %s", strerrorname_np(ea));
+            return;
+        }
+        errno = 0;
+        int b = removexattr(p.b, name);
+        same(a, ea, b, errno);
     } else {
+        /* FUSE_HANDLE_KILLPRIV_V2 leaves a set-group-id bit that nobody can execute by. */
+        struct stat st;
+        if (exact && !stat(p.b, &st) && S_ISREG(st.st_mode) && st.st_mode & S_ISGID) acl.e[3].perm |= 1;
         say("set %s of %s", name, shown(p.rel));
         BOTH(setxattr(p.a, name, &acl, sizeof acl, 0), setxattr(p.b, name, &acl, sizeof acl, 0));
     }
@@ -901,9 +961,10 @@ static void op_listing(void) {
             if (!strcmp(changed[nchanged], ".") || !strcmp(changed[nchanged], "..")) continue;
             snprintf(sub, sizeof sub, "%s%s%s", d.rel, *d.rel ? "/" : "", changed[nchanged++]);
             p = pair_of(sub);
-            if (!lstat(p.b, &st) && S_ISDIR(st.st_mode)) continue;
+            bool had = !lstat(p.b, &st);
+            if (had && S_ISDIR(st.st_mode)) continue;
             say("unlink %s in between", shown(sub));
-            BOTH(unlink(p.a), unlink(p.b));
+            if (BOTH(unlink(p.a), unlink(p.b)) && had) lower_gone(&st);
         } else {
             snprintf(changed[nchanged], PATH_MAX, "n%llu", (unsigned long long)rnd(25));
             snprintf(sub, sizeof sub, "%s%s%s", d.rel, *d.rel ? "/" : "", changed[nchanged++]);
@@ -1017,7 +1078,7 @@ static int build(const char *spec, const char *blob_name) {
         if (rc || lchown(path, (uid_t)atoi(f[3]), (gid_t)atoi(f[4])) || (*f[0] != 'l' && chmod(path, mode))) return perror(path), 1;
         late = realloc(late, (n + 1) * sizeof *late);
         late[n++] = (struct late){ strdup(path), { { atoll(f[5]), 0 }, { atoll(f[5]), 0 } } };
-        if (*f[0] == 'd' && !lstat(path, &st)) lower_put(st.st_ino);
+        if (!lstat(path, &st)) lower_put(st.st_ino);
     }
     while (n-- > 0)
         if (utimensat(AT_FDCWD, late[n].path, late[n].t, AT_SYMLINK_NOFOLLOW)) return perror(late[n].path), 1;
@@ -1025,8 +1086,293 @@ static int build(const char *spec, const char *blob_name) {
     return 0;
 }
 
+/* ---- single programs ---- */
+static int fail(const char *what) {
+    printf("%s: %s\n", what, strerrorname_np(errno));
+    return 1;
+}
+
+static u64 sum_of(int fd) {
+    u64 h = 14695981039346656037ull;
+    ssize_t n;
+    off_t at = 0;
+    while ((n = pread(fd, buf_a, BUF, at)) > 0) {
+        for (ssize_t i = 0; i < n; i++) h = (h ^ (unsigned char)buf_a[i]) * 1099511628211ull;
+        at += n;
+    }
+    return n ? 0 : h;
+}
+
+/* All of a tree, a line a name, but inode numbers and what is now. */
+static void tree(int at, const char *name, const char *rel) {
+    struct stat st;
+    char path[64 + 256], text[PATH_MAX] = "";
+    if (fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW)) {
+        printf("%s %s\n", rel, strerrorname_np(errno));
+        return;
+    }
+    printf("%s %o %u:%u", rel, st.st_mode, st.st_uid, st.st_gid);
+    if (!S_ISDIR(st.st_mode)) printf(" links %lu size %lld", (unsigned long)st.st_nlink, (long long)st.st_size);
+    if (st.st_mtim.tv_sec < PAST) printf(" time %lld.%ld", (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+    if (S_ISCHR(st.st_mode)) printf(" dev %lx", (unsigned long)st.st_rdev);
+    if (S_ISLNK(st.st_mode) && readlinkat(at, name, text, sizeof text - 1) > 0) printf(" -> %s", text);
+    if (!S_ISLNK(st.st_mode)) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d/%s", at, name);
+        xattr_text(path, text, sizeof text);
+        for (char *p = text; *p; p++)
+            if (*p == '\n') *p = ' ';
+        printf(" %s", text);
+    }
+    int fd = S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? openat(at, name, O_RDONLY | O_NOFOLLOW) : -1;
+    if (S_ISREG(st.st_mode)) printf(" sum %llx", (unsigned long long)sum_of(fd));
+    printf("\n");
+    if (S_ISDIR(st.st_mode)) {
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        struct names l = names_of(path, false);
+        for (size_t i = 0; i < l.n; i++) {
+            char sub[PATH_MAX], *e = l.v[i];
+            e[strlen(e) - 1] = 0;
+            if (!strcmp(e, ".") || !strcmp(e, "..")) continue;
+            snprintf(sub, sizeof sub, "%s/%s", rel, e);
+            tree(fd, e, sub);
+        }
+        names_free(&l);
+    }
+    if (fd >= 0) close(fd);
+}
+
+static int make_many(const char *dir, int n) {
+    char name[32];
+    int d = open(dir, O_RDONLY | O_DIRECTORY);
+    for (int i = 0; i < n; i++) {
+        snprintf(name, sizeof name, "n%06d", i);
+        if (mknodat(d, name, S_IFREG | 0644, 0)) return fail(name);
+    }
+    return 0;
+}
+
+/* Reads a listing in small parts and removes each name at once, as rm -r does. */
+static int sweep(const char *dir) {
+    char parts[2000], **seen = NULL;
+    size_t n = 0;
+    int d = open(dir, O_RDONLY | O_DIRECTORY), failed = 0;
+    for (long got; (got = syscall(SYS_getdents64, d, parts, sizeof parts)) != 0;) {
+        if (got < 0) return fail("getdents64");
+        for (long at = 0; at < got;) {
+            struct dirent64 *e = (void *)(parts + at);
+            at += e->d_reclen;
+            if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
+            seen = realloc(seen, (n + 1) * sizeof *seen);
+            seen[n++] = strdup(e->d_name);
+            failed += unlinkat(d, e->d_name, 0) != 0;
+        }
+    }
+    if (n) qsort(seen, n, sizeof *seen, by_name);
+    size_t twice = 0;
+    for (size_t i = 1; i < n; i++) twice += !strcmp(seen[i - 1], seen[i]);
+    struct names l = names_of(dir, false);
+    printf("%zu names, %zu twice, %d not removed, %zu left\n", n, twice, failed, l.n - 2);
+    return 0;
+}
+
+/* Directories in directories, beyond PATH_MAX: made, used at the bottom, or removed. */
+static int deep(const char *dir, int levels, const char *what) {
+    char name[201], where[PATH_MAX];
+    int fd;
+    memset(name, 'D', 200), name[200] = 0;
+    if (chdir(dir)) return fail(dir);
+    for (int i = 0; i < levels; i++)
+        if ((*what == 'm' && mkdir(name, 0755)) || chdir(name)) return fail("going down");
+    if (*what == 'm') {
+        if ((fd = open("file", O_RDWR | O_CREAT | O_EXCL, 0644)) < 0 || write(fd, "deep", 4) != 4 || close(fd)) return fail("making a file");
+    } else if (*what == 'c') {
+        char text[10] = "";
+        struct stat st;
+        if ((fd = open("file", O_RDWR)) < 0 || read(fd, text, 9) < 4 || strncmp(text, "deep", 4) || pwrite(fd, "deeper", 6, 0) != 6 || close(fd)) return fail("using the file");
+        if (link("file", "link") || rename("file", "name") || symlink("name", "symlink") || setxattr("name", "user.x", "y", 1, 0) || chmod("name", 0600)) return fail("changes");
+        if (mkdir("sub", 0755) || rename("link", "sub/link") || truncate("name", 5) || stat("symlink", &st) || st.st_size != 5 || st.st_mode != (S_IFREG | 0600)) return fail("more changes");
+        struct names l = names_of(".", exact);
+        printf("%zu names", l.n);
+        printf(", the path is %s\n", getcwd(where, sizeof where) ? "short" : "long");
+    } else {
+        unlink("file"), unlink("name"), unlink("symlink"), unlink("sub/link");
+        if (access("sub", F_OK) == 0 && rmdir("sub")) return fail("sub");
+        for (int i = 0; i < levels; i++)
+            if (chdir("..") || rmdir(name)) return fail("going up");
+    }
+    return 0;
+}
+
+/* Reads and writes all over a tree until something fails, and says what. */
+static int load(const char *dir, const char *scratch) {
+    char name[PATH_MAX];
+    B = dir;
+    for (unsigned long round = 0;; round++) {
+        struct names l = names_of(dir, false);
+        for (size_t i = 0; i < l.n; i++) {
+            struct stat st;
+            l.v[i][strlen(l.v[i]) - 1] = 0;
+            snprintf(name, sizeof name, "%s/%s", dir, l.v[i]);
+            int fd = open(name, O_RDONLY);
+            if (fd < 0 || fstat(fd, &st)) return fail("open");
+            posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+            if (S_ISREG(st.st_mode) && pread(fd, buf_a, BUF, 0) < 0) return fail("read");
+            close(fd);
+            snprintf(name, sizeof name, "%s/w%lu", scratch, (round + i) % 50);
+            if ((fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644)) < 0) return fail("create");
+            if (write(fd, noise, 100000) != 100000) return fail("write");
+            if (round > 1 && i % 20 == 3 && fsync(fd)) return fail("fsync");
+            if (close(fd)) return fail("close");
+            if (i % 7 == 2 && unlink(name)) return fail("unlink");
+        }
+        if (l.n < 3) return fail("listing");
+        names_free(&l);
+        if (round == 1) fprintf(stderr, "working\n");
+    }
+}
+
+/* Writes until the disk is full: write() itself says so, and what it took is there. */
+static int fill(const char *name) {
+    int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644), last = 0;
+    off_t size = 0;
+    struct stat st;
+    if (fd < 0) return fail("open");
+    for (ssize_t n; size < 1 << 30; size += n)
+        if ((n = write(fd, noise + size % 4096, 65536)) < 0) {
+            last = errno;
+            break;
+        }
+    printf("write: %s, %s", last ? strerrorname_np(last) : "no error", size > 0 ? "after some" : "at once");
+    if (fstat(fd, &st) || st.st_size != size) printf(", the size is %lld, not %lld", (long long)st.st_size, (long long)size);
+    for (off_t at = 0; at < size; at += 65536) {
+        size_t k = size - at < 65536 ? (size_t)(size - at) : 65536;
+        if (pread(fd, buf_a, k, at) != (ssize_t)k || memcmp(buf_a, noise + at % 4096, k)) {
+            printf(", at %lld are other bytes", (long long)at);
+            break;
+        }
+    }
+    printf(", close: %s\n", close(fd) ? strerrorname_np(errno) : "0");
+    return 0;
+}
+
+static int sparse(const char *name) {
+    const off_t T = 1ll << 40;
+    struct stat st;
+    char text[8] = "";
+    int fd = open(name, O_RDWR | O_CREAT, 0644);
+    if (fd < 0 || ftruncate(fd, T) || pwrite(fd, "end", 3, T - 3) != 3 || pwrite(fd, "mid", 3, T / 2) != 3) return fail("making it");
+    if (fsync(fd) || close(fd) || (fd = open(name, O_RDWR)) < 0 || fstat(fd, &st)) return fail("opening it");
+    printf("%s, %s blocks", st.st_size == T ? "1 TiB" : "another size", st.st_blocks < 2000 ? "few" : "many");
+    if (pread(fd, text, 3, T - 3) != 3 || strcmp(text, "end") || pread(fd, text, 3, T / 4) != 3 || *text || pread(fd, text, 3, T / 2) != 3 || strcmp(text, "mid")) return fail("reading it");
+    if (ftruncate(fd, T / 2 + 3) || ftruncate(fd, T) || pread(fd, text, 3, T - 3) != 3 || *text) return fail("cutting it");
+    if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, T / 2, 4096) || pread(fd, text, 3, T / 2) != 3 || *text) return fail("punching it");
+    printf(", truncated, punched\n");
+    return 0;
+}
+
+static int xattr(const char *name, size_t size) {
+    int rc = setxattr(name, "user.big", noise, size, 0);
+    printf("set %zu: %s", size, rc ? strerrorname_np(errno) : "0");
+    ssize_t n = getxattr(name, "user.big", buf_a, BUF);
+    printf(", get: %s\n", n < 0 ? strerrorname_np(errno) : n == (ssize_t)size && !memcmp(buf_a, noise, size) ? "the same" : "another");
+    return 0;
+}
+
+/* The length of an attribute, with a buffer of that length and one too small. */
+static int get_xattr(const char *name, const char *key) {
+    ssize_t n = getxattr(name, key, NULL, 0), m = getxattr(name, key, buf_a, BUF), k = getxattr(name, key, buf_b, n > 0 ? (size_t)n : 0);
+    if (n < 0) return fail(name);
+    ssize_t x = getxattr(name, key, buf_b, (size_t)n - 1);
+    u64 h = 0;
+    for (ssize_t i = 0; i < m; i++) h = h * 31 + (unsigned char)buf_a[i];
+    printf("%zd %zd %zd %s %llx %zd\n", n, m, k, x < 0 ? strerrorname_np(errno) : "0", (unsigned long long)h, listxattr(name, buf_a, BUF));
+    return 0;
+}
+
+/* Takes an access control list that is not there: no error, or the kernel's overlay's. Sets one as
+ * an owner who is not in the file's group: the set-group-id bit goes. */
+static int acl(const char *name) {
+    static const uint32_t mode_0751[] = { 2, 7 << 16 | 1, ~0u, 5 << 16 | 4, ~0u, 1 << 16 | 32, ~0u };
+    struct stat st;
+    if (removexattr(name, "system.posix_acl_access") && errno != ENODATA) return fail(name);
+    if (chown(name, 1000, 0) || chmod(name, 02755)) return fail(name);
+    setfsgid(1000), setfsuid(1000);
+    int rc = setxattr(name, "system.posix_acl_access", mode_0751, sizeof mode_0751, 0);
+    setfsuid(0), setfsgid(0);
+    if (rc || stat(name, &st)) return fail(name);
+    printf("%o\n", st.st_mode & 07777);
+    return 0;
+}
+
+/* Lists a directory again and again into a mapping of one of its files, which is not in memory then,
+ * while a thread asks for the attributes of the others. */
+static const char *mapped_dir;
+static int mapped_over;
+
+static void *mapped_stats(void *arg) {
+    char name[PATH_MAX];
+    struct stat st;
+    for (unsigned i = 0; !__atomic_load_n(&mapped_over, __ATOMIC_RELAXED); i++) {
+        snprintf(name, sizeof name, "%s/%03u", mapped_dir, 2 + i % 198);
+        close(open(name, O_RDONLY));
+        stat(name, &st);
+    }
+    return arg;
+}
+
+static void *mapped_lists(void *arg) {
+    char name[PATH_MAX];
+    const size_t size = 1 << 16;
+    long count = 0;
+    snprintf(name, sizeof name, "%s/%s", mapped_dir, (char *)arg);
+    int f = open(name, O_RDONLY), d = open(mapped_dir, O_RDONLY | O_DIRECTORY);
+    char *m = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, f, 0);
+    for (int i = 0; i < 300 && m != MAP_FAILED; i++) {
+        long got;
+        lseek(d, 0, SEEK_SET);
+        for (count = 0;;) {
+            madvise(m, size, MADV_DONTNEED);
+            posix_fadvise(f, 0, 0, POSIX_FADV_DONTNEED);
+            got = syscall(SYS_getdents64, d, m, 2048);
+            if (got <= 0) break;
+            for (long at = 0; at < got; count++) at += ((struct dirent64 *)(void *)(m + at))->d_reclen;
+        }
+        if (got || count != 202) break;
+    }
+    return (void *)count;
+}
+
+static int mapped(const char *dir) {
+    pthread_t stats, lists;
+    void *n;
+    mapped_dir = dir;
+    if (pthread_create(&stats, NULL, mapped_stats, NULL) || pthread_create(&lists, NULL, mapped_lists, "000")) return fail("thread");
+    pthread_join(lists, &n);
+    __atomic_store_n(&mapped_over, 1, __ATOMIC_RELAXED);
+    pthread_join(stats, NULL);
+    printf("%ld names each time\n", (long)n);
+    return 0;
+}
+
+static int single(int argc, char **argv) {
+    const char *what = argv[1], *name = argv[2];
+    int n = argc > 3 ? atoi(argv[3]) : 0;
+    if (!strcmp(what, "tree")) return tree(AT_FDCWD, name, "."), 0;
+    if (!strcmp(what, "many")) return make_many(name, n);
+    if (!strcmp(what, "sweep")) return sweep(name);
+    if (!strcmp(what, "deep")) return deep(name, n, argc > 4 ? argv[4] : "");
+    if (!strcmp(what, "load") && argc == 4) return load(name, argv[3]);
+    if (!strcmp(what, "fill")) return fill(name);
+    if (!strcmp(what, "acl")) return acl(name);
+    if (!strcmp(what, "mapped")) return mapped(name);
+    if (!strcmp(what, "sparse")) return sparse(name);
+    if (!strcmp(what, "xattr")) return xattr(name, (size_t)n);
+    if (!strcmp(what, "getxattr") && argc == 4) return get_xattr(name, argv[3]);
+    return 2;
+}
+
 int main(int argc, char **argv) {
-    if (argc < 4) return 2;
+    if (argc < 3) return 2;
     buf_a = malloc(BUF), buf_b = malloc(BUF), noise = malloc(2 * BUF);
     rng_state = 88172645463325252ull;
     for (size_t i = 0; i < 2 * BUF; i++) noise[i] = (char)rnd(256);
@@ -1036,9 +1382,11 @@ int main(int argc, char **argv) {
         B = argv[4];
         return build(argv[2], argv[3]);
     }
+    if (strcmp(argv[1], "check") && strcmp(argv[1], "run")) return single(argc, argv);
+    if (argc < 5) return 2;
     A = argv[2], B = argv[3];
     const char *flags = argv[argc - 1];
-    many = strchr(flags, 'm'), d_ino = hard = strchr(flags, 'i');
+    many = strchr(flags, 'm'), exact = strchr(flags, 'i');
     if (strchr(flags, 't')) {
         char name[PATH_MAX];
         snprintf(name, sizeof name, "%s.trace", B);
@@ -1049,7 +1397,7 @@ int main(int argc, char **argv) {
         printf("%zu paths\n", npaths);
         return 0;
     }
-    if (strcmp(argv[1], "run") || argc != 7) return 2;
+    if (argc != 7) return 2;
     seed = strtoull(argv[4], NULL, 10);
     rng_state ^= (seed + 1) * 0x9e3779b97f4a7c15ull;
     rnd(1), rnd(1), rnd(1);
