@@ -12523,6 +12523,25 @@ static int launch_sources(struct launch *l, struct err *e) {
     return 0;
 }
 
+/* What only the host's root may do, for a process (0: this one) that is, or will be, in a user
+ * namespace, where it cannot: hard limits above ours, a lower oom_score_adj. Whether it was possible
+ * the process finds out when it sets them. */
+static void launch_raise(const struct plan *p, pid_t pid) {
+    char path[64], text[24];
+    struct rlimit now;
+    if (geteuid()) return;
+    for (unsigned i = 0; i < p->nrlimits; i++) {
+        const struct plan_rlimit *r = &p->rlimits[i];
+        if (prlimit(pid, r->resource, NULL, &now) || r->v.hard <= now.rlim_max) continue;
+        now.rlim_max = r->v.hard;
+        prlimit(pid, r->resource, &now, NULL);
+    }
+    if (!pid || p->oom_score_adj == INT64_MIN) return; /* exec sets its own before it joins */
+    snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);
+    snprintf(text, sizeof text, "%" PRId64, p->oom_score_adj);
+    file_poke(AT_FDCWD, path, text);
+}
+
 /* With CLONE_PARENT the signal is the one that we send ourselves. */
 static struct sys_clone_args launch_clone(const struct launch *l, u64 flags) {
     return (struct sys_clone_args){ .flags = flags | (l->for_parent ? CLONE_PARENT : 0),
@@ -12578,9 +12597,9 @@ static int launch_begin(struct launch *l, struct err *e) {
     l->pidfd = sys_pidfd_open(l->pid);
     if (p->ids.outside && idmap_write(l->pid, &p->ids, e)) return -1;
     if (cgroup_enter(&l->cgroup, l->pid, e)) return -1;
-    if ((p->ids.outside || l->cgroup.path || staged) && launch_say(l->sync, MSG_GO, NULL, 0, e))
-        return -1;
-    return 0;
+    if (!p->ids.outside && !l->cgroup.path && !staged) return 0; /* it did not wait */
+    launch_raise(p, l->pid);
+    return launch_say(l->sync, MSG_GO, NULL, 0, e);
 }
 
 /* Ends a launch that failed: kills and reaps what was started. */
@@ -12636,6 +12655,7 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
         if (launch_hide(p, &ce))
             launch_fail(theirs, &ce); /* before the first namespace: CVE-2016-9962 */
         if (launch_confine(p, &ce)) launch_fail(theirs, &ce);
+        launch_raise(p, 0);
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
         if (setns_patiently(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
