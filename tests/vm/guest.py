@@ -8,6 +8,8 @@ GROUP says who runs the tests, and where:
     delegated  the same, in a scope of systemd whose cgroup is the user's own
     plain      a user with neither
     slurm      as session, where Slurm runs
+    podman     as session, where Podman 5 is; its runtime is skiff, or $RUNTIME to compare with
+    rootful    the same as root
     nofuse     as session, but /dev/fuse cannot be opened
     selinux    as session, where SELinux enforces policy.cil
     selinux1   as plain, likewise
@@ -19,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -35,20 +38,24 @@ FOREVER = ['sh', '-c', 'trap "exit 3" TERM; echo up; while :; do sleep 0.2; done
 
 # ---- helpers ----
 
-def skiff(*words, status=0, timeout=90):
-    """Runs skiff; its output and errors. Fails unless it ends with the status (None: any)."""
-    child = subprocess.Popen(['skiff', *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True, errors='replace', start_new_session=True)
+def command(*words, status=0, timeout=90, text=''):
+    """Runs a command with the text as its input; its output and errors. Fails unless it ends with the status (None: any)."""
+    child = subprocess.Popen(words, stdin=subprocess.PIPE if text else subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, errors='replace', start_new_session=True)
     try:
-        done = subprocess.CompletedProcess(child.args, None, *child.communicate(timeout=timeout))
+        done = subprocess.CompletedProcess(child.args, None, *child.communicate(text or None, timeout=timeout))
     except subprocess.TimeoutExpired:
         os.killpg(child.pid, signal.SIGKILL)
-        raise AssertionError('no end after %d s: skiff %s' % (timeout, ' '.join(words))) from None
+        raise AssertionError('no end after %d s: %s' % (timeout, ' '.join(words))) from None
     done.returncode = child.returncode
     if status is not None and done.returncode != status:
-        raise AssertionError('status %d instead of %d: skiff %s\n%s%s' % (
+        raise AssertionError('status %d instead of %d: %s\n%s%s' % (
             done.returncode, status, ' '.join(words), done.stdout, done.stderr))
     return done
+
+
+def skiff(*words, **options):
+    return command('skiff', *words, **options)
 
 
 def out(*words, **options):
@@ -121,14 +128,18 @@ def docker_archive(path, name, layers, config):
             archive.addfile(entry, io.BytesIO(data))
 
 
-def load_tiny():
+def tiny_archive():
     """The image that most tests use: busybox below, a second layer that takes two files away."""
     archive = os.path.join(WORK, 'tiny.tar')
     if not os.path.exists(archive):
         upper = layer({'.wh.old': b'', 'dir/.wh.a': b'', 'new': b'new\n'})
         docker_archive(archive, 'tiny:1', [busybox_layer(), upper],
                        {'Cmd': ['/bin/sh', '-c', 'echo $GREETING'], 'Env': ['PATH=/bin', 'GREETING=hello from tiny']})
-    contains(out('load', '-i', archive), 'tiny:1')
+    return archive
+
+
+def load_tiny():
+    contains(out('load', '-i', tiny_archive()), 'tiny:1')
 
 
 def oci_bundle(process, linux={}):
@@ -846,6 +857,273 @@ def job_container():
     eventually(lambda: os.listdir('/var/tmp/states-' + os.environ['USER']) == [], 'no state is left')
 
 
+# ---- as the runtime of Podman 5, whose cgroups systemd makes ----
+
+RUNTIME = os.environ.get('RUNTIME') or os.path.join(WORK, 'skiff-runtime')
+ROOT = os.getuid() == 0
+USER = [] if ROOT else ['--user']      # which systemd
+MIB = 1 << 20
+
+
+def podman(*words, **options):
+    return command('podman', '--runtime', RUNTIME, *words, **options)
+
+
+def pod(*words, **options):
+    return podman(*words, **options).stdout.strip()
+
+
+def pod_run(*words, **options):
+    return podman('run', '--rm', '--network', 'none', *words, **options)
+
+
+def pod_start(name, *words, argv=FOREVER):
+    """A container in the background; its whole id."""
+    ident = pod('run', '-d', '--name', name, '--network', 'none', *words, 'tiny:1', *argv)
+    assert re.fullmatch('[0-9a-f]{64}', ident), ident
+    return ident
+
+
+def pod_inspect(name, template):
+    return pod('inspect', '--format', template, name)
+
+
+def pod_cgroup(name, *files):
+    """Files of a running container's cgroup, as the host sees them."""
+    own = open('/proc/%s/cgroup' % pod_inspect(name, '{{.State.Pid}}')).read().strip().split('::')[1]
+    return [open('/sys/fs/cgroup%s/%s' % (own, file)).read().strip() for file in files] if files else own
+
+
+def unit(name, *properties):
+    """What systemd knows of a unit."""
+    text = command('systemctl', *USER, 'show', name, *('-p' + one for one in properties)).stdout
+    known = dict(line.split('=', 1) for line in text.splitlines())
+    return [known[one] for one in properties]
+
+
+def at_terminal(*words, text=''):
+    """Runs podman at a terminal of 31 lines and 97 columns, types the text; what is seen, and the exit status."""
+    child, terminal = pty.fork()
+    if child == 0:
+        subprocess.run(['stty', 'rows', '31', 'cols', '97', '-echo'])
+        os.execvp('podman', ['podman', '--runtime', RUNTIME, *words])
+    os.write(terminal, text.encode())
+    seen = b''
+    try:
+        while data := os.read(terminal, 4096):
+            seen += data
+    except OSError:         # EIO: nobody holds the other end any more
+        pass
+    os.close(terminal)
+    return seen.decode(errors='replace').replace('\r\n', '\n'), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def podman_ready():
+    if 'RUNTIME' not in os.environ:
+        os.symlink(shutil.which('skiff'), RUNTIME)
+    contains(pod('load', '-i', tiny_archive()), 'tiny:1')
+
+
+def podman_run():
+    """What a container is given, and its exit status."""
+    shared = tempfile.mkdtemp(dir=WORK)
+    pod('volume', 'create', 'kept')
+    script = '''hostname; pwd; echo $A; id -u; id -G; ulimit -n; cat /proc/1/comm; grep -E 'Seccomp:|NoNewPrivs' /proc/self/status | cut -f2
+        cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_forward; stat -f -c %T /t; stat -c %a /t; df -k /dev/shm | awk 'NR>1{print $2}'
+        touch /f 2>/dev/null || echo no; touch /tmp/f && echo yes; touch /ro/f 2>/dev/null || echo no; touch /shared/f /v/f && echo yes
+        echo over >/over/f; cat /over/f; ls /sys/class/net; cat /proc/self/cgroup; exit 5'''
+    options = ['-e', 'A=b', '-w', '/dir', '-h', 'there', '--group-add', '7', '--ulimit', 'nofile=100:200', '--init', '--read-only',
+               '--security-opt', 'no-new-privileges', '--oom-score-adj', '700', '--sysctl', 'net.ipv4.ip_forward=1', '--shm-size', '1m',
+               '--tmpfs', '/t:size=1m,mode=700', '-v', shared + ':/shared', '-v', shared + ':/ro:ro', '-v', shared + ':/over:O', '-v', 'kept:/v']
+    equal(pod_run(*options, 'tiny:1', 'sh', '-c', script, status=5).stdout.split(),
+          'there /dir b 0 0 7 100 podman-init 1 2 700 1 tmpfs 700 1024 no yes no yes over lo 0::/'.split())
+    equal((os.listdir(shared), os.stat(shared + '/f').st_uid, os.stat(shared + '/f').st_size), (['f'], os.getuid(), 0))
+    pod_run('tiny:1', 'nothing-of-the-kind', status=127)
+    pod_run('tiny:1', '/etc/passwd', status=126)
+    pod('volume', 'rm', 'kept')
+
+
+def podman_users():
+    """Another user of few rights and a seccomp profile of one's own; other ids."""
+    with open(WORK + '/seccomp.json', 'w') as file:
+        json.dump({'defaultAction': 'SCMP_ACT_ALLOW', 'syscalls': [{'names': ['mkdir', 'mkdirat'], 'action': 'SCMP_ACT_ERRNO', 'errnoRet': 95}]}, file)
+    done = pod_run('--user', 'guest', '--cap-drop', 'all', '--security-opt', 'seccomp=%s/seccomp.json' % WORK, '-i', 'tiny:1', 'sh', '-c',
+                   'id -u; id -g; grep CapBnd /proc/self/status | cut -f2; wc -c; mkdir /tmp/d', text='x' * 100000, status=1)
+    equal(done.stdout.split(), ['1000', '1000', '0' * 16, '100000'])
+    contains(done.stderr, 'not supported')
+    if ROOT:
+        equal(pod_run('--uidmap', '0:100000:65536', '--oom-score-adj', '-100', 'tiny:1', 'cat', '/proc/self/uid_map', '/proc/self/oom_score_adj').stdout.split(),
+              ['0', '100000', '65536', '-100'])
+    else:
+        equal(pod_run('--userns', 'keep-id:uid=5,gid=6', 'tiny:1', 'sh', '-c', 'id -u; id -g').stdout, '5\n6\n')
+
+
+def podman_privileged():
+    """All rights, the host's network, and what a systemd in the container needs: a cgroup of its own to write to, tmpfs where it wants them."""
+    script = 'mkdir /sys/fs/cgroup/made && ls -d /sys/fs/cgroup/made; stat -f -c %T /run /tmp; echo $container; grep Seccomp: /proc/self/status | cut -f2'
+    script += '; mount -t tmpfs none /mnt || mkdir /mnt; mount -t tmpfs none /mnt && echo mounted; ls /sys/class/net'
+    done = podman('run', '--rm', '--privileged', '--systemd', 'always', '--network', 'host', 'tiny:1', 'sh', '-c', script)
+    equal(done.stdout.split(), ['/sys/fs/cgroup/made', 'tmpfs', 'tmpfs', 'podman', '0', 'mounted'] + sorted(os.listdir('/sys/class/net')))
+
+
+ASKED = ['--memory', '64m', '--memory-swap', '96m', '--cpus', '0.5', '--pids-limit', '50']
+FILES_OF_LIMITS = ['/sys/fs/cgroup/' + file for file in ('memory.max', 'memory.swap.max', 'cpu.max', 'pids.max')]
+KNOWN = ['ActiveState', 'MemoryMax', 'MemorySwapMax', 'CPUQuotaPerSecUSec', 'TasksMax']
+
+
+def podman_limits():
+    """The limits are in a scope that systemd knows them of, and so is what update changes."""
+    ident = pod_start('held', *ASKED)
+    scope = 'libpod-%s.scope' % ident
+    contains(pod_cgroup('held'), '/' + scope)
+    wanted = [str(64 * MIB), str(32 * MIB), '50000 100000', '50']
+    equal(pod('exec', 'held', 'cat', '/proc/self/cgroup', *FILES_OF_LIMITS).splitlines(), ['0::/'] + wanted)
+    equal(unit(scope, *KNOWN), ['active', str(64 * MIB), str(32 * MIB), '500ms', '50'])
+    command('systemctl', *USER, 'daemon-reload')        # it writes what it knows again
+    equal(pod_cgroup('held', *(os.path.basename(file) for file in FILES_OF_LIMITS)), wanted)
+    pod('update', '--memory', '48m', '--memory-swap', '48m', '--cpus', '0.25', '--pids-limit', '40', 'held')
+    equal(pod('exec', 'held', 'cat', *FILES_OF_LIMITS).splitlines(), [str(48 * MIB), '0', '25000 100000', '40'])
+    equal(unit(scope, *KNOWN), ['active', str(48 * MIB), '0', '250ms', '40'])
+    contains(pod('stats', '--no-stream', '--format', '{{.Name}} {{.MemUsage}} {{.PIDs}}', 'held'), 'held', '50.33MB')
+    pod('stop', '-t', '1', 'held')
+    eventually(lambda: unit(scope, 'ActiveState') == ['inactive'], 'the scope is gone')
+    pod('start', 'held')
+    equal(unit(scope, *KNOWN), ['active', str(48 * MIB), '0', '250ms', '40'])
+    pod('rm', '-f', '-t', '0', 'held')
+
+
+def podman_out_of_memory():
+    """In a slice of one's own, too."""
+    ident = pod('create', '--name', 'bomb', '--network', 'none', '--memory', '64m', '--memory-swap', '64m', '--cgroup-parent', 'test-deep.slice',
+                'tiny:1', 'sh', '-c', 'trap "exec tail /dev/zero" USR1; while :; do sleep 0.2; done')
+    pod('start', 'bomb')
+    contains(pod_cgroup('bomb'), '/test.slice/test-deep.slice/libpod-%s.scope' % ident)
+    pod('kill', '-s', 'USR1', 'bomb')
+    equal(pod('wait', 'bomb'), '137')
+    equal(pod_inspect('bomb', '{{.State.OOMKilled}} {{.State.ExitCode}}'), 'true 137')
+    pod('rm', 'bomb')
+    contains(podman('run', '--rm', '--network', 'none', '--cgroup-parent', '/no/slice', 'tiny:1', 'true', status=125).stderr, 'slice')
+
+
+def podman_exec():
+    pod_start('one', '-t')
+    podman('exec', 'one', 'sh', '-c', 'exit 9', status=9)
+    podman('exec', 'one', 'nothing-of-the-kind', status=127)
+    equal(pod('exec', '-i', '-u', 'guest', '-w', '/dir', '-e', 'A=b', 'one', 'sh', '-c', 'id -u; pwd; echo $A; cat', text='through'), '1000\n/dir\nb\nthrough')
+    script = 'grep -h CapEff /proc/1/status /proc/self/status | cut -f2; grep Seccomp: /proc/self/status | cut -f2'
+    init, own, filtered = pod('exec', 'one', 'sh', '-c', script).split()
+    equal((own, filtered), (init, '2'))
+    init, own, filtered = pod('exec', '--privileged', 'one', 'sh', '-c', script).split()
+    assert own > init, own
+    seen, status = at_terminal('exec', '-it', 'one', 'sh', '-c', 'tty; sleep 1; stty size; read a; echo "got $a"; exit 6', text='word\n')
+    equal(status, 6)
+    contains(seen, '/dev/pts/1\n', '31 97\n', 'got word\n')
+    pod('rm', '-f', '-t', '0', 'one')
+    seen, status = at_terminal('run', '--rm', '-it', '--network', 'none', 'tiny:1', 'sh', '-c', 'tty; sleep 1; stty size; read a; echo "got $a"; exit 4', text='word\n')
+    equal(status, 4)
+    contains(seen, '/dev/pts/0\n', '31 97\n', 'got word\n')
+
+
+def podman_lifecycle():
+    ident = pod_start('life', '--health-cmd', 'test -e /kept', '--health-interval', 'disable', '--health-retries', '1')
+    contains(pod('ps', '--no-trunc'), ident, 'Up')
+    contains(pod('top', 'life', 'pid', 'args'), 'trap')
+    equal(pod('logs', 'life'), 'up')
+    equal(pod_inspect('life', '{{.State.Status}} {{.State.Running}} {{.OCIRuntime}}'), 'running true ' + RUNTIME)
+    with open(WORK + '/in', 'w') as file:
+        file.write('copied\n')
+    pod('cp', WORK + '/in', 'life:/dir/in')
+    pod('cp', 'life:/dir/in', WORK + '/out')
+    equal(open(WORK + '/out').read(), 'copied\n')
+    contains(pod('diff', 'life'), 'A /dir/in')
+    pod('healthcheck', 'run', 'life')
+    pod('exec', 'life', 'rm', '/kept')
+    podman('healthcheck', 'run', 'life', status=1)
+    equal(pod_inspect('life', '{{.State.Health.Status}}'), 'unhealthy')
+    pod('pause', 'life')
+    equal(pod_cgroup('life', 'cgroup.events')[0].splitlines()[-1], 'frozen 1')
+    equal(pod_inspect('life', '{{.State.Status}}'), 'paused')
+    pod('unpause', 'life')
+    pod('stop', 'life')
+    equal(pod_inspect('life', '{{.State.Status}} {{.State.ExitCode}}'), 'exited 3')
+    pod('restart', '-t', '0', 'life')
+    equal(pod('exec', 'life', 'cat', '/dir/in'), 'copied')
+    pod('kill', '-s', 'TERM', 'life')
+    equal(pod('wait', 'life'), '3')
+    pod('start', 'life')
+    pod('kill', 'life')
+    equal(pod('wait', 'life'), '137')
+    pod('rm', 'life')
+
+
+def podman_build():
+    context = tempfile.mkdtemp(dir=WORK)
+    with open(context + '/Dockerfile', 'w') as file:
+        file.write('FROM tiny:1\nENV A=b\nRUN echo $A >/one && rm /kept && id -u >>/one && cat /sys/fs/cgroup/memory.max >>/one\nCOPY file /made/file\nUSER guest\n'
+                   'RUN --mount=type=tmpfs,target=/scratch cat /made/file >/tmp/two && id -u >>/tmp/two\n')
+    with open(context + '/file', 'w') as file:
+        file.write('from the context\n')
+    words = ['build', '-q', '--no-cache', '--network', 'none', '--isolation', 'oci', '--memory', '64m', '-t', 'built:1', context]
+    podman(*words, '--runtime', '/bin/false', status=1)
+    pod(*words, '--runtime', RUNTIME, timeout=180)
+    equal(pod_run('built:1', 'sh', '-c', 'cat /one /tmp/two; [ ! -e /kept ] && id -u').stdout, 'b\n0\n%d\nfrom the context\n1000\n1000\n' % (64 * MIB))
+    pod('rmi', 'built:1')
+
+
+def podman_cgroupfs():
+    """Where Podman has cgroups made without systemd: in a scope that is the caller's own."""
+    delegated = ['systemd-run', *USER, '--scope', '--quiet', '-p', 'Delegate=yes', 'podman', '--runtime', RUNTIME, '--cgroup-manager', 'cgroupfs']
+    call = lambda *words: command(*delegated, *words).stdout.strip()
+    ident = call('run', '-d', '--name', 'plain', '--network', 'none', *ASKED, 'tiny:1', *FOREVER)
+    assert pod_cgroup('plain').endswith('/libpod-' + ident), pod_cgroup('plain')
+    equal(call('exec', 'plain', 'cat', *FILES_OF_LIMITS).splitlines(), [str(64 * MIB), str(32 * MIB), '50000 100000', '50'])
+    call('update', '--memory', '48m', 'plain')
+    equal(call('exec', 'plain', 'cat', FILES_OF_LIMITS[0]), str(48 * MIB))
+    call('pause', 'plain')
+    call('unpause', 'plain')
+    contains(call('stats', '--no-stream', '--format', '{{.MemUsage}}', 'plain'), '50.33MB')
+    call('rm', '-f', '-t', '0', 'plain')
+
+
+def podman_pod():
+    """Two containers that share a pod's namespaces, below its slice."""
+    pod('pod', 'create', '--name', 'both', '--network', 'none', '--memory', '96m', '--share', 'net,ipc,uts', timeout=180)
+    for name in 'left', 'right':
+        pod('run', '-d', '--pod', 'both', '--name', name, 'tiny:1', *FOREVER)
+    spaces = [[os.readlink('/proc/%s/ns/%s' % (pod_inspect(name, '{{.State.Pid}}'), kind)) for kind in ('net', 'ipc', 'uts', 'mnt')] for name in ('left', 'right')]
+    equal(spaces[0][:3], spaces[1][:3])
+    assert spaces[0][3] != spaces[1][3]
+    above = [os.path.dirname(pod_cgroup(name).removesuffix('/container')) for name in ('left', 'right')]
+    equal(above[0], above[1])
+    assert above[0].endswith('.slice'), above
+    equal(open('/sys/fs/cgroup%s/memory.max' % above[0]).read(), '%d\n' % (96 * MIB))
+    pod('pod', 'stop', '-t', '1', 'both')
+    pod('pod', 'start', 'both')
+    pod('exec', 'right', 'true')
+    pod('pod', 'rm', '-f', '-t', '0', 'both')
+
+
+def podman_service():
+    """A service of type notify whose cgroup is split between conmon and the container."""
+    name = 'notify-test.service'
+    command('systemd-run', *USER, '--quiet', '--unit', name, '-p', 'Type=notify', '-p', 'NotifyAccess=all', '-p', 'Delegate=yes',
+            'podman', '--runtime', RUNTIME, 'run', '--rm', '--name', 'told', '--network', 'none', '--cgroups', 'split', '--sdnotify', 'conmon', '-d',
+            '--memory', '64m', 'tiny:1', *FOREVER)
+    equal(unit(name, 'ActiveState'), ['active'])
+    contains(pod_cgroup('told'), '/%s/libpod-payload-' % name)
+    equal(pod_cgroup('told', 'memory.max'), [str(64 * MIB)])
+    command('systemctl', *USER, 'stop', name)
+    eventually(lambda: pod('ps', '-aq') == '', 'the container is gone')
+
+
+def podman_nothing_left():
+    equal(pod('ps', '-aq'), '')
+    names = lambda: re.findall(r'libpod\S*', command('systemctl', *USER, '--no-legend', '--plain', '--all', 'list-units').stdout)
+    eventually(lambda: not names(), 'no scope or slice is left: %s' % names())
+    eventually(lambda: not os.popen('pgrep -u %d "conmon|skiff"' % os.getuid()).read(), 'no conmon and no skiff runs any more')
+    pod('rmi', '-fa')
+
+
 # ---- at the end ----
 
 def nothing_left():
@@ -867,6 +1145,8 @@ BASICS = [version, doctor, info, hello, load, import_, network_none, lifecycle, 
 RUNGS = [rung_chosen, rung_overlay_fuse, rung_fuse, rung_overlay, rung_copy, build_and_commit]
 CGROUPS = [own_cgroup, pause]
 LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats, update, cgroup_conf]
+PODMAN = [podman_run, podman_users, podman_privileged, podman_limits, podman_out_of_memory, podman_exec, podman_lifecycle, podman_build,
+          podman_cgroupfs, podman_pod, podman_service, podman_nothing_left]
 GROUPS = {
     'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
@@ -875,13 +1155,19 @@ GROUPS = {
     'selinux': [load, selinux_labels, selinux_enforced, selinux_mounts, selinux_volumes, selinux_exec, selinux_unknown, selinux_bundle,
                 nothing_left],
     'selinux1': [load, selinux_labels, selinux_mounts, selinux_volumes, nothing_left],
+    'podman': PODMAN,
+    'rootful': PODMAN,
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
 
-def clean_up():
+def clean_up(group):
     """What a failed test left must not fail the next."""
     try:
+        if GROUPS[group] is PODMAN:
+            podman('pod', 'rm', '-fa', '-t', '0', status=None)
+            podman('rm', '-fa', '-t', '0', status=None)
+            return
         left = skiff('ps', '-aq', status=None).stdout.split()
         if left:
             skiff('rm', '-f', *left, status=None)
@@ -893,7 +1179,7 @@ def main(group, words):
     counts = {'passed': 0, 'failed': 0, 'skipped': 0}
     os.chdir(WORK)
     try:
-        load_tiny()
+        podman_ready() if GROUPS[group] is PODMAN else load_tiny()
     except Exception as error:
         print('loading the image: %s' % error)
     for test in GROUPS[group]:
@@ -912,7 +1198,7 @@ def main(group, words):
         counts[verdict] += 1
         print('  %-7s %s %s (%.1f s)%s' % (verdict, group, name, time.monotonic() - began, why), flush=True)
         if verdict == 'failed':
-            clean_up()
+            clean_up(group)
     shutil.rmtree(WORK, ignore_errors=True)
     print('%(passed)d passed, %(failed)d failed, %(skipped)d skipped' % counts)
     return counts['failed'] > 0
