@@ -27272,6 +27272,20 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     return oci_limits(res, c, e);
 }
 
+/* Makes a cgroup and what is missing above it. False: it is not ours to make. */
+static bool oci_cgroup_dirs(const char *path) {
+    AUTO_FREE char *made = str_dup(path);
+    for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
+        if (*s && *s != '/') continue;
+        char was = *s;
+        *s = 0;
+        if (mkdir(made, 0755) && errno != EEXIST) return false;
+        if (!was) return true;
+        cgroup_enable(made);
+        *s = was;
+    }
+}
+
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
  * */
 static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, struct cgroup *c,
@@ -27304,20 +27318,18 @@ static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, stru
     if (geteuid() && !(path && *path == '/') && !cgroup_delegated(own)) return 0; /* as below */
     c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean)
                                                    : str_fmt("%s/%s", own, clean);
-    AUTO_FREE char *made = str_dup(c->path);
     if (!geteuid()) cgroup_controllers("/sys/fs/cgroup"); /* the root may hold processes as well */
-    for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
-        if (*s && *s != '/') continue;
-        char was = *s;
-        *s = 0;
-        if (mkdir(made, 0755) &&
-            errno != EEXIST) { /* not ours to write: the caller's cgroup stays */
-            cgroup_done(c);
-            return 0;
-        }
-        if (!was) break;
-        cgroup_enable(made);
-        *s = was;
+    bool made = oci_cgroup_dirs(c->path);
+    const char *leaf = strrchr(own, '/');
+    if (!made && !path &&
+        str_prefix(own, "/sys/fs/cgroup/")) { /* beside the caller's, as crun has it */
+        cgroup_done(c);
+        c->path = str_fmt("%.*s/%s", (int)(leaf - own), own, id);
+        made = oci_cgroup_dirs(c->path);
+    }
+    if (!made) { /* not ours to write: the caller's cgroup stays */
+        cgroup_done(c);
+        return 0;
     }
     return oci_limits(res, c, e);
 }
