@@ -8140,14 +8140,14 @@ static void ufs_serve_next(struct ufs_thread *t, const struct fuse_in_header *h)
     i64 began = time_mono_ns();
     if (!quick) ufs_turn_end(u, 0);
     ufs_serve_one(t, h, h + 1);
-    if (!quick || time_mono_ns() - began > ALONE_SLOW_NS) ufs_turn_end(u, 0);
-    else if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) == t->number) {
-        if (++t->row == ALONE_ROW) ufs_turn_end(u, ALONE_REST);
-    } else if (__atomic_add_fetch(&u->quick, 1, __ATOMIC_RELAXED) >= ALONE_AFTER &&
-               ufs_cpus() > 1 &&
-               __atomic_compare_exchange_n(&u->alone, &nobody, t->number, false, __ATOMIC_ACQ_REL,
-                                           __ATOMIC_RELAXED))
-        t->row = 0, t->soon = true;
+    if (!quick || time_mono_ns() - began > ALONE_SLOW_NS) return ufs_turn_end(u, 0);
+    u32 who = __atomic_load_n(&u->alone, __ATOMIC_RELAXED);
+    if (who == t->number && ++t->row == ALONE_ROW) ufs_turn_end(u, ALONE_REST);
+    if (who || __atomic_add_fetch(&u->quick, 1, __ATOMIC_RELAXED) < ALONE_AFTER) return;
+    if (ufs_cpus() < 2) return ufs_turn_end(u, INT_MAX); /* who asks needs it */
+    t->row = 0, t->soon = true;
+    __atomic_compare_exchange_n(&u->alone, &nobody, t->number, false, __ATOMIC_ACQ_REL,
+                                __ATOMIC_RELAXED);
 }
 
 static void *ufs_loop(void *arg) {
