@@ -12524,8 +12524,8 @@ static int launch_sources(struct launch *l, struct err *e) {
 }
 
 /* What only the host's root may do, for a process (0: this one) that is, or will be, in a user
- * namespace, where it cannot: hard limits above ours, a lower oom_score_adj. Whether it was possible
- * the process finds out when it sets them. */
+ * namespace, where it cannot: hard limits above ours, a lower oom_score_adj. Whether that was
+ * possible the process finds out when it sets them. */
 static void launch_raise(const struct plan *p, pid_t pid) {
     char path[64], text[24];
     struct rlimit now;
