@@ -865,8 +865,8 @@ USER = [] if ROOT else ['--user']      # which systemd
 MIB = 1 << 20
 
 
-def podman(*words, **options):
-    return command('podman', '--runtime', RUNTIME, *words, **options)
+def podman(*words, timeout=240, **options):
+    return command('podman', '--runtime', RUNTIME, *words, timeout=timeout, **options)
 
 
 def pod(*words, **options):
@@ -1065,7 +1065,7 @@ def podman_build():
         file.write('from the context\n')
     words = ['build', '-q', '--no-cache', '--network', 'none', '--isolation', 'oci', '--memory', '64m', '-t', 'built:1', context]
     podman(*words, '--runtime', '/bin/false', status=1)
-    pod(*words, '--runtime', RUNTIME, timeout=180)
+    pod(*words, '--runtime', RUNTIME)
     equal(pod_run('built:1', 'sh', '-c', 'cat /one /tmp/two; [ ! -e /kept ] && id -u').stdout, 'b\n0\n%d\nfrom the context\n1000\n1000\n' % (64 * MIB))
     pod('rmi', 'built:1')
 
@@ -1087,7 +1087,7 @@ def podman_cgroupfs():
 
 def podman_pod():
     """Two containers that share a pod's namespaces, below its slice."""
-    pod('pod', 'create', '--name', 'both', '--network', 'none', '--memory', '96m', '--share', 'net,ipc,uts', timeout=180)
+    pod('pod', 'create', '--name', 'both', '--network', 'none', '--memory', '96m', '--share', 'net,ipc,uts')
     for name in 'left', 'right':
         pod('run', '-d', '--pod', 'both', '--name', name, 'tiny:1', *FOREVER)
     spaces = [[os.readlink('/proc/%s/ns/%s' % (pod_inspect(name, '{{.State.Pid}}'), kind)) for kind in ('net', 'ipc', 'uts', 'mnt')] for name in ('left', 'right')]
