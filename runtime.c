@@ -61,10 +61,10 @@
  *   locks/, tmp/               flocks; files being written (renamed into place when whole)
  *   events.json, events.json.1 one line an event; the two change places when the first is full
  *
- *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index; a name whose
- *   container is gone is taken over under locks/names. Garbage is what no index.json entry and no
- *   container refers to; collecting it takes locks/gc exclusively, and everything that adds blobs
- *   holds it shared.
+ *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index; a name
+ *   whose container is gone is taken over under locks/names. Garbage is what no index.json entry
+ *   and no container refers to; collecting it takes locks/gc exclusively, and everything that adds
+ *   blobs holds it shared.
  *
  * CONTENTS
  *
@@ -10040,7 +10040,7 @@ static int dbus_call(int s, const char *method, const char *signature, const str
 }
 
 /* Moves this process into a new scope, whose cgroup is ours to divide. slice NULL: where the
- * manager puts it; resources may be NULL, as may be the path of a pinned program for its devices. */
+ * manager puts it; resources may be NULL, and devices, the path of a pinned program for them. */
 static int cgroup_scope(const char *unit, const char *slice, const json_t *resources,
                         const char *devices, struct err *e) {
     AUTO_FREE char *before = NULL;
