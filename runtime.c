@@ -27247,20 +27247,24 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     AUTO_FREE char *own = NULL;
     const char *path = js_str_or(spec, "linux.cgroupsPath", "");
     strv_split(&p, path, ':');
-    if (*path && p.n != 3)
+    if (*path && (p.n > 3 || strchr(path, '/')))
         return err_set(e, 0,
                        "/linux/cgroupsPath: '%.200s' is not SLICE:PREFIX:NAME, which systemd as "
                        "cgroup manager wants",
                        path);
-    const char *slice = *path ? p.v[0] : "", *prefix = *path ? p.v[1] : "skiff",
-               *name = *path ? p.v[2] : id, *below = sub ? json_string_value(sub) : "container";
-    *ret_scope = str_fmt("%s%s%s.scope", prefix, *prefix ? "-" : "", name);
+    const char *slice = *path && p.n > 1 ? p.v[0] : NULL, *name = *path ? p.v[p.n - 1] : id,
+               *prefix = !*path    ? "skiff"
+                         : p.n > 2 ? p.v[1]
+                                   : "",
+               *below = sub ? json_string_value(sub) : "container";
+    *ret_scope = str_fmt("%s%s%s%s", prefix, *prefix ? "-" : "", name,
+                         str_suffix(name, ".scope") ? "" : ".scope");
     if (!below || strchr(below, '/') || *below == '.')
         return err_set(e, 0, "/annotations/run.oci.systemd.subgroup: expected a name");
     AUTO_FREE char *devices = device_program_path(g_oci.name, *ret_scope);
     AUTO_FD prog = host_real_root() ? device_program(js_get(res, "devices"), e) : -1;
     bool pinned = prog >= 0 && !device_program_pin(prog, devices);
-    slice = *slice ? slice : NULL;
+    if (str_empty(slice)) slice = NULL;
     if (!pinned || cgroup_scope(*ret_scope, slice, res, devices, e)) {
         if (pinned) unlink(devices); /* systemd before 249 knows no such property */
         if (cgroup_scope(*ret_scope, slice, res, NULL, e)) return -1;
