@@ -754,6 +754,7 @@ mkdir -p back && rm back/x && echo again >back/x && mv opaque/keep . && rm -r op
 """
 
 
+@only("g")
 def test_moved(sk):
     """What one rung wrote, another reads: as the container's own tree, and through commit."""
     names = ["changed", "gone", "dirgone/a", "dirgone/b/c", "remade/old", "file", "dir/a", "moved", "mode", "sub/a", "sub/b", "sub/c", "back/x", "back/y", "opaque/keep", "opaque/drop"]

@@ -714,6 +714,9 @@ static void op_rename(void) {
         if (lower && !(hp && hq && sp.st_ino == sq.st_ino)) die("%s: a directory of the image was moved", tail[ops % TAIL]);
         if (!(flags & 2) && hp && hq && sp.st_ino != sq.st_ino) lower_gone(&sq);
         path_add(q.rel, hp && S_ISDIR(sp.st_mode));
+    } else if (!exact && ea == ENOTEMPTY) { /* ext4 puts the overlay's whiteout there first, and takes it away */
+        *strrchr(p.a, '/') = *strrchr(p.b, '/') = 0;
+        utimensat(AT_FDCWD, p.a, NULL, 0), utimensat(AT_FDCWD, p.b, NULL, 0);
     }
 }
 
