@@ -14918,6 +14918,18 @@ static void ctr_size(const struct ctr *c, u64 *ret_rw, u64 *ret_all) {
     if (!idx_open(c->s->dir, path, false, &x, &e)) *ret_all += x.head->content_size;
 }
 
+/* The lock of a container that does not run. Its supervisor may still be at its end, after it has
+ * said so, and others may be looking: they are waited for, for two seconds. -1 with errno. */
+static int ctr_lock(const struct ctr *c) {
+    int fd = -1;
+    for (int i = 0; i < 200 && fd < 0; i++) {
+        if (i) usleep(10000);
+        fd = lock_take(c->dir, "lock", LOCK_EX | LOCK_NB);
+        if (fd < 0 && errno != EWOULDBLOCK) break;
+    }
+    return fd;
+}
+
 /* ---- 20.2 visiting a container's file tree ---- */
 
 /* Runs fn in the container's file tree; its exit status. */
@@ -14927,8 +14939,7 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
     struct launch l;
     AUTO_FD pidfd = -1, lock = -1;
     /* a stopped container's tree is mounted once only: by us, or by whoever starts it */
-    if (ctr_alive(k) ? (pidfd = ctr_pidfd(k, e)) < 0
-                     : (lock = lock_take(k->dir, "lock", LOCK_EX | LOCK_NB)) < 0)
+    if (ctr_alive(k) ? (pidfd = ctr_pidfd(k, e)) < 0 : (lock = ctr_lock(k)) < 0)
         return ctr_alive(k) ? -1 : err_set(e, 0, "container %s is in use", ctr_name(k));
     if (plan_parse(k->config, &p, e)) return -1;
     ctr_launch_init(k, &p, &l);
@@ -16089,7 +16100,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
  * that is attached from the first byte on. */
 static int super_start(struct ctr *c, int *ret_client, struct err *e) {
     int pair[2] = { -1, -1 }, ready[2];
-    AUTO_FD lock = lock_take(c->dir, "lock", LOCK_EX | LOCK_NB);
+    AUTO_FD lock = ctr_lock(c);
     if (lock < 0 && errno != EWOULDBLOCK)
         return err_set(e, errno, "lock container %s", ctr_name(c));
     if (lock < 0) return err_set(e, 0, "container %s is already running", ctr_name(c));
