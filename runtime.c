@@ -1853,7 +1853,9 @@ static int http_pump(struct http *h, struct err *e) {
                        h->rc == CURLE_PEER_FAILED_VERIFICATION && !http_ca_path()
                            ? " (no CA bundle found on this host: set SSL_CERT_FILE)"
                        : h->rc == CURLE_OPERATION_TIMEDOUT ? " (the server stalled)"
-                                                           : "");
+                       : h->rc == CURLE_SEND_ERROR && str_prefix(h->req->url, "https:")
+                           ? " (does the server want a certificate of the client?)"
+                           : "");
     }
     return 0;
 }
