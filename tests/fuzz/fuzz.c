@@ -695,7 +695,7 @@ static void fuzz_proc(const u8 *data, size_t n) {
         if (top_read(1, &p))
             for (size_t i = 0; i < ARRAY_LEN(COLS); i++) free(top_cell(&p, COLS[i]));
         free(p.args);
-        oci_started(1);
+        proc_started(1);
         break;
     }
     case 2: {
