@@ -27934,7 +27934,7 @@ static const struct opt OPT_OCI_EXEC[] = {
 /* /process of an exec: a file's, or the container's own changed by options. */
 static int oci_exec_process(struct cli *c, json_t *spec, struct err *e) {
     const char *file = cli_text(c, "process"), *user = cli_text(c, "user");
-    json_t *proc = js_get(spec, "process");
+    json_t *proc = js_sub(spec, "process");
     if (file) {
         static const char *const CONFINED[] = { "apparmorProfile", "selinuxLabel" };
         json_t *p = js_load(AT_FDCWD, file, e);

@@ -106,7 +106,8 @@ static void fuzz_plan(const u8 *data, size_t n) {
     AUTO_JSON *j = js_parse((const char *)data, n, "input", &e);
     json_t *v;
     if (!j || plan_parse(j, &p, &e)) return;
-    must(p.args.n && p.nmounts <= 1024 && p.nrlimits <= 16 && p.ids.uids <= 4 && p.ids.gids <= 4);
+    must(p.args.n || !js_get(j, "process"));
+    must(p.nmounts <= 1024 && p.nrlimits <= 16 && p.ids.uids <= 4 && p.ids.gids <= 4);
     for (unsigned i = 0; i < p.ids.uids; i++)
         must((u64)p.ids.uid[i].inside + p.ids.uid[i].count <= UINT32_MAX);
     if (p.seccomp) {
