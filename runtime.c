@@ -1093,7 +1093,8 @@ static char *path_clean(const char *p) {
     return s;
 }
 
-/* Fields of /proc/PID/stat after the command's name; false where the process is gone. */
+/* Fields of /proc/PID/stat after the command's name, the first of which is a letter; false where
+ * the process is gone. */
 static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22]) {
     char path[40], text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
@@ -1104,21 +1105,24 @@ static bool proc_stat(pid_t pid, char *comm, size_t n, unsigned long long f[22])
     char *save = NULL;
     int i = 0;
     for (char *t = strtok_r(close + 2, " ", &save); t && i < 22; t = strtok_r(NULL, " ", &save))
-        f[i++] = strtoull(t, NULL, 10);
+        f[i] = i ? strtoull(t, NULL, 10) : (u8)*t, i++;
     return i == 22;
 }
 
-/* The kernel's start time of a process, which with its pid names it for ever; 0: gone or a zombie.
- * */
+/* The kernel's start time of a process, which names it for ever with its pid; 0: gone, a zombie. */
 static unsigned long long proc_started(pid_t pid) {
     char comm[64];
     unsigned long long f[22];
-    char path[40], text[512];
-    if (pid <= 0 || !proc_stat(pid, comm, sizeof comm, f)) return 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (file_line(AT_FDCWD, path, text, sizeof text)) return 0;
-    char *state = strrchr(text, ')');
-    return state && state[1] && (state[2] == 'Z' || state[2] == 'X') ? 0 : f[19];
+    return pid > 0 && proc_stat(pid, comm, sizeof comm, f) && f[0] != 'Z' && f[0] != 'X' ? f[19]
+                                                                                         : 0;
+}
+
+/* Is it in a PID namespace other than ours? False too where that cannot be told. */
+static bool proc_elsewhere(pid_t pid) {
+    char path[40], own[64] = "", theirs[64] = "";
+    snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
+    return readlink(path, theirs, sizeof theirs - 1) > 0 &&
+           readlink("/proc/self/ns/pid", own, sizeof own - 1) > 0 && strcmp(own, theirs);
 }
 
 /* A helper program of the host that runs. */
@@ -8097,13 +8101,13 @@ static bool ufs_ready(const struct ufs_thread *t, struct epoll_event *ev, int ms
 /* Alone: waits for a request, or an event of the many mounts. False: look again. */
 static bool ufs_await(struct ufs_thread *t, struct epoll_event *ev) {
     if (ufs_ready(t, ev, 0)) return true;
-    i64 began = time_mono_ns(), now = began, last = began;
+    i64 began = time_mono_ns(), now = began;
     bool ready = false;
     t->row = 0;
     while (t->soon && !ready && now - began < ALONE_NS) {
         sched_yield();
         ready = ufs_ready(t, ev, 0);
-        last = now;
+        i64 last = now;
         now = time_mono_ns();
         if (now - last > ALONE_LOST_NS) return ufs_turn_end(t->u, ALONE_REST), ready;
     }
@@ -9559,15 +9563,21 @@ static int cgroup_limit(const struct cgroup *c, const char *file, i64 n, struct 
     return n < 0 ? cgroup_set(c, file, "max", e) : cgroup_setf(c, file, e, "%" PRId64, n);
 }
 
+/* The limit of swap alone, as v2 has it, of OCI's memory plus swap. False: none. */
+static bool cgroup_swap(const json_t *res, i64 *ret) {
+    i64 limit = 0;
+    if (!cgroup_int(res, "memory.swap", ret)) return false;
+    if (cgroup_int(res, "memory.limit", &limit) && limit > 0 && *ret > 0) *ret -= limit;
+    return true;
+}
+
 static int cgroup_memory(const struct cgroup *c, const json_t *res, struct err *e) {
     i64 limit = 0, n;
     if (cgroup_int(res, "memory.limit", &limit) && limit && cgroup_limit(c, "memory.max", limit, e))
         return -1;
-    if (cgroup_int(res, "memory.swap", &n)) { /* OCI: memory plus swap; v2: swap alone */
-        if (n > 0 && n < limit)
-            return err_set(e, 0, "/linux/resources/memory/swap: less than the memory limit");
-        if (cgroup_limit(c, "memory.swap.max", n > 0 && limit > 0 ? n - limit : n, e)) return -1;
-    }
+    if (cgroup_int(res, "memory.swap", &n) && n > 0 && n < limit)
+        return err_set(e, 0, "/linux/resources/memory/swap: less than the memory limit");
+    if (cgroup_swap(res, &n) && cgroup_limit(c, "memory.swap.max", n, e)) return -1;
     return cgroup_int(res, "memory.reservation", &n) && n
                ? cgroup_limit(c, "memory.low", n < 0 ? 0 : n, e)
                : 0;
@@ -9946,19 +9956,14 @@ static void dbus_limits(struct buf *b, const json_t *res) {
         { "TasksMax", "pids.limit", "pids.max" },
     };
     const json_t *unified = js_get(res, "unified");
-    i64 n, limit, period = 100000;
+    i64 n, period;
     for (size_t i = 0; i < ARRAY_LEN(SAME); i++) {
         const char *text = json_string_value(json_object_get(unified, SAME[i].file));
         if (text) dbus_property_u64(b, SAME[i].name, *text == 'm' ? ~0ull : strtoull(text, 0, 10));
         else if (*SAME[i].path && cgroup_int(res, SAME[i].path, &n) && n)
             dbus_property_u64(b, SAME[i].name, n < 0 ? ~0ull : (u64)n);
     }
-    if (cgroup_int(res, "memory.swap", &n) && n)
-        dbus_property_u64(b, "MemorySwapMax",
-                          n < 0 ? ~0ull
-                          : cgroup_int(res, "memory.limit", &limit) && limit > 0 && n >= limit
-                              ? (u64)(n - limit)
-                              : (u64)n);
+    if (cgroup_swap(res, &n)) dbus_property_u64(b, "MemorySwapMax", n < 0 ? ~0ull : (u64)n);
     const char *weight = json_string_value(json_object_get(unified, "cpu.weight"));
     if (weight) dbus_property_u64(b, "CPUWeight", strtoull(weight, 0, 10));
     else if (cgroup_int(res, "cpu.shares", &n) && n > 0)
@@ -9976,9 +9981,9 @@ static int dbus_open(struct err *e) {
     struct timeval patience = { 5, 0 };
     char hello[64], answer[256], digits[16], map[64] = "";
     unsigned uid = getuid(), in, out, count;
+    if (host_disabled("systemd")) return err_set(e, 0, "systemd is disabled");
     file_line(AT_FDCWD, "/proc/self/uid_map", map, sizeof map); /* the manager is outside of it */
     if (sscanf(map, "%u %u %u", &in, &out, &count) == 3 && uid - in < count) uid = out + uid - in;
-    if (host_disabled("systemd")) return err_set(e, 0, "systemd is disabled");
     int len = !uid ? snprintf(a.sun_path, sizeof a.sun_path, "/run/systemd/private")
               : str_empty(dir)
                   ? snprintf(a.sun_path, sizeof a.sun_path, "/run/user/%u/systemd/private", uid)
@@ -10082,6 +10087,14 @@ static int cgroup_scope(const char *unit, const char *slice, const json_t *resou
     return err_set(e, ETIMEDOUT, "start %s by systemd", unit);
 }
 
+/* The same with a name that nobody has: an earlier scope of the container may not be gone yet. */
+static int cgroup_scope_new(const char *id, struct err *e) {
+    char own[HEX_LEN + 1];
+    id_random(own);
+    AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
+    return cgroup_scope(unit, NULL, NULL, NULL, e);
+}
+
 /* Tells the manager of a scope's limits, as they are now. */
 static int cgroup_scope_limits(const char *unit, const json_t *resources, struct err *e) {
     AUTO_BUF body = { 0 };
@@ -10093,14 +10106,6 @@ static int cgroup_scope_limits(const char *unit, const json_t *resources, struct
     dbus_limits(&body, resources);
     dbus_array_end(&body, props, 8);
     return dbus_call(s, "SetUnitProperties", "sba(sv)", &body, e);
-}
-
-/* The same with a name that nobody has: an earlier scope of the container may not be gone yet. */
-static int cgroup_scope_new(const char *id, struct err *e) {
-    char own[HEX_LEN + 1];
-    id_random(own);
-    AUTO_FREE char *unit = str_fmt("skiff-%.12s-%.8s.scope", id, own);
-    return cgroup_scope(unit, NULL, NULL, NULL, e);
 }
 
 /* Of v1: the mount point of a controller and this process's directory below it. False: none. */
@@ -11569,7 +11574,6 @@ static int launch_symlink(int root, const char *dest, const char *text, struct e
                : err_set(e, errno, "make link %s", dest);
 }
 
-/* source: the tree if it is open already; consumed. */
 /* Other options for what is mounted there already. In a user namespace what is locked stays. */
 static int launch_remount(const struct plan *p, const struct plan_mount *m, int root,
                           struct err *e) {
@@ -11589,6 +11593,7 @@ static int launch_remount(const struct plan *p, const struct plan_mount *m, int 
                : 0;
 }
 
+/* source: the tree if it is open already; consumed. */
 static int launch_mount(const struct plan *p, const struct plan_mount *m, int source, int root,
                         struct err *e) {
     char link[PATH_MAX];
@@ -14898,11 +14903,7 @@ static int ctr_freeze(const struct ctr *c, bool freeze, struct err *e) {
         return n > 1 ? err_set(e, 0, "%s", answer + 1) : 0;
     AUTO_FREE pid_t *pids = NULL;
     memcpy(&pid, answer + 1, sizeof pid);
-    struct stat ours, its;
-    char ns[40];
-    snprintf(ns, sizeof ns, "/proc/%d/ns/pid", (int)pid);
-    bool own = !stat("/proc/self/ns/pid", &ours) && !stat(ns, &its) && ours.st_ino != its.st_ino;
-    size_t all = own ? ctr_pids(pid, &pids) : 0;
+    size_t all = proc_elsewhere(pid) ? ctr_pids(pid, &pids) : 0;
     if (!all) return err_set(e, 0, "no process to %s", freeze ? "pause" : "resume");
     for (size_t i = 0; i < all; i++) kill(pids[i], freeze ? SIGSTOP : SIGCONT);
     return 0;
@@ -27289,6 +27290,12 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     return oci_limits(res, c, e);
 }
 
+/* What was pinned for a scope's devices is no more needed. scope NULL: there is none. */
+static void oci_scope_forget(const char *scope) {
+    AUTO_FREE char *devices = scope ? device_program_path(g_oci.name, scope) : NULL;
+    if (devices && host_real_root()) unlink(devices);
+}
+
 /* Makes a cgroup and what is missing above it. False: it is not ours to make. */
 static bool oci_cgroup_dirs(const char *path) {
     AUTO_FREE char *made = str_dup(path);
@@ -27355,7 +27362,6 @@ static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, stru
  * host's. */
 static size_t oci_pids(const json_t *j, pid_t **ret) {
     pid_t pid = (pid_t)js_int(j, "pid", 0);
-    char path[40], own[64] = "", theirs[64] = "";
     size_t n = 0;
     *ret = NULL;
     if (js_str(j, "cgroup")) {
@@ -27365,10 +27371,7 @@ static size_t oci_pids(const json_t *j, pid_t **ret) {
         if (dirs.n) cgroup_pids(dirs.v[0], ret, &n);
     }
     if (n || !pid) return n;
-    snprintf(path, sizeof path, "/proc/%d/ns/pid", (int)pid);
-    if (readlink(path, theirs, sizeof theirs - 1) > 0 &&
-        readlink("/proc/self/ns/pid", own, sizeof own - 1) > 0 && strcmp(own, theirs))
-        return ctr_pids(pid, ret);
+    if (proc_elsewhere(pid)) return ctr_pids(pid, ret);
     *ret = mem_new(sizeof **ret);
     **ret = pid;
     return 1;
@@ -27599,6 +27602,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
         AUTO_STRV made = { 0 }; /* others may be in them: only what is empty goes */
         if (l->cgroup.path) cgroup_dirs(&l->cgroup, &made);
         for (size_t i = 0; i < made.n; i++) rmdir(made.v[i]);
+        oci_scope_forget(scope);
         return oci_forget(o->id), -1;
     }
     js_sets(s, "cgroup", l->cgroup.path);
@@ -27618,6 +27622,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     }
     if (rc) {
         launch_abort(l);
+        oci_scope_forget(scope);
         oci_forget(o->id);
     }
     return rc;
@@ -27628,10 +27633,7 @@ static int oci_remove(const char *id, json_t *s, struct err *e) {
     AUTO_JSON *spec = js_load(g_oci.root, config, e), *hs = oci_state(s);
     struct cgroup cg = { js_str(s, "cgroup") ? str_dup(js_str(s, "cgroup")) : NULL };
     cgroup_remove(&cg);
-    if (js_str(s, "systemd-scope") && host_real_root()) {
-        AUTO_FREE char *devices = device_program_path(g_oci.name, js_str(s, "systemd-scope"));
-        unlink(devices);
-    }
+    oci_scope_forget(json_string_value(js_get(s, "systemd-scope")));
     oci_forget(id);
     return spec ? oci_hooks(spec, "poststop", hs, e) : 0;
 }
@@ -28066,7 +28068,8 @@ static int oci_cmd_mounts(struct cli *c, struct err *e) {
         bool whole;
         x.sources[i] = -1;
         m->copy_symlink = false;
-        if (!rc && add && m->bind && (x.sources[i] = launch_mount_source(&p, m, &whole, e)) < 0)
+        if (!rc && add && m->bind && !m->remount &&
+            (x.sources[i] = launch_mount_source(&p, m, &whole, e)) < 0)
             rc = err_wrap(e, "mount %s", m->dest);
     }
     launch_init(&l);
@@ -28503,7 +28506,8 @@ static int oci_main(int argc, char **argv) {
     for (size_t k = 0; i < argc && !help && k < ARRAY_LEN(OCI_CMDS); k++)
         if (!strcmp(OCI_CMDS[k].path, argv[i])) c.cmd = &OCI_CMDS[k];
     if (!c.cmd) {
-        puts("Usage:  skiff oci [--root DIR] [--log FILE] [--log-format text|json] "
+        puts("Usage:  skiff oci [--root DIR] [--log FILE] [--log-format text|json]\n"
+             "                  [--systemd-cgroup | --cgroup-manager cgroupfs|systemd|disabled] "
              "COMMAND\n\nCommands:");
         for (size_t k = 0; k < ARRAY_LEN(OCI_CMDS); k++)
             printf("  %-12s %s\n", OCI_CMDS[k].path, OCI_CMDS[k].summary);

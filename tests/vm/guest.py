@@ -399,14 +399,19 @@ def rung_chosen():
     equal(out('info', '--format', '{{.Driver}}'), best)
 
 
+def build_context(dockerfile):
+    """A directory to build from, with one file beside the Dockerfile."""
+    context = tempfile.mkdtemp(dir=WORK)
+    for name, text in ('Dockerfile', dockerfile), ('file', 'from the context\n'):
+        with open(context + '/' + name, 'w') as file:
+            file.write(text)
+    return context
+
+
 def build_and_commit():
     """What is written on the rung that is chosen becomes a layer, and is there again."""
-    context = tempfile.mkdtemp(dir=WORK)
-    with open(context + '/Dockerfile', 'w') as file:
-        file.write('FROM tiny:1\nRUN echo one >/one && rm /kept && mkdir /made && ln /one /made/link\nCOPY file /made/file\n'
-                   'RUN cat /made/file >>/made/link && mv /made /moved && rm -r /dir && mkdir /dir\n')
-    with open(context + '/file', 'w') as file:
-        file.write('from the context\n')
+    context = build_context('FROM tiny:1\nRUN echo one >/one && rm /kept && mkdir /made && ln /one /made/link\nCOPY file /made/file\n'
+                            'RUN cat /made/file >>/made/link && mv /made /moved && rm -r /dir && mkdir /dir\n')
     out('build', '-q', '-t', 'built:1', context, timeout=180)
     script = 'ls /kept /made 2>/dev/null; cat /moved/link; ls -A /dir'
     equal(run('built:1', 'sh', '-c', script).stdout, 'one\nfrom the context\n')
@@ -1057,12 +1062,8 @@ def podman_lifecycle():
 
 
 def podman_build():
-    context = tempfile.mkdtemp(dir=WORK)
-    with open(context + '/Dockerfile', 'w') as file:
-        file.write('FROM tiny:1\nENV A=b\nRUN chmod 777 /tmp && echo $A >/one && rm /kept && id -u >>/one && cat /sys/fs/cgroup/memory.max >>/one\nCOPY file /made/file\nUSER guest\n'
-                   'RUN --mount=type=tmpfs,target=/scratch cat /made/file >/tmp/two && id -u >>/tmp/two\n')
-    with open(context + '/file', 'w') as file:
-        file.write('from the context\n')
+    context = build_context('FROM tiny:1\nENV A=b\nRUN chmod 777 /tmp && echo $A >/one && rm /kept && id -u >>/one && cat /sys/fs/cgroup/memory.max >>/one\nCOPY file /made/file\nUSER guest\n'
+                            'RUN --mount=type=tmpfs,target=/scratch cat /made/file >/tmp/two && id -u >>/tmp/two\n')
     words = ['build', '-q', '--no-cache', '--network', 'none', '--isolation', 'oci', '--memory', '64m', '-t', 'built:1', context]
     podman(*words, '--runtime', '/bin/false', status=1)
     pod(*words, '--runtime', RUNTIME)
