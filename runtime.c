@@ -49,10 +49,11 @@
  *   names/NAME                 symbolic link whose text is a container's id, its 32 bytes in
  *                              base64: it fits into an inode, where 64 digits take a block
  *   containers/ID/config.json  the plan: an OCI runtime spec, with skiff's own words under "skiff"
- *   containers/ID/state.json   status, pid, exit code, times; none before the first start
  *   containers/ID/lock         flock held by who makes it, then by the living supervisor
- *   containers/ID/sock         its socket (SEQPACKET; part 21 has the messages)
- *   containers/ID/log.json     output, in Docker's json-file form; rotated to log.json.N
+ *   containers/ID/run/         what the supervisor writes, and all that it may write:
+ *       state.json             status, pid, exit code, times; none before the first start
+ *       sock                   its socket (SEQPACKET; part 21 has the messages)
+ *       log.json               output, in Docker's json-file form; rotated to log.json.N
  *   containers/ID/{upper,work,l}/     the writable layer, overlay's own, links to many layers
  *   containers/ID/rootfs/, laid       the whole tree, where there is no overlay; when it was made
  *   volumes/NAME/{meta.json,_data/}
@@ -62,7 +63,7 @@
  *   events.json, events.json.1 one line an event; the two change places when the first is full
  *
  *   Writers write aside in tmp/, fsync, rename. index.json is changed under locks/index; a name
- *   whose container is gone is taken over under locks/names. Garbage is what no index.json entry
+ *   whose container is gone is taken away under locks/names. Garbage is what no index.json entry
  *   and no container refers to; collecting it takes locks/gc exclusively, and everything that adds
  *   blobs holds it shared.
  *
@@ -866,11 +867,12 @@ enum {
 static int file_replace(int dir, const char *name, const void *data, size_t n, mode_t mode,
                         int flags, struct err *e) {
     static unsigned counter;
-    char tmp[64];
-    if (flags & FILE_FRESH) snprintf(tmp, sizeof tmp, "%s", name);
-    else
-        snprintf(tmp, sizeof tmp, ".tmp-%d-%u", (int)getpid(),
-                 __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
+    const char *base = strrchr(name, '/');
+    AUTO_FREE char *tmp =
+        flags & FILE_FRESH
+            ? str_dup(name)
+            : str_fmt("%.*s.tmp-%d-%u", base ? (int)(base + 1 - name) : 0, name, (int)getpid(),
+                      __atomic_add_fetch(&counter, 1, __ATOMIC_RELAXED));
     AUTO_FD fd = openat(dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
     if (fd < 0) return err_set(e, errno, "create a file beside %s", name);
     if (fd_write_all(fd, data, n) || ((flags & FILE_SYNC) && fsync(fd)) ||
@@ -3165,6 +3167,35 @@ static bool name_owner(int dir, const char *link, char id[HEX_LEN + 1]) {
     return true;
 }
 
+/* Takes away a name whose container is gone: of a create or rm that was killed, or of a container
+ * that was removed by its supervisor, which may not write to names/. The caller holds locks/names,
+ * or one that was just made could be hit. ret_owner: whose it is, or was; -1: it is in use, 0: its
+ * owner is at removing it, 1: it is gone. */
+static int name_drop(const struct store *s, const char *link, char ret_owner[HEX_LEN + 1]) {
+    if (!name_owner(s->dir, link, ret_owner)) return errno == ENOENT ? 1 : -1;
+    AUTO_FREE char *dir = str_fmt("containers/%s", ret_owner),
+                   *making = str_fmt("tmp/ctr-%s/lock", ret_owner),
+                   *going = str_fmt("tmp/gone-%s/lock", ret_owner);
+    char now[HEX_LEN + 1];
+    if (!faccessat(s->dir, dir, F_OK, 0) || lock_held(s->dir, making) ||
+        !faccessat(s->dir, dir, F_OK, 0)) /* made in between */
+        return -1;
+    if (lock_held(s->dir, going)) return 0;
+    if (!name_owner(s->dir, link, now) || strcmp(now, ret_owner)) return 1; /* somebody new's */
+    return unlinkat(s->dir, link, 0) ? -1 : 1;
+}
+
+static void name_drop_all(const struct store *s) {
+    AUTO_FD alone = lock_take(s->dir, "locks/names", LOCK_EX);
+    AUTO_DIR *names = alone >= 0 ? dir_stream(s->dir, "names") : NULL;
+    struct dirent *de;
+    while (names && (de = dir_next(names))) {
+        char owner[HEX_LEN + 1];
+        AUTO_FREE char *link = str_fmt("names/%s", de->d_name);
+        name_drop(s, link, owner);
+    }
+}
+
 /* Deletes blobs, layers and merged indexes that nothing names. Returns the bytes freed; 0 also
  * where another skiff is adding to the store (then that or a later call collects). all: what an
  * interrupted pull has left goes too. */
@@ -3191,14 +3222,7 @@ static u64 store_collect(const struct store *s, bool all) {
         }
         store_mark(s, js_str(c, "skiff.manifest"), live, 0);
     }
-    AUTO_DIR *names = dir_stream(s->dir, "names");
-    while (names && (de = dir_next(names))) { /* of a create or rm that was killed */
-        char id[HEX_LEN + 1];
-        if (!name_owner(dirfd(names), de->d_name, id)) continue;
-        AUTO_FREE char *home = str_fmt("containers/%s", id);
-        if (faccessat(s->dir, home, F_OK, 0) && errno == ENOENT)
-            unlinkat(dirfd(names), de->d_name, 0);
-    }
+    name_drop_all(s);
     AUTO_DIR *cache = dir_stream(s->dir, "cache");
     while (cache && (de = dir_next(cache))) { /* layers that the build cache may take again */
         if (!str_prefix(de->d_name, "build-")) continue;
@@ -14584,7 +14608,7 @@ static json_t *ctr_state_new(void) {
 }
 
 static int ctr_save_state(struct ctr *c, struct err *e) {
-    return js_save(c->dir, "state.json", c->state, 0, e);
+    return js_save(c->dir, "run/state.json", c->state, 0, e);
 }
 
 static void ctr_event(const struct ctr *c, const char *action, json_t *attributes /* consumed */) {
@@ -14596,8 +14620,19 @@ static void ctr_event(const struct ctr *c, const char *action, json_t *attribute
     store_event(c->s, "container", action, c->id, a);
 }
 
+/* Has it a PID namespace of its own? */
+static bool ctr_own_pids(const struct ctr *c) {
+    size_t i;
+    const json_t *ns;
+    json_array_foreach (js_path(c->config, "linux.namespaces"), i, ns)
+        if (str_eq(js_str(ns, "type"), "pid")) return !js_str(ns, "path");
+    return false;
+}
+
 /* Ends what a lost supervisor has left. The kernel ends the first process with it, but not one that
- * has changed its user since (PR_SET_PDEATHSIG), as many an image's entry point does. */
+ * has changed its user since (PR_SET_PDEATHSIG), as many an image's entry point does. The state is
+ * what the supervisor wrote, which may have been somebody else by then: what runs in no other PID
+ * namespace than we do is left alone, but with --pid host. */
 static void ctr_end_lost(const struct ctr *c) {
     pid_t pid = (pid_t)js_int(c->state, "pid", 0);
     u64 started = (u64)js_int(c->state, "pidStarted", 0);
@@ -14605,7 +14640,8 @@ static void ctr_end_lost(const struct ctr *c) {
     AUTO_FREE char *own = str_fmt("/skiff-%.12s", c->id);
     AUTO_FD pidfd = pid > 0 && started ? sys_pidfd_open(pid) : -1;
     struct pollfd gone = { pidfd, POLLIN, 0 };
-    if (pidfd >= 0 && proc_started(pid) == started && !sys_pidfd_kill(pidfd, SIGKILL))
+    if (pidfd >= 0 && proc_started(pid) == started && ctr_own_pids(c) <= proc_elsewhere(pid) &&
+        !sys_pidfd_kill(pidfd, SIGKILL))
         poll(&gone, 1, 10000);
     struct cgroup left = { str_suffix(group, own) ? str_dup(group) : NULL };
     cgroup_remove(&left);
@@ -14618,7 +14654,7 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
     c.dir = openat(s->dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (c.dir < 0) return err_set(e, 0, "No such container: %s", id);
     c.config = js_load(c.dir, "config.json", e);
-    c.state = c.config ? js_load(c.dir, "state.json", e) : NULL;
+    c.state = c.config ? js_load(c.dir, "run/state.json", e) : NULL;
     if (c.config && !c.state && e->no == ENOENT) c.state = ctr_state_new();
     if (!c.state) {
         ctr_done(&c);
@@ -14626,7 +14662,7 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
     }
     if (ctr_alive(&c) && !lock_held(c.dir, "lock")) {
         /* read again: the supervisor may have written its last word and left in between */
-        json_t *again = js_load(c.dir, "state.json", e);
+        json_t *again = js_load(c.dir, "run/state.json", e);
         if (again) json_decref(c.state), c.state = again;
         if (ctr_alive(&c) && !lock_held(c.dir, "lock")) { /* nor has another begun */
             char now[40];
@@ -14702,34 +14738,36 @@ static char *ctr_name_random(void) {
     return str_fmt("%s_%s", A[r[0] % ARRAY_LEN(A)], B[r[1] % ARRAY_LEN(B)]);
 }
 
-/* Reserves a name for an id; EEXIST as an error that says who has it. */
+/* Reserves a name for an id; EEXIST as an error that says who has it. One in 64 looks for names
+ * that are to be taken away, those of detached containers that were removed when they ended. */
 static int ctr_claim_name(const struct store *s, const char *name, const char *id, struct err *e) {
     enum { PATIENCE = 1000 };
     AUTO_FREE char *link = str_fmt("names/%s", name);
     AUTO_FD alone = -1;
-    char owner[HEX_LEN + 1], now[HEX_LEN + 1];
+    char owner[HEX_LEN + 1];
+    if (id[0] == '0' && id[1] < '4') name_drop_all(s);
     for (int tries = 0; name_link(id, s->dir, link); tries++) {
         if (errno != EEXIST) return err_set(e, errno, "reserve the name %s", name);
-        /* a name that a killed create or rm has left is taken over by one at a time, and not while
-         * its owner is still at removing it: it could remove ours */
         if (alone < 0) alone = lock_take(s->dir, "locks/names", LOCK_EX);
-        name_owner(s->dir, link, owner);
-        AUTO_FREE char *dir = str_fmt("containers/%s", owner),
-                       *making = str_fmt("tmp/ctr-%s/lock", owner),
-                       *going = str_fmt("tmp/gone-%s/lock", owner);
-        if (tries < PATIENCE && !lock_held(s->dir, making) && faccessat(s->dir, dir, F_OK, 0)) {
-            if (lock_held(s->dir, going)) usleep(1000);
-            else if (name_owner(s->dir, link, now) && !strcmp(now, owner))
-                unlinkat(s->dir, link, 0);
-            continue;
-        }
-        return err_set(
-            e, 0,
-            "Conflict. The container name \"/%s\" is already in use by container \"%s\". You have "
-            "to remove (or rename) that container to be able to reuse that name.",
-            name, owner);
+        int left = name_drop(s, link, owner);
+        if (left < 0 || tries == PATIENCE)
+            return err_set(e, 0,
+                           "Conflict. The container name \"/%s\" is already in use by container "
+                           "\"%s\". You have to remove (or rename) that container to be able to "
+                           "reuse that name.",
+                           name, owner);
+        if (!left) usleep(1000);
     }
     return 0;
+}
+
+/* After a container was removed by its supervisor: its name goes too. */
+static void ctr_drop_name(const struct ctr *c) {
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c));
+    AUTO_FD alone = lock_take(c->s->dir, "locks/names", LOCK_EX);
+    char owner[HEX_LEN + 1];
+    if (alone >= 0 && name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id))
+        name_drop(c->s, link, owner);
 }
 
 static bool volume_name_ok(const char *n) { return n && ctr_name_ok(n); }
@@ -14767,7 +14805,8 @@ static void ctr_hide_volumes(const struct ctr *c) {
 }
 
 /* Takes a container that is not running out of sight, name and all: half a container is never seen.
- * What is left of it is removed by ctr_purge, or collected after a kill. */
+ * What is left of it is removed by ctr_purge, or collected after a kill. A supervisor that is shut
+ * in cannot take the name: see ctr_drop_name. */
 static int ctr_hide(const struct ctr *c, bool volumes, struct err *e) {
     AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
                    *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
@@ -14828,7 +14867,7 @@ static void ctr_join_init(const struct ctr *c, const struct plan *p, struct laun
 static int ctr_connect(int dir) {
     AUTO_FD s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     struct sockaddr_un a = { .sun_family = AF_UNIX };
-    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/sock", dir);
+    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/run/sock", dir);
     if (s < 0 || connect(s, (struct sockaddr *)&a, sizeof a)) return -1;
     return fd_steal(&s);
 }
@@ -15059,7 +15098,8 @@ static void log_open(struct super_log *g, const struct ctr *c) {
 /* The file is made by the first output: many containers have none. */
 static void log_open_file(struct super_log *g, int dir) {
     struct stat st;
-    g->fd = openat(dir, "log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    g->fd =
+        openat(dir, "run/log.json", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     g->size = g->fd >= 0 && !fstat(g->fd, &st) ? (u64)st.st_size : 0;
     if (g->fd < 0) g->off = true;
 }
@@ -15067,12 +15107,12 @@ static void log_open_file(struct super_log *g, int dir) {
 static void log_rotate(struct super_log *g, int dir) {
     char a[32], b[32];
     for (i64 i = g->max_file - 1; i > 0; i--) {
-        if (i > 1) snprintf(a, sizeof a, "log.json.%d", (int)(i - 1));
-        else strcpy(a, "log.json");
-        snprintf(b, sizeof b, "log.json.%d", (int)i);
+        if (i > 1) snprintf(a, sizeof a, "run/log.json.%d", (int)(i - 1));
+        else strcpy(a, "run/log.json");
+        snprintf(b, sizeof b, "run/log.json.%d", (int)i);
         renameat(dir, a, dir, b);
     }
-    if (g->max_file <= 1) unlinkat(dir, "log.json", 0);
+    if (g->max_file <= 1) unlinkat(dir, "run/log.json", 0);
     close(g->fd);
     log_open_file(g, dir);
 }
@@ -15779,18 +15819,20 @@ static const struct filter_some SUPER_SOME[] = {
     { SYS_kill, 1, UINT32_MAX, SIGKILL },
 };
 
-/* The gates of the wall: the container's own directory, its cgroup, the event log, and for --rm
- * what takes it out of sight. Landlock lets nothing be moved to where it could be used for more
+/* The gates of the wall: what the supervisor writes (run/), its cgroup, the event log, and for --rm
+ * what takes the container out of sight. The plan, which others trust, it may read only. Landlock lets nothing be moved to where it could be used for more
  * than where it was: so what moves to tmp/ is only what has a gate of its own. */
 static void super_gates(struct super *s, const struct wall *w) {
-    const u64 own = LL_READ_FILE | LL_WRITE_FILE | LL_TRUNCATE | LL_READ_DIR | LL_REMOVE_DIR |
-                    LL_REMOVE_FILE | LL_MAKE_DIR | LL_MAKE_REG | LL_REFER;
+    const u64 removes = LL_READ_DIR | LL_REMOVE_DIR | LL_REMOVE_FILE | LL_MAKE_DIR | LL_REFER,
+              writes = LL_WRITE_FILE | LL_TRUNCATE | LL_REMOVE_FILE | LL_MAKE_REG | LL_READ_DIR;
+    bool goes = js_bool(s->c->config, "skiff.autoRemove");
     int store = s->c->s->dir;
     AUTO_STRV groups = { 0 };
     AUTO_FD log = store_log(s->c->s, "events.json"), old = store_log(s->c->s, "events.json.1");
     const json_t *volumes = js_path(s->c->config, "skiff.anonymousVolumes"), *v;
     size_t i;
-    wall_gate(w, s->c->dir, own);
+    wall_gate(w, s->c->dir, LL_READ_FILE | (goes ? removes : 0));
+    wall_gate_at(w, s->c->dir, "run", writes);
     wall_gate(w, log, LL_WRITE_FILE);
     wall_gate(w, old, LL_WRITE_FILE);
     if (s->l.cgroup.path) cgroup_dirs(&s->l.cgroup, &groups);
@@ -15799,14 +15841,13 @@ static void super_gates(struct super *s, const struct wall *w) {
         wall_gate_at(w, AT_FDCWD, groups.v[i], LL_READ_FILE | LL_WRITE_FILE | LL_READ_DIR);
         wall_gate_at(w, AT_FDCWD, above, LL_REMOVE_DIR);
     }
-    if (!js_bool(s->c->config, "skiff.autoRemove")) return;
+    if (!goes) return;
     wall_gate_at(w, store, "containers", LL_REMOVE_DIR | LL_REFER);
     wall_gate_at(w, store, "tmp", LL_MAKE_DIR | LL_REMOVE_DIR | LL_REFER);
-    wall_gate_at(w, store, "names", LL_REMOVE_FILE);
     if (json_array_size(volumes)) wall_gate_at(w, store, "volumes", LL_REMOVE_DIR | LL_REFER);
     json_array_foreach (volumes, i, v) {
         AUTO_FREE char *path = str_fmt("volumes/%s", json_string_value(v));
-        if (volume_name_ok(json_string_value(v))) wall_gate_at(w, store, path, own);
+        if (volume_name_ok(json_string_value(v))) wall_gate_at(w, store, path, removes);
     }
 }
 
@@ -15994,9 +16035,9 @@ static void super_tell_exit(struct super *s) {
 
 static int super_listen(struct super *s, struct err *e) {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
-    unlinkat(s->c->dir, "sock", 0);
+    unlinkat(s->c->dir, "run/sock", 0);
     s->listen = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/sock", s->c->dir);
+    snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/run/sock", s->c->dir);
     mode_t old = umask(077);
     int bad =
         s->listen < 0 || bind(s->listen, (struct sockaddr *)&a, sizeof a) || listen(s->listen, 64);
@@ -16046,7 +16087,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
         js_sets(c->state, "error", e.msg);
         js_sets(c->state, "finishedAt", time_rfc3339(time_now_ns(), now));
         ctr_save_state(c, &ignored);
-        unlinkat(c->dir, "sock", 0);
+        unlinkat(c->dir, "run/sock", 0);
         (void)!write(ready, &e, sizeof e);
         _exit(EXIT_ENGINE);
     }
@@ -16085,7 +16126,7 @@ __attribute__((noreturn)) static void super_main(struct ctr *c, int lock, int cl
     }
     cgroup_remove(&s->l.cgroup);
     log_close(&s->log, c->dir);
-    unlinkat(c->dir, "sock", 0);
+    unlinkat(c->dir, "run/sock", 0);
     bool hidden = js_bool(c->config, "skiff.autoRemove") && !ctr_hide(c, true, &e);
     close(s->lock);
     super_tell_exit(s);
@@ -18761,7 +18802,8 @@ static int make_container(struct make *m, const char *name, char *const *argv, s
         return err_set(
             e, 0, "Invalid container name (%.100s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed",
             name);
-    if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0)
+    if (mkdirat(m->s->dir, dir, 0700) || (m->c.dir = dir_open(m->s->dir, dir, e)) < 0 ||
+        mkdirat(m->c.dir, "run", 0700))
         return err_set(e, errno, "make %s", dir);
     AUTO_FD lock = lock_take(m->c.dir, "lock", LOCK_EX); /* or its name could be taken over */
     int rc = lock < 0 ? err_set(e, errno, "lock %s", dir) : -1;
@@ -23104,7 +23146,10 @@ static int cmd_run(struct cli *c, struct err *e) {
         goto out;
     }
     if (detach) puts(m.c.id), rc = 0;
-    else rc = attach_run(c, &m.c, client, cli_flag(c, "interactive"), true, e);
+    else {
+        rc = attach_run(c, &m.c, client, cli_flag(c, "interactive"), true, e);
+        if (cli_flag(c, "rm")) ctr_drop_name(&m.c);
+    }
 out:
     fd_closep(&client);
     make_done(&m);
@@ -23259,7 +23304,7 @@ static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struc
     if (timeout_s == INT64_MIN) timeout_s = js_int(k->config, "skiff.stopTimeout", 10);
     struct err ignored;
     if (ctr_is(k, "paused")) ctr_freeze(k, false, &ignored);
-    if (ctr_signal(k, 'S', sig, &sock, e)) return ctr_alive(k) ? 0 : 0;
+    if (ctr_signal(k, 'S', sig, &sock, e)) return 0; /* it has just ended */
     int rc = ctr_await_exit(sock, timeout_s < 0         ? -1
                                   : timeout_s > 1000000 ? -1
                                                         : (int)timeout_s * 1000);
@@ -23268,10 +23313,16 @@ static int ctr_stop(struct ctr *k, const char *signal_name, i64 timeout_s, struc
         int32_t n = SIGKILL;
         memcpy(msg + 1, &n, 4);
         (void)!send(sock, msg, sizeof msg, MSG_NOSIGNAL);
-        ctr_await_exit(sock, 30000);
+        rc = ctr_await_exit(sock, 30000);
     }
     close(sock);
+    if (rc == -2)
+        return err_set(e, 0,
+                       "cannot stop container: %s: it was killed, and has not ended within 30 s: a "
+                       "process of it waits in the kernel, for a disk or a file server perhaps",
+                       ctr_name(k));
     ctr_event(k, "stop", NULL);
+    if (js_bool(k->config, "skiff.autoRemove")) ctr_drop_name(k);
     return 0;
 }
 
@@ -23340,6 +23391,7 @@ static int wait_one(struct cli *c, const char *what, struct err *e) {
         code = (int)js_int(again.state, "exitCode", 0);
     }
     printf("%d\n", code);
+    if (js_bool(k.config, "skiff.autoRemove")) ctr_drop_name(&k);
     return 0;
 }
 static int cmd_wait(struct cli *c, struct err *e) {
@@ -23369,7 +23421,7 @@ static int rm_one(struct cli *c, const char *what, struct err *e) {
         int sock = -1;
         if (!ctr_signal(&k, 'S', SIGKILL, &sock, e)) ctr_await_exit(sock, 30000);
         fd_closep(&sock);
-        if (js_bool(k.config, "skiff.autoRemove")) return 0;
+        if (js_bool(k.config, "skiff.autoRemove")) return ctr_drop_name(&k), 0;
     }
     /* a supervisor that has told the exit is on its way out: wait for its lock */
     AUTO_FD lock = -1;
@@ -23708,8 +23760,8 @@ static int cmd_logs(struct cli *c, struct err *e) {
     int fds[1001], n = 0;
     for (i64 i = js_int(k.config, "skiff.log.maxFile", 1) - 1; i >= 0 && n < 1000;
          i--) { /* oldest first */
-        char name[32] = "log.json";
-        if (i) snprintf(name, sizeof name, "log.json.%d", (int)i);
+        char name[32] = "run/log.json";
+        if (i) snprintf(name, sizeof name, "run/log.json.%d", (int)i);
         /* the file is held from the start: with --rm it goes together with its last line */
         int make = !i && cli_flag(c, "follow") && ctr_alive(&k) ? O_CREAT : 0;
         int fd = openat(k.dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | make, 0600);
@@ -23727,7 +23779,7 @@ static int cmd_logs(struct cli *c, struct err *e) {
     AUTO_FD live = n ? fds[n - 1] : -1;
     while (cli_flag(c, "follow") && !ferror(stdout)) {
         bool alive = lock_held(k.dir, "lock");
-        AUTO_FD now = openat(k.dir, "log.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        AUTO_FD now = openat(k.dir, "run/log.json", O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         struct stat a, b;
         if (now >= 0 && live >= 0 && !fstat(now, &a) && !fstat(live, &b) &&
             a.st_ino != b.st_ino) { /* rotated */
@@ -23909,7 +23961,7 @@ static json_t *ctr_inspect(const struct ctr *k) {
     AUTO_FREE char *image = str_fmt("sha256:%s", js_str_or(c, "skiff.imageId", "")),
                    *name = str_fmt("/%s", ctr_name(k));
     AUTO_FREE char *dir = str_fmt("%s/containers/%s", k->s->path, k->id),
-                   *log = str_fmt("%s/log.json", dir);
+                   *log = str_fmt("%s/run/log.json", dir);
     js_sets(j, "Image", image);
     js_sets(j, "ResolvConfPath", ""); /* these three are in the container's memory */
     js_sets(j, "HostnamePath", "");

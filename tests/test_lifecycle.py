@@ -307,8 +307,20 @@ def test_wait_and_rm(sk):
         sk("run -d --rm --name first busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done").ok
         sk("rename first second").ok
         sk("exec second touch /go").ok
-        until(lambda: "second" not in os.listdir(sk.root + "/names"), "the name is free")
-        eq(sk("events --since 10m --until 0s --filter event=destroy --format", "{{.Actor.Attributes.name}}").ok.lines[-1], "second")
+        until(lambda: sk("create --name second busybox").code == 0, "the name is free")
+        sk("rm second").ok
+        eq(sk("events --since 10m --until 0s --filter event=destroy --format", "{{.Actor.Attributes.name}}").ok.lines[-2:], ["second"] * 2)
+    with sk.case("--rm, and the name is taken away by who sees the end, or with the next collection"):
+        for i, end in enumerate(("wait n0", "stop -t 0 n1", "rm -f n2", "exec n3 touch /go")):
+            sk("run -d --rm --name n%d busybox sh -c" % i, "while [ ! -e /go ]; do sleep 0.05; done").ok
+            if i == 0:
+                sk("exec n0 kill -9 1"), sk("exec n0 touch /go")
+            sk(end)
+        until(lambda: sk("inspect n3").code, "the last one is gone")
+        until(lambda: not os.listdir(sk.root + "/tmp"), "and its files")
+        true(not {"n0", "n1", "n2"} & set(os.listdir(sk.root + "/names")), "three names to be taken away")
+        sk("system prune -f").ok
+        true("n3" not in os.listdir(sk.root + "/names"), "the fourth name to be taken away")
     with sk.case("several"):
         sk("create --name dd busybox").ok
         sk("create --name ee busybox").ok

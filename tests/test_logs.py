@@ -13,7 +13,7 @@ WHO = "ab"
 
 
 def log_files(sk, name):
-    base = os.path.join(sk.root, "containers", sk.get(name, "{{.Id}}"))
+    base = os.path.join(sk.root, "containers", sk.get(name, "{{.Id}}"), "run")
     return [os.path.join(base, f) for f in sorted(os.listdir(base)) if re.search(r"log(\.json)?(\.\d+)?$|json\.log", f)
             or "log" in f and os.path.isfile(os.path.join(base, f))]
 
@@ -99,7 +99,7 @@ def test_follow(sk):
         p.wait(30)
     with sk.case("of one that is removed with its only line"):
         sk("run -d --rm --name dd busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done; echo went").ok
-        log = "%s/containers/%s/log.json" % (sk.root, sk.get("dd", "{{.Id}}"))
+        log = "%s/containers/%s/run/log.json" % (sk.root, sk.get("dd", "{{.Id}}"))
         p = sk.popen("logs -f dd", stdout=subprocess.PIPE)
         until(lambda: os.path.exists(log), "the follower holds the log")
         sk("exec dd touch /go").ok
@@ -143,7 +143,7 @@ def test_drivers(sk):
         sk("run --name ss busybox echo x").ok
         sk("create --name tt busybox echo evil").ok
         target = sk.file("target", "precious")
-        base = sk.root + "/containers/" + sk.get("tt", "{{.Id}}")
+        base = sk.root + "/containers/" + sk.get("tt", "{{.Id}}") + "/run"
         name = os.path.basename(log_files(sk, "ss")[0])
         if os.path.lexists(base + "/" + name):
             os.unlink(base + "/" + name)

@@ -341,22 +341,27 @@ def test_supervisor_is_shut_in(sk):
             eq(inside(sk, sup, "fchmodat", here, own, 0o700), "0", "a directory, to remove files")
         if landlock() >= 2:
             with sk.case("%s: files of others" % name):
-                for path in "/etc/passwd", outside + "/secret", sk.root + "/index.json", other + "/config.json", other + "/state.json", "/proc/self/status":
+                for path in "/etc/passwd", outside + "/secret", sk.root + "/index.json", other + "/config.json", other + "/run/state.json", "/proc/self/status":
                     eq(inside(sk, sup, "openat", here, path, 0), "EACCES", path)
                 for path in outside, sk.root, sk.root + "/blobs/sha256", cwd, "/proc":
                     eq(inside(sk, sup, "openat", here, path, 0o200000), "EACCES", "listing " + path)
-                for path in outside + "/new", sk.root + "/tmp/new", other + "/new", sk.root + "/new":
+                for path in outside + "/new", sk.root + "/tmp/new", other + "/new", sk.root + "/new", own + "/new", own + "/upper/new", sk.root + "/names/new":
                     eq(inside(sk, sup, "openat", here, path, 0o101, 0o600), "EACCES", "making " + path)
-                for path in outside + "/secret", sk.root + "/index.json", sk.root + "/events.json":
+                for path in outside + "/secret", sk.root + "/index.json", sk.root + "/events.json", own + "/config.json":
                     eq(inside(sk, sup, "openat", here, path, 0o1001), "EACCES", "emptying " + path)
-                eq(inside(sk, sup, "unlinkat", here, other + "/config.json", 0), "EACCES", "removing")
+                for path in other + "/config.json", sk.root + "/names/other":
+                    eq(inside(sk, sup, "unlinkat", here, path, 0), "EACCES", "removing " + path)
+                if name == "kept":
+                    eq(inside(sk, sup, "unlinkat", here, own + "/config.json", 0), "EACCES", "removing its plan")
+                got = inside(sk, sup, "renameat2", here, own + "/run/state.json", here, own + "/config.json", 0)
+                true(got in ("EACCES", "EXDEV"), "no plan of its own making, got " + got)
                 for to in sk.root + "/tmp/x", own + "/x":
                     got = inside(sk, sup, "renameat2", here, other, here, to, 0)
                     true(got in ("EACCES", "EXDEV"), "no moving of another's directory to %s, got %s" % (to, got))
                 got = inside(sk, sup, "renameat2", here, sk.root + "/index.json", here, own + "/x", 0)
                 true(got in ("EACCES", "EXDEV"), "no moving in of a file, got " + got)
         with sk.case("%s: its own are there, and it works" % name):
-            true(int(inside(sk, sup, "openat", here, own + "/state.json", 0)) > 2, "its own state")
+            true(int(inside(sk, sup, "openat", here, own + "/run/state.json", 0)) > 2, "its own state")
             sk("exec", name, "touch", "/go").ok
             if name == "kept":
                 sk("wait kept").says("0")
@@ -364,8 +369,9 @@ def test_supervisor_is_shut_in(sk):
             until(lambda: not os.path.exists("/proc/%d" % sup) or status(sup)["State"].strip()[0] == "Z", "it ends")
         with sk.case("%s: what it was to remove" % name):
             eq(os.path.exists(own), name == "kept")
-            eq([n for n in os.listdir(sk.root + "/names") if n == name], [name] * (name == "kept"))
-            eq((os.listdir(sk.root + "/tmp"), os.listdir(sk.root + "/volumes")), ([], []))
+            eq(sk("inspect", name).code, int(name != "kept"))
+            sk("create --name", name, "busybox").exits(125, "already in use") if name == "kept" else sk("run --rm --name", name, "busybox", "true").ok
+            until(lambda: (os.listdir(sk.root + "/tmp"), os.listdir(sk.root + "/volumes")) == ([], []), "nothing is left")
 
 
 def test_supervisor_without_landlock(sk):
