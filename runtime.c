@@ -15134,6 +15134,8 @@ static void log_line(struct super_log *g, int dir, int stream, const char *p, si
     size_t len = strlen(line);
     if (g->max_size && g->size && g->size + len > g->max_size) log_rotate(g, dir);
     if (!fd_write_all(g->fd, line, len)) g->size += len;
+    else
+        (void)!ftruncate(g->fd, (off_t)g->size); /* a full disk: half a line would spoil the next */
 }
 
 /* Cuts output into lines; a line longer than LOG_LINE is logged in parts, as Docker does. */
@@ -15820,8 +15822,9 @@ static const struct filter_some SUPER_SOME[] = {
 };
 
 /* The gates of the wall: what the supervisor writes (run/), its cgroup, the event log, and for --rm
- * what takes the container out of sight. The plan, which others trust, it may read only. Landlock lets nothing be moved to where it could be used for more
- * than where it was: so what moves to tmp/ is only what has a gate of its own. */
+ * what takes the container out of sight. The plan, which others trust, it may read only. Landlock
+ * lets nothing be moved to where it could be used for more than where it was: so what moves to tmp/
+ * is only what has a gate of its own. */
 static void super_gates(struct super *s, const struct wall *w) {
     const u64 removes = LL_READ_DIR | LL_REMOVE_DIR | LL_REMOVE_FILE | LL_MAKE_DIR | LL_REFER,
               writes = LL_WRITE_FILE | LL_TRUNCATE | LL_REMOVE_FILE | LL_MAKE_REG | LL_READ_DIR;
@@ -23499,12 +23502,14 @@ static int exec_user(struct launch *l, int root, struct err *e) {
     return 0;
 }
 
-/* Copies between our terminal and a pty of our own until the process is gone; true: detached
- * before. */
-static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
+/* Copies between our terminal and a pty of our own until the process is gone: 0. Leaves it before,
+ * with -1 when the keys to detach were typed, or the number of a signal that was to end us. keys
+ * NULL: there are none, and such a signal is the process's. */
+static int exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
     struct terminal term = { .raw = false };
+    struct keys none = { .n = 0 };
     sigset_t set;
-    bool left = false;
+    int left = 0;
     AUTO_FD sig = attach_signals(&set, true);
     AUTO_FD pidfd = sys_pidfd_open(pid);
     struct winsize ws;
@@ -23526,16 +23531,17 @@ static bool exec_tty(int master, pid_t pid, bool input, struct keys *keys) {
         if (p[1].revents) {
             struct signalfd_siginfo si;
             while (read(sig, &si, sizeof si) == sizeof si)
-                if (si.ssi_signo == SIGHUP) left = true;
-                else if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws))
+                if (si.ssi_signo == SIGWINCH && !ioctl(0, TIOCGWINSZ, &ws))
                     ioctl(master, TIOCSWINSZ, &ws);
+                else if (si.ssi_signo != SIGWINCH && keys) left = (int)si.ssi_signo;
+                else if (si.ssi_signo != SIGWINCH) sys_pidfd_kill(pidfd, (int)si.ssi_signo);
         }
         if (p[2].revents) {
             char typed[sizeof buf - 32];
             size_t n2 = 0;
             ssize_t k = read(0, typed, sizeof typed);
             if (k <= 0) input = false;
-            else left = keys_filter(keys, typed, (size_t)k, buf, &n2);
+            else if (keys_filter(keys ? keys : &none, typed, (size_t)k, buf, &n2)) left = -1;
             if (n2) (void)!fd_write_all(master, buf, n2);
         }
         if (p[3].revents) gone = true;
@@ -23668,10 +23674,12 @@ static int cmd_exec(struct cli *c, struct err *e) {
         while (waitpid(-1, NULL, 0) > 0) continue;
     } else if (!detach) {
         int status = 0;
-        bool left = l.console >= 0 && exec_tty(l.console, l.pid, input, &keys);
+        int left = l.console >= 0 ? exec_tty(l.console, l.pid, input, &keys) : 0;
         int lost = pipes ? exec_pump(in[1], out[0], er[0], l.pid, input) : 0;
         while (!left && waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
-        rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        rc = left > 0            ? 128 + left
+             : WIFEXITED(status) ? WEXITSTATUS(status)
+                                 : 128 + WTERMSIG(status);
         rc = output_lost(lost, rc);
     }
     launch_done(&l);
@@ -27795,9 +27803,8 @@ static int oci_cmd_run(struct cli *c, struct err *e) {
             _exit(0);
         }
         if (l.console >= 0 && !o.console) {
-            struct keys none = { .n = 0 };
             sigprocmask(SIG_SETMASK, &old, NULL);
-            exec_tty(l.console, l.pid, true, &none);
+            exec_tty(l.console, l.pid, true, NULL);
             sigprocmask(SIG_BLOCK, &set,
                         NULL); /* a SIGCHLD before this is found by waitpid below */
         }
@@ -28199,8 +28206,7 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
             (console && l.console >= 0 && oci_send_console(console, l.console, e)))
             rc = -1;
         if (!rc && !detach) {
-            struct keys none = { .n = 0 };
-            if (l.console >= 0 && !console) exec_tty(l.console, l.pid, true, &none);
+            if (l.console >= 0 && !console) exec_tty(l.console, l.pid, true, NULL);
             while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
             rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
         }

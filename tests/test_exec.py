@@ -73,6 +73,11 @@ def test_exec(sk):
         until(lambda: "sleep 999" in sk("top cc").ok.out, "sleep runs")
         until(lambda: t.p.poll() is not None or t.send("\x03") or t.read(0.2) and False, "Ctrl-C ends sleep")
         t.exits(130)
+    with sk.case("SIGTERM ends the command, and the terminal is as before"):
+        t = Terminal(sk, "exec -it cc sh -c", "echo up; exec sleep 998")
+        t.expect("up")
+        t.p.send_signal(signal.SIGTERM)
+        t.exits(128 + 15)
     with sk.case("inherits no descriptors"):
         r, w = os.pipe()
         os.set_inheritable(r, True)

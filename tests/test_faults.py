@@ -51,6 +51,44 @@ def test_full_disk(sk):
 
 @only("root")
 @image(None)
+def test_log_on_a_full_disk(sk):
+    """Lines that do not fit are lost, whole ones; what comes after them is there."""
+    disk = sk.folder("disk")
+    lib.tool("mount", "-t", "tmpfs", "-o", "size=30m,mode=700,uid=%d,gid=%d" % sk.user, "tmpfs", disk)
+    try:
+        sk.root = disk + "/root"
+        sk.env["SKIFF_ROOT"] = sk.root
+        sk("load -q -i", lib.ENV["FIXTURE_busybox"]).ok
+        sk("run -d --name cc busybox sh -c", r"trap 'for i in 1 2 3 4 5 6 7 8; do head -c 3000 /dev/zero | tr \\0 x; echo; done' USR1; trap 'echo after' USR2; "
+           "echo up; while :; do sleep 0.1; done").ok
+        until(lambda: sk("logs cc").ok.out == "up", "it is up")
+        with sk.popen("attach --no-stdin --sig-proxy=false cc", stdout=subprocess.PIPE) as p:
+            fill = open(disk + "/fill", "wb", 0)
+            try:
+                while fill.write(bytes(4096)) == 4096:
+                    pass
+            except OSError:
+                pass
+            sk("kill -s USR1 cc")
+            eq(len(p.stdout.read(8 * 3001)), 8 * 3001)
+            os.unlink(fill.name)
+            fill.close()
+            sk("kill -s USR2 cc").ok
+            eq(p.stdout.readline(), b"after\n")
+            p.kill()
+        lines = sk("logs cc").ok.lines
+        eq((lines[0], lines[-1], {len(line) for line in lines[1:-1]} <= {3000}, len(lines) < 10), ("up", "after", True, True))
+        with open("%s/containers/%s/run/log.json" % (sk.root, sk.get("cc", "{{.Id}}"))) as f:
+            eq([json.loads(line)["stream"] for line in f], ["stdout"] * len(lines))
+        sk("rm -f cc").ok
+    finally:
+        for p, _ in sk.processes():
+            lib.kill(p)
+        lib.tool("umount", "-l", disk)
+
+
+@only("root")
+@image(None)
 def test_read_only_store(sk):
     disk = sk.folder("disk")
     lib.tool("mount", "-t", "tmpfs", "-o", "size=60m,mode=700,uid=%d,gid=%d" % sk.user, "tmpfs", disk)

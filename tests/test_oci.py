@@ -498,6 +498,12 @@ def test_terminal(sk):
         for _ in range(10):
             b.write("tty")
             lib.Terminal(sk, "oci --root %s run -b" % b.state, b.dir, "short").exits(0)
+    with sk.case("signals go to the program"):
+        b.write("sh", "-c", "trap 'exit 33' TERM; echo up; while :; do sleep 0.1; done")
+        t = lib.Terminal(sk, "oci --root %s run -b" % b.state, b.dir, "signalled")
+        t.expect("up")
+        t.p.send_signal(signal.SIGTERM)
+        t.exits(33)
 
 
 # ---- exec ----
@@ -1152,6 +1158,10 @@ def test_mounts_command(sk):
     with sk.case("added"):
         b("mounts add mm", f).ok
         match(b("exec mm grep /tmp /proc/mounts").ok.out, "^tmpfs /tmp tmpfs .*size=64k")
+    with sk.case("mounted anew with other options, which needs no source"):
+        again = [{"destination": "/tmp", "type": "none", "source": "/nosuch", "options": ["bind", "remount", "ro"]}]
+        b("mounts add mm", sk.file("again.json", json.dumps(again))).ok
+        match(b("exec mm grep /tmp /proc/mounts").ok.out, "^tmpfs /tmp tmpfs ro,")
     with sk.case("removed"):
         b("mounts remove mm", sk.file("r.json", json.dumps([{"destination": "/tmp/", "type": "tmpfs"}]))).ok
         b("exec mm grep /tmp /proc/mounts").exits(1, "")

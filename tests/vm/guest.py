@@ -17,6 +17,7 @@ GROUP says who runs the tests, and where:
 skiff is the one in PATH. Each test is a function that raises when something is wrong. The last line
 printed is "N passed, N failed, N skipped".
 """
+import glob
 import hashlib
 import io
 import json
@@ -142,13 +143,13 @@ def load_tiny():
     contains(out('load', '-i', tiny_archive()), 'tiny:1')
 
 
-def oci_bundle(process, linux={}):
+def oci_bundle(process, linux={}, rootless=True):
     """A bundle that says what it is confined by, with these settings changed; its directory, and how skiff is called for it."""
     bundle = tempfile.mkdtemp(dir=WORK)
     os.mkdir(bundle + '/rootfs')
     with tarfile.open(fileobj=io.BytesIO(busybox_layer())) as archive:
         archive.extractall(bundle + '/rootfs')
-    out('oci', 'spec', '--rootless', '-b', bundle)
+    out('oci', 'spec', *['--rootless'] * rootless, '-b', bundle)
     with open(bundle + '/config.json') as file:
         spec = json.load(file)
     spec['process'].update({'terminal': False, 'args': ['cat', '/proc/self/attr/current'], **process})
@@ -794,6 +795,21 @@ def oci_scope():
     equal(out(*words, 'list', '-q'), '')
 
 
+def oci_scope_devices():
+    """By the host's root: the program that rules the devices is pinned for systemd; it goes with the container, and with one that fails."""
+    rules = {'cgroupsPath': 'system.slice:test:devices', 'resources': {'devices': [{'allow': False, 'access': 'rwm'}]}}
+    pinned = lambda: glob.glob('/sys/fs/bpf/*/test-devices*')
+    bundle, words = oci_bundle({'args': ['sleep', '1000']}, rules, rootless=False)
+    skiff_quietly(*words, '--systemd-cgroup', 'run', '-d', '-b', bundle, 'box')
+    equal(len(pinned()), 1)
+    contains(subprocess.check_output(['systemctl', 'show', 'test-devices.scope', '-P', 'BPFProgram'], text=True), pinned()[0])
+    out(*words, 'delete', '-f', 'box')
+    equal(pinned(), [])
+    bundle, words = oci_bundle({'args': ['/nosuch']}, rules, rootless=False)
+    contains(skiff(*words, '--systemd-cgroup', 'run', '-b', bundle, 'box', status=None).stderr, '/nosuch')
+    equal(pinned(), [])
+
+
 def no_systemd_to_ask():
     """Without the manager's socket a limit is refused as ever."""
     child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', 'run', '--rm', '--network', 'none', '--memory', '64m', 'tiny:1', 'true'],
@@ -1158,6 +1174,7 @@ GROUPS = {
     'selinux1': [load, selinux_labels, selinux_mounts, selinux_volumes, nothing_left],
     'podman': PODMAN,
     'rootful': PODMAN,
+    'asroot': [oci_scope_devices],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
