@@ -14647,6 +14647,20 @@ static void ctr_end_lost(const struct ctr *c) {
     cgroup_remove(&left);
 }
 
+/* Its state, or a new one; NULL: an error. What skiff 0.1 had beside run/ is moved there. */
+static json_t *ctr_load_state(const struct ctr *c, struct err *e) {
+    json_t *state = js_load(c->dir, "run/state.json", e);
+    if (state || e->no != ENOENT) return state;
+    AUTO_DIR *d = mkdirat(c->dir, "run", 0700) ? NULL : dir_stream(c->dir, ".");
+    for (struct dirent *de; d && (de = dir_next(d));) {
+        AUTO_FREE char *to = str_fmt("run/%s", de->d_name);
+        if (str_prefix(de->d_name, "log.json") || !strcmp(de->d_name, "state.json"))
+            renameat(c->dir, de->d_name, c->dir, to);
+    }
+    state = d ? js_load(c->dir, "run/state.json", e) : NULL;
+    return state || e->no != ENOENT ? state : ctr_state_new();
+}
+
 static int ctr_open(const struct store *s, const char *id, struct ctr *ret, struct err *e) {
     struct ctr c = { .s = s, .dir = -1 };
     AUTO_FREE char *path = str_fmt("containers/%s", id);
@@ -14654,8 +14668,7 @@ static int ctr_open(const struct store *s, const char *id, struct ctr *ret, stru
     c.dir = openat(s->dir, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (c.dir < 0) return err_set(e, 0, "No such container: %s", id);
     c.config = js_load(c.dir, "config.json", e);
-    c.state = c.config ? js_load(c.dir, "run/state.json", e) : NULL;
-    if (c.config && !c.state && e->no == ENOENT) c.state = ctr_state_new();
+    c.state = c.config ? ctr_load_state(&c, e) : NULL;
     if (!c.state) {
         ctr_done(&c);
         return err_wrap(e, "container %.12s is damaged ('skiff rm -f %.12s' removes it)", id, id);

@@ -321,6 +321,16 @@ def test_wait_and_rm(sk):
         true(not {"n0", "n1", "n2"} & set(os.listdir(sk.root + "/names")), "three names to be taken away")
         sk("system prune -f").ok
         true("n3" not in os.listdir(sk.root + "/names"), "the fourth name to be taken away")
+    with sk.case("state and logs where skiff 0.1 had them"):
+        sk("run --name old --log-opt max-size=1k --log-opt max-file=2 busybox sh -c", "seq 100; exit 7").exits(7)
+        said, own = sk("logs old").ok.out, sk.root + "/containers/" + sk.get("old", "{{.Id}}")
+        for f in os.listdir(own + "/run"):
+            os.rename(own + "/run/" + f, own + "/" + f)
+        os.rmdir(own + "/run")
+        eq(sk("logs old").ok.out, said)
+        eq(sk.get("old", "{{.State.ExitCode}}"), "7")
+        sk("start -a old").exits(7)
+        sk("rm old").ok
     with sk.case("several"):
         sk("create --name dd busybox").ok
         sk("create --name ee busybox").ok
