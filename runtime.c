@@ -27399,6 +27399,9 @@ static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, stru
         cgroup_done(c), mem_freep(ret_scope); /* nothing is limited: the caller's cgroup does */
         return 0;
     }
+    if (cgroup_v1() && g_oci.cgroups == OCI_CGROUPS_SYSTEMD)
+        log_warn(
+            "cgroup v1: the container's cgroups are made as files, systemd does not know them");
     if (cgroup_v1()) return oci_cgroup_v1(spec, id, c, e);
     if (statfs("/sys/fs/cgroup", &fs) || fs.f_type != CGROUP2_SUPER_MAGIC ||
         host_disabled("cgroup"))

@@ -264,6 +264,11 @@ def test_names(sk):
             eq((r.returncode, r.stdout), (0, b"named\n"), r.stderr)
             v = subprocess.run([link, "--version"], env=sk.env, stdout=subprocess.PIPE, timeout=lib.PATIENCE)
             match(v.stdout.decode(), r"^%s version \d[^\n]*\n(.*\n)*spec: 1\." % name)
+    if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        with sk.case("systemd as the cgroup manager, with cgroup v1"):
+            r = sk("oci --systemd-cgroup --root %s run -b %s v1" % (b.state, b.dir))
+            r.says("named")
+            match(r.err, "v1.*systemd")
     with sk.case("features"):
         f = b("features").ok.json
         eq(set(f["hooks"]), {"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"})
