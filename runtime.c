@@ -11312,6 +11312,7 @@ struct launch {
     bool wait_start, die_with_parent;
     bool for_parent; /* what is started is a child of our parent, not of ours */
     bool no_wait;    /* launch_wait: only until the joined process is there; the rest is in sync */
+    pid_t stage;     /* launch_join: what joins first, and starts the process */
     /* the writable layer goes with the container: it need not reach the disk, and `mounts` keeps
      * the mounts, so that the end of the first process does not wait until they are taken down */
     bool ephemeral;
@@ -12448,7 +12449,13 @@ static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) 
 
 /* Hears the child until it is ready (wait_start) or executed. */
 static int launch_wait(struct launch *l, struct err *e) {
+    enum { PATIENCE_MS = 5000 };
+    struct pollfd word = { l->sync, POLLIN, 0 };
     bool ready = false;
+    if (l->no_wait && poll(&word, 1, PATIENCE_MS) == 0) { /* a container may freeze its cgroup */
+        kill(l->stage, SIGKILL);
+        return err_set(e, 0, "no process joins the container: is its cgroup frozen?");
+    }
     for (;;) {
         char msg[1 + sizeof *e];
         int fds[16];
@@ -12680,6 +12687,7 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
     struct sys_clone_args a = launch_clone(l, 0);
     pid_t stage = l->for_parent ? sys_clone3(&a) : fork();
     if (stage < 0) return err_set(e, errno, "fork");
+    l->stage = stage;
     if (!stage) {
         struct err ce = { 0 };
         close(pair[0]);
@@ -17318,6 +17326,7 @@ static void make_default_mounts(struct make *m, json_t *spec, bool host_net, boo
     json_t *a = js_suba(spec, "mounts");
     bool tty_group = !m->ids.uids || idmap_has(m->ids.gid, m->ids.gids, 5);
     i64 shm = str_bytes(cli_text(m->cli, "shm-size") ? cli_text(m->cli, "shm-size") : "64m");
+    const char *kernel = m->privileged ? "nosuid,noexec,nodev" : "nosuid,noexec,nodev,ro";
     if (!shm) shm = 64 << 20;
     js_seti(m->sk, "shmSize", shm);
     AUTO_FREE char *shm_opts = str_fmt("nosuid,noexec,nodev,mode=1777,size=%" PRId64, shm);
@@ -17328,10 +17337,12 @@ static void make_default_mounts(struct make *m, json_t *spec, bool host_net, boo
               tty_group ? "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"
                         : "nosuid,noexec,newinstance,ptmxmode=0666,mode=0620",
               false);
-    if (host_net) mount_add(a, "/sys", "bind", "/sys", "rbind,nosuid,noexec,nodev,ro,rro", false);
-    else mount_add(a, "/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro", false);
-    if (!host_net)
-        mount_add(a, "/sys/fs/cgroup", "cgroup2", "cgroup", "nosuid,noexec,nodev,ro", true);
+    if (host_net)
+        mount_add(a, "/sys", "bind", "/sys",
+                  m->privileged ? "rbind,nosuid,noexec,nodev" : "rbind,nosuid,noexec,nodev,ro,rro",
+                  false);
+    else mount_add(a, "/sys", "sysfs", "sysfs", kernel, false);
+    if (!host_net) mount_add(a, "/sys/fs/cgroup", "cgroup2", "cgroup", kernel, true);
     if (host_ipc)
         mount_add(a, "/dev/mqueue", "bind", "/dev/mqueue", "rbind,nosuid,noexec,nodev", true);
     else mount_add(a, "/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev", true);

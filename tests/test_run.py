@@ -702,6 +702,15 @@ def test_limits_best_effort(sk):
         eq(sk.get("fine", "{{.State.OOMKilled}}"), "false")
 
 
+def test_privileged(sk):
+    """The kernel's file systems, read-only else, are not with --privileged, as with Docker."""
+    for net in "none", "host":
+        for words, how in ("", "ro"), ("--privileged", "rw"):
+            with sk.case("%s %s" % (net, words)):
+                sk("run --rm --network %s %s busybox sh -c" % (net, words), "sed -n 's|^[^ ]* \\(/sys\\|/proc\\|/proc/sys\\) [^ ]* \\(r.\\),.*|\\1 \\2|p' /proc/mounts | sort").says(
+                    "/proc rw\n" + "/proc/sys ro\n" * (how == "ro") + "/sys " + how)
+
+
 @only("root")
 @timeout(100)
 def test_cgroup_v1(sk):

@@ -647,6 +647,15 @@ def pause():
     out('rm', '-f', 'counter')
 
 
+def freezes_itself():
+    """A container that stops its own cgroup holds up nobody: its health check fails, and it can be ended."""
+    out('run', '-d', '--name', 'frozen', '--network', 'none', '--memory', '64m', '--cgroupns', 'host', '-v', '/sys/fs/cgroup:/cg', '--health-cmd', 'true',
+        '--health-interval', '1s', 'tiny:1', 'sh', '-c', 'sleep 3; echo 1 >/cg$(cut -d: -f3 /proc/self/cgroup)/cgroup.freeze; sleep 1000')
+    eventually(lambda: inspect('frozen', '{{.State.Health.Status}}') == 'healthy', 'a health check succeeds')
+    eventually(lambda: 'frozen?' in inspect('frozen', '{{json .State.Health.Log}}'), 'one fails', 60)
+    out('rm', '-f', 'frozen')
+
+
 def stats():
     out('run', '-d', '--name', 'measured', '--network', 'none', '--memory', '64m', 'tiny:1', *FOREVER)
     contains(out('stats', '--no-stream', 'measured'), 'measured', '64MiB')
@@ -1160,7 +1169,7 @@ def nothing_left():
 BASICS = [version, doctor, info, hello, load, import_, network_none, lifecycle, stop_kills, restart_keeps_files,
           exec_, exit_codes, interrupt, bind_mount]
 RUNGS = [rung_chosen, rung_overlay_fuse, rung_fuse, rung_overlay, rung_copy, build_and_commit]
-CGROUPS = [own_cgroup, pause]
+CGROUPS = [own_cgroup, pause, freezes_itself]
 LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_limited, stats, update, cgroup_conf]
 PODMAN = [podman_run, podman_users, podman_privileged, podman_limits, podman_out_of_memory, podman_exec, podman_lifecycle, podman_build,
           podman_cgroupfs, podman_pod, podman_service, podman_nothing_left]
