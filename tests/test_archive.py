@@ -2,11 +2,13 @@
 privilege, no memory without bound. Each image is busybox below layers made by hand."""
 import gzip
 import io
+import lzma
 import os
 import resource
 import struct
 import subprocess
 import tarfile
+import zlib
 
 import lib
 from lib import Failed, docker_archive, entry, eq, image, match, no_match, only, tar, timeout, true
@@ -44,9 +46,9 @@ class Attack:
 
     def sees(self, script, want, *options):
         """What a container of the loaded image sees."""
-        r = self.sk(["run", "--rm", "--network", "none", *options, "attack", "/bin/sh", "-c", script + "; true"]).ok
+        r = self.sk(["run", "--rm", "--network", "none", *options, "attack", "/bin/sh", "-c", script + "; true"])
         eq(self.snapshot(), self.before, "files outside of the store after run")
-        got = r.out.strip()
+        got = r.ok.out.strip()
         if want is not None and not lib.re.search("^(?:%s)$" % want, got):
             raise Failed("`%s` in the image: expected /%s/, got %r (stderr %r)" % (lib.short(script), want, lib.short(got), lib.short(r.err)))
         return got
@@ -60,7 +62,7 @@ def test_names(sk):
     """.., absolute, empty, dots, NUL, newline: contained or refused."""
     a = Attack(sk)
     for name, path in [
-            ("dot-dot", dots(sk) + "file"), ("absolute", a.canary + "/file"), ("absolute with dots", "/a/" + dots(sk) + "file"),
+            ("dot-dot", dots(sk) + "file"), ("dot-dot, a new name", dots(sk) + "new"), ("absolute", a.canary + "/file"), ("absolute with dots", "/a/" + dots(sk) + "file"),
             ("slashes", "//" + a.canary + "//file"), ("inner dots", "a/b/" + dots(sk) + "file"), ("dot-dot alone", ".."),
             ("dot-dot slash", "../"), ("dot", "."), ("slash", "/"), ("empty", ""), ("trailing dots", "a/.."), ("newline", "a\nb"),
             ("escape", "a\x1b[2Jb"), ("backslash", "a\\..\\b"), ("long", "x" * 255), ("too long", "y" * 300),
@@ -111,20 +113,22 @@ def test_symlinks(sk):
 def test_hard_links(sk):
     a = Attack(sk)
     hard = lambda name, to: entry(name, type=tarfile.LNKTYPE, link=to)
-    for name, items in [
-            ("to outside, absolute", [hard("h", a.canary + "/file"), entry("h", "bad")]),
-            ("to outside, dots", [hard("h", dots(sk) + "file"), entry("h", "bad")]),
-            ("through a symlink", [entry("s", link=a.canary), hard("h", "s/file"), entry("h", "bad")]),
-            ("to a symlink to outside", [entry("s", link=a.canary + "/file"), hard("h", "s"), entry("h", "bad")]),
-            ("to a later entry", [hard("h", "later"), entry("later", "x")]),
-            ("to nothing", [hard("h", "nothing")]),
-            ("to a directory", [entry("d/"), hard("h", "d")]),
-            ("to itself", [hard("h", "h")]),
-            ("to the root", [hard("h", "/")]),
-            ("over its target", [entry("f", "x"), hard("f", "f")]),
-            ("from outside", [entry("f", "bad"), hard(dots(sk) + "file", "f")])]:
+    for name, taken, items in [
+            ("to outside, absolute", False, [hard("h", a.canary + "/file"), entry("h", "bad")]),
+            ("to outside, dots", False, [hard("h", dots(sk) + "file"), entry("h", "bad")]),
+            ("through a symlink", False, [entry("s", link=a.canary), hard("h", "s/file"), entry("h", "bad")]),
+            ("to a symlink to outside", True, [entry("s", link=a.canary + "/file"), hard("h", "s"), entry("h", "bad")]),
+            ("to a symlink to outside, that stays", True, [entry("s", link=a.canary + "/file"), hard("h", "s")]),
+            ("to a later entry", False, [hard("h", "later"), entry("later", "x")]),
+            ("to nothing", False, [hard("h", "nothing")]),
+            ("to a directory", False, [entry("d/"), hard("h", "d")]),
+            ("to itself", False, [hard("h", "h")]),
+            ("to the root", False, [hard("h", "/")]),
+            ("over its target", True, [entry("f", "x"), hard("f", "f")]),
+            ("from outside", True, [entry("f", "bad"), hard(dots(sk) + "file", "f")])]:
         with sk.case(name):
-            if a.load(tar(*items)):
+            eq(a.load(tar(*items)), taken, "taken")
+            if taken:
                 a.sees("cat /h 2>/dev/null | grep -c untouched", "0")
     with sk.case("to a lower layer"):
         true(a.load(tar(entry("f", "x" * 5)), tar(entry("g", "x" * 5), hard("h", "g"))), "load")
@@ -229,6 +233,10 @@ def test_no_privilege(sk):
 
 def test_odd_but_valid(sk):
     a = Attack(sk)
+    with sk.case("a layer that is cut at each block"):
+        small = tar(entry("a", "x" * 600), entry("b/"), entry("b/c", "y" * 1100), format=tarfile.USTAR_FORMAT)
+        for n in range(512, 512 * 9, 512):  # a header, two blocks, a header, a header, three blocks
+            eq(a.load(small[:n]), n // 512 in (3, 4, 8), "taken with %d blocks" % (n // 512))
     with sk.case("duplicates: the last wins"):
         true(a.load(tar(entry("f", "one"), entry("f", "two"), entry("d/"), entry("d/a", "1"), entry("d/", mode=0o700))), "load")
         a.sees("cat /f; stat -c %a /d; ls /d", "two700\na")
@@ -366,6 +374,40 @@ def test_import_attacks(sk):
         with sk.case("cp - " + name):
             sk("cp - cc:/tmp", input=tar(*items))
             eq(a.snapshot(), a.before, "files outside")
+    sk("run --name ll busybox ln -s", a.canary, "/tmp/a").ok
+    for name, items in [("a file", [entry("a/file", "bad")]), ("a new one", [entry("a/new", "bad")]), ("a hard link", [entry("f", "bad"), entry("a/new", type=tarfile.LNKTYPE, link="f")])]:
+        with sk.case("cp - through a symlink of the container: " + name):
+            sk("cp - ll:/tmp", input=tar(*items))
+            eq(a.snapshot(), a.before, "files outside")
+
+
+@only("b")
+@image(None)
+def test_endless(sk):
+    """What follows an archive, and what its compression asks for, has a limit."""
+    zeros = b"\0" * (65 << 20)
+    with sk.case("zeros behind a layer"):
+        sk("load -q", input=gzip.compress(docker_archive(tar(entry("x", "1")) + zeros), 1)).exits(1, "followed by")
+    with sk.case("a stream of zeros without end"):
+        p = sk.popen("import - x:y", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        sent = 0
+        try:
+            p.stdin.write(tar(entry("x", "1")))
+            while sent < 256 << 20:
+                sent += p.stdin.write(zeros[:1 << 20])
+        except BrokenPipeError:
+            pass
+        err = p.communicate()[1].decode()
+        true(p.returncode == 1 and "followed by" in err, "an error long before 256 MB, got %d after %d: %s" % (p.returncode, sent, err))
+    with sk.case("xz with a dictionary of 1 GB"):
+        data = bytearray(lzma.compress(docker_archive(tar(entry("x", "1")))))
+        eq(data[14:16], b"\x21\x01", "the filter LZMA2, whose one byte is the size")
+        data[16] = 36
+        n = (data[12] + 1) * 4
+        data[12 + n - 4:12 + n] = struct.pack("<I", zlib.crc32(data[12:12 + n - 4]))
+        sk("load -q", input=bytes(data)).exits(1, "memory")
+    sk("images -aq").says("")
+    sk.check_store()
 
 
 @only("b")
