@@ -604,9 +604,12 @@ static void buf_add_utf8(struct buf *b, const char *p, size_t n) {
 /* Text from outside made safe for a terminal: control characters become \xNN. Caller owns it. */
 static char *str_printable(const char *s) {
     struct buf b = { 0 };
-    for (; *s; s++)
-        if ((u8)*s < 32 || (u8)*s == 127) buf_addf(&b, "\\x%02x", (u8)*s);
+    for (; *s; s++) {
+        bool c1 = (u8)*s == 0xc2 && (u8)s[1] >= 0x80 && (u8)s[1] < 0xa0; /* U+009B is ESC [ */
+        if (c1) s++;
+        if (c1 || (u8)*s < 32 || (u8)*s == 127) buf_addf(&b, "\\x%02x", (u8)*s);
         else buf_addc(&b, *s);
+    }
     return buf_steal(&b);
 }
 
