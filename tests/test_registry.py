@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import ssl
@@ -407,7 +408,8 @@ def test_auth_keys(sk):
 HELPER = """#!/bin/sh
 # docker-credential-fake: keeps what it is told in files
 in=$(cat)
-echo "$1" >>%(dir)s/asked
+echo "$*" >>%(dir)s/asked
+env >>%(dir)s/environment
 case $1 in
     store) echo "$in" >%(dir)s/stored ;;
     get) [ -e %(dir)s/stored ] && cat %(dir)s/stored || { echo "credentials not found in native keychain"; exit 1; } ;;
@@ -439,6 +441,8 @@ def test_credential_helpers(sk):
             eq(open(sk.dir + "/erased").read().strip(), basic)
             true(not os.path.exists(sk.dir + "/stored"), "nothing kept")
             sk("pull %s/busybox" % basic, env=env).exits(1, "unauthorized|authentication|denied|no basic auth|login")
+    with sk.case("the secret is neither an argument nor in the environment"):
+        no_match(open(sk.dir + "/asked").read() + open(sk.dir + "/environment").read(), "secret|" + base64.b64encode(b"test:secret").decode(), "what the helper was told")
     with sk.case("a wrong password is not kept"):
         sk("login -u test -p wrong-one", basic, env=env).exits(1, "unauthorized|incorrect|denied|401")
         true(not os.path.exists(sk.dir + "/stored"), "nothing kept")
@@ -500,27 +504,34 @@ def test_identity_token(sk):
         eq([h["Authorization"] for _, _, h in g.requests if "it=is" in h.get("Authorization", "")], [])
 
 
-@image(None)
-def test_client_certificate(sk):
-    """certs.d/HOST/NAME.cert with NAME.key, as containers-certs.d(5) says."""
+def authority(sk, *names):
+    """The folder of a certificate authority, with certificates for this machine."""
     ca = sk.folder("ca")
     ext = sk.file("ca/ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     tool("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=ca", "-keyout", ca + "/ca.key", "-out", ca + "/ca.crt")
-    for name in "server", "client":
+    for name in names:
         tool("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=" + name, "-keyout", "%s/%s.key" % (ca, name), "-out", "%s/%s.csr" % (ca, name))
         tool("openssl", "x509", "-req", "-in", "%s/%s.csr" % (ca, name), "-CA", ca + "/ca.crt", "-CAkey", ca + "/ca.key", "-CAcreateserial", "-days", "30",
              "-extfile", ext, "-out", "%s/%s.crt" % (ca, name))
+    return ca
 
-    def context(verify):
-        c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        c.load_cert_chain(ca + "/server.crt", ca + "/server.key")
-        c.load_verify_locations(ca + "/ca.crt")
-        c.verify_mode = verify
-        return c
+
+def tls_server(ca, verify=ssl.CERT_NONE):
+    c = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    c.load_cert_chain(ca + "/server.crt", ca + "/server.key")
+    c.load_verify_locations(ca + "/ca.crt")
+    c.verify_mode = verify
+    return c
+
+
+@image(None)
+def test_client_certificate(sk):
+    """certs.d/HOST/NAME.cert with NAME.key, as containers-certs.d(5) says."""
+    ca = authority(sk, "server", "client")
     m, blobs, big = one()
     seen = []  # who offered a certificate at the second registry
-    g = Registry(m, blobs, tls=context(ssl.CERT_REQUIRED))
-    other = Registry(m, blobs, tls=context(ssl.CERT_OPTIONAL))
+    g = Registry(m, blobs, tls=tls_server(ca, ssl.CERT_REQUIRED))
+    other = Registry(m, blobs, tls=tls_server(ca, ssl.CERT_OPTIONAL))
     other.fault(".", lambda h: seen.append(h.connection.getpeercert()))
     d = "home/.config/containers/certs.d/%s/" % g.host
     read = lambda name: open(ca + "/" + name).read()
@@ -789,8 +800,99 @@ def test_faults_that_last(sk):
 
 
 @image(None)
+def test_two_faces(sk):
+    """CVE-2021-41190: what is an index to one reader and a manifest to another is neither."""
+    m, blobs, _ = one()
+    evil, more = oci_blobs(lib.busybox_layer(), tar(entry("evil", "x")))
+    d = {"mediaType": OCI + "manifest.v1+json", "digest": digest(evil), "size": len(evil), "platform": {"architecture": lib.ARCH, "os": "linux"}}
+    index = {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": [d]}
+    kinds = {"an index": OCI + "index.v1+json", "a manifest": OCI + "manifest.v1+json", "a list": "application/vnd.docker.distribution.manifest.list.v2+json"}
+    both = dict(json.loads(m), manifests=[d])
+    for name, doc, kind, pattern in \
+            [("both, said to be " + k, dict(both, mediaType=v), None, "at once") for k, v in kinds.items()] + \
+            [("both, sent as " + k, {k: v for k, v in both.items() if k != "mediaType"}, v, "at once") for k, v in kinds.items()] + [
+                ("a manifest said to be an index", dict(json.loads(m), mediaType=kinds["an index"]), None, "its content is a manifest"),
+                ("a manifest sent as an index", json.loads(m), kinds["a list"], "its content is a manifest"),
+                ("an index said to be a manifest", dict(index, mediaType=kinds["a manifest"]), None, "its content is an index"),
+                ("an index sent as a manifest", index, kinds["a manifest"], "its content is an index")]:
+        with sk.case(name):
+            doc = json.dumps(doc).encode()
+            g = Registry(doc, {**blobs, **more})
+            g.manifests[digest(evil)] = evil
+            if kind:
+                g.fault("manifests/latest", lambda h: h.send(200, doc, kind))
+            sk("pull -q", g.ref).exits(1, pattern)
+            sk("images -aq").says("")
+    with sk.case("each for itself is taken"):
+        g = Registry(json.dumps(index).encode(), more)
+        g.manifests[digest(evil)] = evil
+        sk("pull -q", g.ref).ok
+
+
+@image(None)
+def test_swapped_contents(sk):
+    """Other contents of the same size, which nothing but the digest tells apart."""
+    plain = lambda x: x
+    m, blobs = oci_blobs(lib.busybox_layer(), tar(entry("f", "good")), compress=plain, media="layer.v1.tar")
+    evil, other = oci_blobs(lib.busybox_layer(), tar(entry("f", "evil")), compress=plain, media="layer.v1.tar")
+    mine, theirs = json.loads(m), json.loads(evil)
+    swap = lambda a, b: Registry(m, {**blobs, a["digest"]: other[b["digest"]]})
+    with sk.case("a layer"):
+        sk("pull -q", swap(mine["layers"][1], theirs["layers"][1]).ref).exits(1, "digest")
+    with sk.case("the configuration"):
+        sk("pull -q", swap(mine["config"], theirs["config"]).ref).exits(1, "digest")
+    with sk.case("configuration and layer"):
+        g = swap(mine["config"], theirs["config"])
+        g.blobs[mine["layers"][1]["digest"]] = other[theirs["layers"][1]["digest"]]
+        sk("pull -q", g.ref).exits(1, "digest")
+    with sk.case("the manifest"):
+        g = Registry(evil, other)
+        g.manifests[digest(m)] = evil
+        sk("pull -q %s/img@%s" % (g.host, digest(m))).exits(1, "digest")
+    clean_after_failure(sk)
+
+
+@image(None)
+def test_digests(sk):
+    """CVE-2024-3727: what is no digest becomes neither a path nor an address."""
+    m, blobs, big = one()
+    for bad in "sha256:../../planted", "sha256:../planted/" + "a" * 53, "sha256:/planted" + "a" * 56, big.upper().replace("SHA", "sha"), big[:-1], big + "0", \
+            "sha256:", "sha512:" + "0" * 128, "sha256:%2e%2e/planted", "SHA256:" + big[7:], "", None, 5:
+        for what in "layer", "config", "index":
+            with sk.case("%s of %s" % (bad, what)):
+                j = json.loads(m)
+                if what == "index":
+                    j = {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": [
+                        {"mediaType": OCI + "manifest.v1+json", "digest": bad, "size": 5, "platform": {"architecture": lib.ARCH, "os": "linux"}}]}
+                else:
+                    (j["layers"][1] if what == "layer" else j["config"]).update(digest=bad)
+                g = Registry(json.dumps(j).encode(), blobs)
+                sk("pull -q", g.ref).exits(1, "digest|no matching")
+                asked = [p for _, p, _ in g.requests if "blobs" in p or "manifests" in p and "latest" not in p]
+                eq([p for p in asked if p.split("/")[-1] not in blobs], [], "what was asked for")
+        if isinstance(bad, str):
+            with sk.case("%s in a reference" % bad):
+                g = Registry(m, blobs)
+                sk(["pull", "-q", "%s/img@%s" % (g.host, bad)]).exits(1, "reference|digest")
+                eq(g.requests, [], "requests")
+            for what in "layer", "config", "manifest":
+                with sk.case("%s of the %s of an archive" % (bad, what)):
+                    j = json.loads(m)
+                    if what != "manifest":
+                        (j["layers"][1] if what == "layer" else j["config"]).update(digest=bad)
+                    doc = json.dumps(j).encode()
+                    index = {"schemaVersion": 2, "manifests": [{"mediaType": OCI + "manifest.v1+json", "digest": bad if what == "manifest" else digest(doc), "size": len(doc)}]}
+                    files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": json.dumps(index).encode(), "blobs/planted": blobs[big],
+                             **{"blobs/sha256/" + k[7:]: v for k, v in {**blobs, digest(doc): doc}.items()}}
+                    sk("load -q", input=tar(*[entry(k, v) for k, v in files.items()])).exits(1, "digest")
+        true(not [x for x in os.listdir(sk.dir) if "planted" in x], "nothing beside the store")
+    clean_after_failure(sk)
+
+
+@image(None)
 def test_endless_manifest(sk):
     """A manifest of 1 GB, and one without end: bounded memory, a clear error."""
+    less = {} if "ASAN_OPTIONS" in sk.env else {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))}
     def endless(h):
         h.send_response(200)
         h.send_header("Content-Type", OCI + "manifest.v1+json")
@@ -801,7 +903,7 @@ def test_endless_manifest(sk):
         return True
     with sk.case("manifest"):
         g = Registry().fault("GET .*manifests", endless)
-        p = sk.popen("pull -q", g.ref, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        p = sk.popen("pull -q", g.ref, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **less)
         _, status, usage = os.wait4(p.pid, 0)
         p.returncode = os.waitstatus_to_exitcode(status)
         err = p.stderr.read().decode()
@@ -813,10 +915,10 @@ def test_endless_manifest(sk):
         g.fault("/v2/", lambda h: h.send(401, b"", "text/plain", {
             "WWW-Authenticate": 'Bearer realm="http://%s/token",service="x"' % g.host}))
         g.fault("/token", endless)
-        sk("pull -q", g.ref).exits(1, ".")
+        sk("pull -q", g.ref, **less).exits(1, "longer than")
     with sk.case("headers"):
         g = Registry().fault("/v2/", lambda h: h.send(200, b"", "text/plain", {"X-%d" % i: "y" * 60000 for i in range(200)}))
-        sk("pull -q", g.ref).exits(1, ".")
+        sk("pull -q", g.ref, **less).exits(1, ".")
     clean_after_failure(sk)
 
 
@@ -878,6 +980,15 @@ def test_credentials_stay_home(sk):
         body = [p for _, p, _ in stranger.requests if "secret" in p]
         # A realm by plain http elsewhere must not see the password; a token service by https may.
         eq((sent, body), ([], []), "credentials at a plain http realm of another host")
+    with sk.case("a redirect's target asks for a token"):
+        away = Registry(m, blobs, tls=tls_server(authority(sk, "server")))
+        away.fault("/token", lambda h: h.send(200, b'{"token":"x"}', "application/json"))
+        away.fault("/v2/", lambda h: h.send(401, b"", "text/plain", {"WWW-Authenticate": 'Bearer realm="https://%s/token",service="x"' % away.host}))
+        g5 = Registry(m, blobs).fault("GET .*" + big, lambda h: h.send(307, b"", "text/plain", {"Location": "https://%s/v2/img/blobs/%s" % (away.host, big)}))
+        sk.file("home/.docker/config.json", json.dumps({"auths": {g5.host: {"auth": auth}}}))
+        sk("pull -q", g5.ref).exits(1, "401")
+        true(away.count(big), "the redirect to be followed")
+        eq([p for _, p, h in away.requests if "token" in p or "Authorization" in h], [], "requests for a token to where a blob was redirected")
     with sk.case("foreign layer"):
         stranger.requests.clear()
         j = json.loads(m)
@@ -912,8 +1023,15 @@ def test_https_downgrade(sk):
     with sk.case("no plain http by itself"):
         for host in ip[:1]:
             sk("pull -q %s:%s/img" % (host, port)).exits(1, ".")
-    with sk.case("https server that redirects a blob to http"):
         eq(g.count("manifests"), 0, "manifest requests by plain http")
+    with sk.case("https server that redirects a blob to http"):
+        m, blobs, big = one()
+        ca = authority(sk, "server")
+        s = Registry(m, blobs, tls=tls_server(ca)).fault("GET .*" + big, lambda h: h.send(
+            307, b"", "text/plain", {"Location": "http://%s/v2/img/blobs/%s" % (g.host, big)}))
+        sk.file("home/.config/containers/certs.d/%s/ca.crt" % s.host, open(ca + "/ca.crt").read())
+        sk("pull -q", s.ref).exits(1, "plain http")
+        eq(g.count(big), 0, "requests for the blob by plain http")
 
 
 @image(None)

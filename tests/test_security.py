@@ -179,6 +179,36 @@ def test_descriptors(sk):
         no_match(sk("exec cc cat /proc/1/maps").ok.out, "skiff")
 
 
+def test_labels(sk):
+    """CVE-2026-53488: an image's labels that look like what engines tell each other are labels."""
+    evil = {"run.oci.keep_original_groups": "1", "run.oci.handler": "krun", "io.podman.annotations.privileged": "TRUE", "io.podman.annotations.seccomp": "unconfined",
+            "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel": "true", "skiff.restart": "always", "skiff": "{\"rootfs\":{}}", "skiff.manifest": "sha256:" + "0" * 64,
+            "org.opencontainers.image.ref.name": "evil:1", "io.containerd.image.name": "docker.io/library/evil:1", "com.docker.compose.project": "x"}
+    layer = lib.busybox_layer()
+    sk("load -q", input=lib.docker_archive(layer, tag="plain")).ok
+    sk("load -q", input=lib.docker_archive(layer, tag="labelled", config={"Labels": evil})).ok
+    plans = []
+    for name in "plain", "labelled":
+        sk("create --name %s %s sh -c" % (name, name), "id; grep -e Cap -e Seccomp -e NoNew /proc/self/status; cat /proc/self/mountinfo | wc -l").ok
+        with open("%s/containers/%s/config.json" % (sk.root, sk.get(name, "{{.Id}}"))) as f:
+            plans.append(json.load(f))
+    with sk.case("they are kept"):
+        eq(json.loads(sk.get("labelled", "{{json .Config.Labels}}")), evil)
+    with sk.case("and are nowhere else in the plan"):
+        def without(j):
+            if isinstance(j, dict):
+                return {k: without(v) for k, v in j.items() if k.lower() != "labels"}
+            return [without(x) for x in j] if isinstance(j, list) else j
+        text = json.dumps(without(plans[1]))
+        eq([k for k in evil if '"%s"' % k in text and '"%s"' % k not in json.dumps(without(plans[0]))], [])
+        eq(plans[0].get("annotations"), plans[1].get("annotations"), "annotations")
+    with sk.case("what runs is the same"):
+        eq(sk("start -a labelled").ok.out, sk("start -a plain").ok.out)
+        eq(sk.get("labelled", "{{.HostConfig.Privileged}} {{.HostConfig.RestartPolicy.Name}}"), sk.get("plain", "{{.HostConfig.Privileged}} {{.HostConfig.RestartPolicy.Name}}"))
+    with sk.case("they name no image"):
+        sk("images -q evil").says("")
+
+
 def test_own_binary(sk):
     """CVE-2019-5736: /proc/PID/exe of the engine, from inside."""
     mine = sk.dir + "/skiff"
