@@ -349,6 +349,25 @@ PRINTF(2, 3) static int err_wrap(struct err *e, const char *fmt, ...) {
 static struct { bool quiet, debug; } g_log;
 static rlim_t g_nofile_soft;
 
+/* Length of the control character at s; 0: it is none. Some have two bytes: U+009B is ESC [. */
+static int text_control(const char *s) {
+    if ((u8)*s == 0xc2 && (u8)s[1] >= 0x80 && (u8)s[1] < 0xa0) return 2;
+    return (u8)*s < 32 || (u8)*s == 127;
+}
+
+/* A line on stderr. Names in it may be others': control characters become \xNN. */
+static void err_print(const char *head, const char *text) {
+    char line[4 * 1200 + 1];
+    size_t n = 0;
+    for (const char *s = text; *s && n < sizeof line - 5; s++) {
+        int k = text_control(s);
+        if (k) n += (size_t)sprintf(line + n, "\\x%02x", (u8) * (s += k - 1));
+        else line[n++] = *s;
+    }
+    line[n] = 0;
+    fprintf(stderr, "%s%s\n", head, line);
+}
+
 PRINTF(1, 2) static void log_warn(const char *fmt, ...) {
     if (g_log.quiet) return;
     va_list ap;
@@ -356,7 +375,7 @@ PRINTF(1, 2) static void log_warn(const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(line, sizeof line, fmt, ap);
     va_end(ap);
-    fprintf(stderr, "WARNING: %s\n", line);
+    err_print("WARNING: ", line);
 }
 
 PRINTF(1, 2) static void log_debug(const char *fmt, ...) {
@@ -604,12 +623,9 @@ static void buf_add_utf8(struct buf *b, const char *p, size_t n) {
 /* Text from outside made safe for a terminal: control characters become \xNN. Caller owns it. */
 static char *str_printable(const char *s) {
     struct buf b = { 0 };
-    for (; *s; s++) {
-        bool c1 = (u8)*s == 0xc2 && (u8)s[1] >= 0x80 && (u8)s[1] < 0xa0; /* U+009B is ESC [ */
-        if (c1) s++;
-        if (c1 || (u8)*s < 32 || (u8)*s == 127) buf_addf(&b, "\\x%02x", (u8)*s);
+    for (int k; *s; s++)
+        if ((k = text_control(s))) buf_addf(&b, "\\x%02x", (u8) * (s += k - 1));
         else buf_addc(&b, *s);
-    }
     return buf_steal(&b);
 }
 
@@ -14112,7 +14128,7 @@ static int image_tree_make(void *arg) {
     if (!rc && renameat(w->s->dir, tmp, w->s->dir, w->name) && errno != EEXIST &&
         errno != ENOTEMPTY)
         rc = err_set(&e, errno, "rename %s", w->name);
-    if (rc) fprintf(stderr, "skiff: unpack %s: %s\n", w->idx, e.msg);
+    if (rc) err_wrap(&e, "unpack %s", w->idx), err_print("skiff: ", e.msg);
     tree_remove(w->s->dir, tmp);
     return rc ? 1 : 0;
 }
@@ -17416,7 +17432,7 @@ static int volume_label_run(void *arg) {
     struct volume_label *x = arg;
     struct err e = { 0 };
     if (!label_tree(AT_FDCWD, x->path, x->label, 0, &e)) return 0;
-    fprintf(stderr, "skiff: %s\n", e.msg);
+    err_print("skiff: ", e.msg);
     return 1;
 }
 
@@ -17481,7 +17497,7 @@ static int volume_fill_run(void *arg) {
     u.first = mem_new(u.x->head->inodes * sizeof *u.first);
     buf_add(&u.path, "", 0);
     int rc = unpack_dir(&u, root, (u32)(f->from - u.x->inodes), 0, &e);
-    if (rc) fprintf(stderr, "skiff: fill volume %s: %s\n", f->name, e.msg);
+    if (rc) err_wrap(&e, "fill volume %s", f->name), err_print("skiff: ", e.msg);
     return rc ? 1 : 0;
 }
 
@@ -17910,7 +17926,7 @@ static int make_copy_run(void *arg) {
         }
         return 0;
     }
-    fprintf(stderr, "skiff: %s\n", e.msg);
+    err_print("skiff: ", e.msg);
     return 1;
 }
 
@@ -19308,8 +19324,7 @@ static int config_change(json_t *config, const char *line, struct err *e) {
 
 /* Says an error of a visiting child, who has no other way; exit status 1. */
 static int visit_fail(const struct err *e) {
-    AUTO_FREE char *s = str_printable(e->msg);
-    fprintf(stderr, "skiff: %s\n", s);
+    err_print("skiff: ", e->msg);
     return 1;
 }
 

@@ -2,7 +2,9 @@
 import json
 import os
 import re
+import resource
 
+import lib
 from lib import Failed, eq, image, match, no_match, only, true
 
 COMMANDS = """attach commit cp create diff events exec export history images import info inspect kill
@@ -435,6 +437,23 @@ def test_escapes(sk):
         with sk.case("error of " + line[0][:6]):
             r = sk(line)
             no_match(r.err + r.out, raw, "the error of " + line[0][:6])
+    with sk.case("a warning that names a container's file"):
+        sk(["run", "--name", "ww", "busybox", "touch", "/.wh." + evil]).ok
+        r = sk("commit ww").ok
+        match(r.err, "WARNING: .*pwned")
+        no_match(r.err, raw, "the warning")
+    with sk.case("a warning that names a layer's annotation"):
+        m, blobs = lib.oci_blobs(lib.busybox_layer())
+        m = json.loads(m)
+        m["layers"][0]["annotations"] = {"io.github.containers.zstd-chunked.manifest-" + k: evil for k in ("checksum", "position")}
+        r = sk("pull -q", lib.Registry(json.dumps(m).encode(), blobs).ref).ok
+        match(r.err, "WARNING: .*pwned")
+        no_match(r.err, raw, "the warning")
+    with sk.case("an error that names an image's directory"):
+        sk("load -q", input=lib.docker_archive(lib.busybox_layer(), lib.tar(lib.entry(evil + "/big", os.urandom(3 << 20))))).ok
+        less = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, 2 << 20))
+        r = sk("--storage-driver copy run --rm attack true", preexec_fn=less).exits(125, "pwned.*too large")
+        no_match(r.err, raw, "the error")
     with sk.case("what is no control character stays"):
         sk(["create", "--name", "uu", "busybox", "echo", "é€😀\u00a0"]).ok
         sk("ps -a --no-trunc --format {{.Command}} --filter name=uu").says('"echo é€😀\u00a0"')
