@@ -160,6 +160,8 @@ def test_whiteouts(sk):
             ("a directory for a file", [[entry("d/a/"), entry("d/a/f", "x")]], "ls /d/a", "f"),
             ("a file for a directory", [[entry("d/s", "file")]], "cat /d/s", "file"),
             ("a symlink for a directory, and back", [[entry("d", link="etc")], [entry("d/"), entry("d/q", "1")]], "ls /d; ls /etc/q 2>/dev/null", "q"),
+            ("a symlink for a directory, and back, twice", [[entry("d", link="etc")], [entry("d/"), entry("d/q", "1")], [entry("d", link="bin")], [entry("d/"), entry("d/r", "1")]],
+             "ls /d; ls /etc/q /bin/r 2>/dev/null", "r"),
             ("dir over symlink over dir", [[entry("d", link="bin")], [wh("d")], [entry("d/"), entry("d/r", "1")]], "ls /d", "r"),
             ("through a symlink", [[wh("l/a")]], "ls /d /bin | grep -c busybox", "1"),
             ("through a symlink out", [[wh("out/file")]], "true", ""),
@@ -249,7 +251,7 @@ def test_odd_but_valid(sk):
         true(a.load(tar(entry("old", "", mtime=-86400), entry("new", "", mtime=1 << 34), entry("frac", "", mtime=1000000000.5),
                         entry("zero", "", mtime=0))), "load")
         a.sees("stat -c %Y /frac /zero", "1000000000\n0")
-        a.sees("stat -c %Y /old /new", "-86400\n1[57]\d{9}")  # ext4 ends in 2446
+        a.sees("stat -c %Y /old /new", "-86400\n[12]\\d{9,10}")  # ext4 ends in 2446
     with sk.case("owners"):
         true(a.load(tar(entry("n", "", uid=33, gid=44))), "load")
         a.sees("stat -c %u:%g /n", "33:44" if sk.subuid else None)
@@ -271,6 +273,11 @@ def test_odd_but_valid(sk):
         g = lib.Registry(m, blobs)
         sk("pull -q", g.ref).ok
         sk("run --rm", g.ref, "cat", "/y").says("2")
+    raw = lambda x: b"\x28\xb5\x2f\xfd\0\x58" + struct.pack("<I", len(x) << 3)[:3] + x  # zstd: a block that is not the last
+    for kind, cut in ("gzip", lambda x: gzip.compress(x)[:-8]), ("zstd", raw):
+        with sk.case(kind + " whose end is missing, though the tar's is there"):
+            m, blobs = lib.oci_blobs(tar(entry("x", "1")), compress=cut, media="layer.v1.tar+" + kind)
+            sk("pull -q", lib.Registry(m, blobs).ref).exits(1, "truncated")
     with sk.case("plain layer from a registry"):
         m, blobs = lib.oci_blobs(lib.busybox_layer(), tar(entry("p", "plain")), compress=lambda x: x, media="layer.v1.tar")
         g = lib.Registry(m, blobs)
