@@ -8793,7 +8793,7 @@ static json_t *cap_json(u64 set) {
 }
 
 /* ---- 14.2 seccomp: the default profile ---- */
-/* Equals moby/profiles seccomp/v0.2.3. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules
+/* Equals moby/profiles seccomp/v0.2.3, but for families of sockets. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules
  * for one system call are or-ed; names that this libseccomp does not know are passed over. */
 #define SECCOMP_DEFAULT_ERRNO EPERM
 
@@ -8887,10 +8887,13 @@ static const struct scmp_rule {
       0,
       NULL },
     { "process_vm_readv process_vm_writev ptrace", -1, -1, 0x0408, { 0 }, 0, NULL },
-    /* all families but AF_ALG (38) and AF_VSOCK (40); not behind i386 socketcall */
+    /* all families but AF_ALG (38) and AF_VSOCK (40); not behind i386 socketcall. The profile's own
+     * "> 40" lets 2^32 + 38 through, of which the kernel looks at the low half only. */
     { "socket", -1, -1, 0, { 0, SCMP_CMP_LT, 38, 0 }, 0, NULL },
     { "socket", -1, -1, 0, { 0, SCMP_CMP_EQ, 39, 0 }, 0, NULL },
-    { "socket", -1, -1, 0, { 0, SCMP_CMP_GT, 40, 0 }, 0, NULL },
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_EQ, 41, 0 }, 0, NULL },
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_MASKED_EQ, ~1ull, 42 }, 0, NULL },
+    { "socket", -1, -1, 0, { 0, SCMP_CMP_MASKED_EQ, ~1ull, 44 }, 0, NULL },
     /* PER_LINUX, PER_LINUX32, UNAME26 alone and with LINUX32, query */
     { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 0, 0 }, 0, NULL },
     { "personality", -1, -1, 0, { 0, SCMP_CMP_EQ, 8, 0 }, 0, NULL },
@@ -9292,7 +9295,7 @@ static int filter_flags(const json_t *profile, u32 *ret, struct err *e) {
 /* The compiled filter, from cache/ of the store or compiled and put there. */
 static int filter_get(int store, const struct filter_want *w, struct filter *ret, struct err *e) {
     AUTO_FREE char *text =
-        w->profile ? js_dump(w->profile, JSON_COMPACT | JSON_SORT_KEYS) : str_dup("builtin");
+        w->profile ? js_dump(w->profile, JSON_COMPACT | JSON_SORT_KEYS) : str_dup("builtin 2");
     AUTO_FREE char *key = str_fmt("%s %s %x %" PRIx64 " %d %d %s", SKIFF_VERSION, host_arch(),
                                   host_kernel(), w->caps, w->fake_root, w->strict, text);
     char digest[DIGEST_LEN + 1], name[96];

@@ -6,6 +6,7 @@ import re
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import tarfile
 
@@ -14,6 +15,13 @@ from lib import Failed, Skipped, docker_archive, entry, eq, image, match, no_mat
 
 WHO = "ab"
 DEFAULT_CAPS = "00000000a80425fb"
+
+
+def compiled(sk, source):
+    """A static program try/t below the test's folder; the folder."""
+    sk.file("try/t.c", source)
+    lib.tool("gcc", "-D_GNU_SOURCE", "-static", "-O1", "-w", "-o", sk.dir + "/try/t", sk.dir + "/try/t.c")
+    return sk.dir + "/try"
 
 
 def test_capabilities(sk):
@@ -105,7 +113,6 @@ def test_seccomp(sk):
         sk("run --rm --security-opt seccomp=%s busybox sh -c" % p, "mkdir /x").exits(1, "not implemented")
         sk("run --rm --security-opt", "seccomp=" + sk.file("bad.json", "{"), "busybox", "true").exits(125, "seccomp|profile|JSON|decod")
     source = r"""
-#define _GNU_SOURCE
 #include <errno.h>
 #include <sched.h>
 #include <stdio.h>
@@ -128,6 +135,7 @@ int main(void) {
     S(personality, 0x0020000); S(fanotify_init, 0, 0); S(name_to_handle_at, -1, "", 0, 0, 0);
     t("clone_newuser", syscall(SYS_clone, CLONE_NEWUSER, 0, 0, 0, 0)); S(personality, 0);
     t("af_alg", socket(38, SOCK_SEQPACKET, 0)); t("af_vsock", socket(40, SOCK_STREAM, 0));
+    S(socket, (1L << 32) + 38, SOCK_SEQPACKET, 0);
     t("af_inet", socket(AF_INET, SOCK_STREAM, 0)); t("unknown", syscall(9999)); t("getpid", getpid());
 #ifdef __x86_64__
     t("x32", syscall(0x40000000 | 39)); t("ioperm", syscall(SYS_ioperm, 0, 1, 1)); t("iopl", syscall(SYS_iopl, 3));
@@ -135,8 +143,7 @@ int main(void) {
     return 0;
 }
 """
-    sk.file("try/t.c", source)
-    lib.tool("gcc", "-static", "-O1", "-w", "-o", sk.dir + "/try/t", sk.dir + "/try/t.c")
+    compiled(sk, source)
     r = sk("run --rm -v", sk.dir + "/try:/try:ro", "busybox", "/try/t").ok
     got = dict((k, int(v)) for k, v in (x.split() for x in r.lines))
     EPERM, ENOSYS = 1, 38
@@ -145,11 +152,87 @@ int main(void) {
             ("umount2", EPERM), ("pivot_root", EPERM), ("swapon", EPERM), ("reboot", EPERM), ("init_module", EPERM), ("finit_module", EPERM), ("delete_module", EPERM),
             ("kexec_load", EPERM), ("setns", EPERM), ("unshare", EPERM), ("acct", EPERM), ("settimeofday", EPERM), ("quotactl", EPERM), ("open_by_handle_at", EPERM),
             ("clone3", ENOSYS), ("io_uring_setup", (EPERM, ENOSYS)), ("move_mount", EPERM), ("fsopen", EPERM), ("mount_setattr", EPERM), ("open_tree", EPERM), ("personality", 0),
-            ("fanotify_init", EPERM), ("clone_newuser", EPERM), ("af_vsock", EPERM), ("af_alg", (EPERM, 97)), ("af_inet", 0), ("unknown", ENOSYS), ("getpid", 0), ("x32", (EPERM, ENOSYS)),
+            ("fanotify_init", EPERM), ("clone_newuser", EPERM), ("af_vsock", EPERM), ("af_alg", (EPERM, 97)), ("socket", EPERM), ("af_inet", 0), ("unknown", ENOSYS), ("getpid", 0), ("x32", (EPERM, ENOSYS)),
             ("ioperm", EPERM), ("iopl", EPERM)]:
         if name in got:
             with sk.case(name):
                 true(got[name] == want or isinstance(want, tuple) and got[name] in want, "errno %s of %s, got %d" % (want, name, got[name]))
+
+
+# What Docker's default profile denies on x86-64 with Docker's default capabilities, and besides on i386.
+DENIED = """_sysctl acct add_key afs_syscall bpf clock_settime create_module delete_module fanotify_init finit_module fsconfig fsmount fsopen fspick get_kernel_syms
+get_mempolicy getpmsg init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mbind
+migrate_pages mount mount_setattr move_mount move_pages nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise putpmsg
+query_module quotactl quotactl_fd reboot request_key security set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon
+sysfs syslog tuxcall umount2 unshare uselib userfaultfd ustat vhangup vserver""".split()
+DENIED_32 = """bdflush break clock_settime64 ftime gtty idle lock mpx nice oldfstat oldlstat oldolduname oldstat olduname prof profil readdir sgetmask sigaction signal
+sigpending sigsuspend ssetmask stime stty ulimit umount vm86 vm86old""".split()
+ALLOW, ERRNO, EPERM, ENOSYS = 0x7fff0000, 0x50000, 1, 38
+X86_64, I386 = 0xc000003e, 0x40000003  # audit architectures
+
+
+def filtered(program, arch, nr, *args):
+    """What a filter, a list of struct sock_filter, says to a call."""
+    data = struct.pack("=IIQ6Q", nr, arch, 0, *(args + (0,) * 6)[:6])
+    a = at = 0
+    while True:
+        code, yes, no, k = program[at]
+        at += 1
+        if code == 0x20:
+            a = struct.unpack_from("=I", data, k)[0]
+        elif code == 0x54:
+            a &= k
+        elif code == 0x05:
+            at += k
+        elif code == 0x06:
+            return k
+        else:
+            at += yes if {0x15: a == k, 0x25: a > k, 0x35: a >= k, 0x45: a & k}[code] else no
+
+
+def numbers(abi):
+    """The system calls that the kernel's header for an ABI has: name -> number."""
+    text = lib.tool("gcc", "-dM", "-E", "-include", "asm/unistd_%s.h" % abi, "-x", "c", "/dev/null").decode()
+    return {name: int(number) | (0x40000000 if bit else 0) for name, bit, number in re.findall(r"#define __NR_(\w+) \(?(__X32_SYSCALL_BIT \+ )?(\d+)", text)}
+
+
+def test_seccomp_table(sk):
+    """Each call of x86-64, i386 and x32 against Docker's profile: the filter itself is asked."""
+    if os.uname().machine != "x86_64":
+        raise Skipped("the lists are those of x86-64")
+    sk("run --rm busybox true").ok
+    cache = sk.root + "/cache/"
+    with open(cache + [f for f in os.listdir(cache) if f.startswith("seccomp-")][0], "rb") as f:
+        program = list(struct.iter_unpack("=HBBI", f.read()[32:]))
+    true(len(program) > 100, "a program, got %d steps" % len(program))
+    with sk.case("the container has it"):
+        sk("run --rm busybox grep", "^Seccomp_filters:", "/proc/self/status").prints("[1-9]")
+    for abi, arch, denied in ("64", X86_64, DENIED), ("32", I386, DENIED + DENIED_32), ("x32", X86_64, DENIED):
+        with sk.case(abi):
+            wrong = []
+            for name, nr in numbers(abi).items():
+                got = filtered(program, arch, nr)
+                want = [ERRNO | EPERM] if name in denied else [ERRNO | ENOSYS] if name == "clone3" else [ALLOW, ERRNO]  # 0: ownership, of one id
+                if abi == "x32":  # as the same call of x86-64 where the kernel has x32, else it is none
+                    want += [ERRNO | ENOSYS]
+                if nr & 0x3fffffff <= 450 and got not in want:
+                    wrong.append("%s: %#x" % (name, got))
+            eq(wrong, [])
+    with sk.case("arguments"):
+        n = numbers("64")
+        for want, name, args in [
+                (EPERM, "socket", [38]), (EPERM, "socket", [40]), (0, "socket", [1]), (0, "socket", [16]), (EPERM, "personality", [0x0040000]), (0, "personality", [8]),
+                (EPERM, "socket", [(1 << 32) + 38]), (EPERM, "socket", [(1 << 32) + 40]), (0, "socket", [41]), (0, "socket", [45]), (0, "clone", [0x11]), (0, "clone", [0x3d0f00])] + [
+                (EPERM, "clone", [flag]) for flag in (0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)]:
+            eq(filtered(program, X86_64, n[name], *args), ERRNO | want if want else ALLOW, "%s%s" % (name, args))
+        n = numbers("32")
+        eq([filtered(program, I386, n[name], *args) for name, *args in (("socket", 38), ("clone", 0x10000000), ("personality", 0x0040000))], [ERRNO | EPERM] * 3)
+    with sk.case("calls that are newer than the profile"):
+        for nr in 480, 500, 9999:
+            eq(filtered(program, X86_64, nr), ERRNO | ENOSYS, str(nr))
+    with sk.case("other architectures"):
+        for arch in 0, 0x40000028, 0xc00000b7:
+            true(filtered(program, arch, 39) not in (ALLOW, ERRNO), "a call of architecture %#x to be denied" % arch)
 
 
 def test_descriptors(sk):
@@ -168,14 +251,17 @@ def test_descriptors(sk):
         t = lib.Terminal(sk, "run --rm -it busybox ls /proc/self/fd")
         t.exits(0)
         eq(t.seen.split(), ["0", "1", "2", "3"])
+    sk.file("canary/x", "secret of the host")
+    sk.up("cc")
     for d in ["/proc/self/fd/%d" % n for n in range(3, 12)] + ["/proc/self/cwd", "/proc/1/cwd", "/proc/self/fd/7/../../.."]:
-        with sk.case("-w " + d):
-            got = sk("run --rm -w", d, "busybox", "sh", "-c", "pwd -P; ls -d bin/busybox ../bin/busybox 2>/dev/null")
-            if got.code == 0:
-                true("(unreachable)" not in got.out and sk.dir not in got.out, "a directory inside, got %r" % got.out)
-            sk("run --rm -w", d, "busybox", "cat", "..%s/canary/x" % ("/.." * 20 + sk.dir)).exits(None, ".")
+        for line in ["run --rm -w %s busybox" % d] + ["exec -w %s cc" % d]:
+            with sk.case(line):
+                got = sk(line + " sh -c", "pwd -P; ls -d bin/busybox ../bin/busybox 2>/dev/null")
+                if got.code == 0:
+                    true("(unreachable)" not in got.out and sk.dir not in got.out, "a directory inside, got %r" % got.out)
+                got = sk(line + " sh -c", "cat canary/x ../canary/x ../../canary/x ../../../canary/x ..%s/canary/x" % ("/.." * 20 + sk.dir))
+                no_match(got.out, "secret", "a file of the host")
     with sk.case("nothing of the host in the container's memory maps"):
-        sk.up("cc")
         no_match(sk("exec cc cat /proc/1/maps").ok.out, "skiff")
 
 
@@ -259,10 +345,22 @@ def test_hostile_roots(sk):
                     no_match(r.out, "^0$", "uid by the host's file")
             after = {f: (os.stat(canary + "/" + f).st_mode, os.stat(canary + "/" + f).st_mtime_ns) for f in os.listdir(canary)}
             eq(after, before, "the host's directory")
-    for name, items in [
-            ("passwd of 64 MB", [entry("etc/passwd", b"root:x:0:0::/:/bin/sh\n" + b"x" * (64 << 20))]), ("passwd is a fifo", [entry("etc/passwd", type=lib.tarfile.FIFOTYPE)]),
-            ("passwd is /dev/zero", [link("etc/passwd", "/dev/zero")]), ("passwd is a directory", [wh("etc"), entry("etc/passwd/")]), ("group is /dev/zero", [link("etc/group", "/dev/zero")]),
-            ("passwd with NULs and no fields", [entry("etc/passwd", b"\0\0app\n:::\napp\napp:\napp:x:\napp:x:-1:0::\napp:x:0x0:0::\n")])]:
+    with sk.case("labels that look like the engine's own"):
+        sk("load -q", input=docker_archive(lib.busybox_layer(), tag="lab", config={"Labels": {
+            "skiff": "x", "skiff.pid": "1", "io.podman.annotations.privileged": "TRUE", "org.opencontainers.image.ref.name": "evil", "skiff.hostpath": "/"}})).ok
+        sk("run --rm lab sh -c", "grep CapEff /proc/self/status").prints(DEFAULT_CAPS)
+
+
+def test_accounts(sk):
+    """passwd and group of an image, or as a container has changed them: read to a limit, never waited for, never uid 0 by accident."""
+    link = lambda p, to: entry(p, link=to)
+    wh = lambda p: entry(".wh." + p, "")
+    large = "larger than|too large"
+    for name, items, error in [
+            ("passwd of 64 MB", [entry("etc/passwd", b"root:x:0:0::/:/bin/sh\n" + b"x" * (64 << 20) + b"\napp:x:0:0::/:/bin/sh\n")], large),
+            ("passwd is a fifo", [entry("etc/passwd", type=lib.tarfile.FIFOTYPE)], "unable to find"), ("passwd is /dev/zero", [link("etc/passwd", "/dev/zero")], "unable to find"),
+            ("passwd is a directory", [wh("etc"), entry("etc/passwd/")], "unable to find"), ("group is /dev/zero", [link("etc/group", "/dev/zero")], None),
+            ("passwd with NULs and no fields", [entry("etc/passwd", b"\0\0app\n:::\napp\napp:\napp:x:\napp:x:-1:0::\napp:x:0x0:0::\n")], "unable to find")]:
         with sk.case(name):
             sk("load -q", input=docker_archive(lib.busybox_layer(), tar(*items), tag="pw")).ok
             for line in "run --rm -u app pw id -u", "run --rm -u app:wheel pw id -u", "run --rm pw true":
@@ -270,14 +368,25 @@ def test_hostile_roots(sk):
                 true(r.code in (0, 1, 125, 126), "an ordered end, got %d %r" % (r.code, lib.short(r.err)))
                 if "-u" in line:
                     no_match(r.out, "^0$", "uid")
+                    if error:
+                        r.exits(125, error)
     with sk.case("USER 4294967295/6 with a line of that name"):
         for u in "4294967295", "4294967296":
             sk("load -q", input=docker_archive(lib.busybox_layer(), tar(entry("etc/passwd", "%s:x:0:0::/:/bin/sh\n" % u)), tag="pw", config={"User": u})).ok
-            no_match(sk("run --rm pw id -u").out, "^0$", "uid")
-    with sk.case("labels that look like the engine's own"):
-        sk("load -q", input=docker_archive(lib.busybox_layer(), tag="lab", config={"Labels": {
-            "skiff": "x", "skiff.pid": "1", "io.podman.annotations.privileged": "TRUE", "org.opencontainers.image.ref.name": "evil", "skiff.hostpath": "/"}})).ok
-        sk("run --rm lab sh -c", "grep CapEff /proc/self/status").prints(DEFAULT_CAPS)
+            r = sk("run --rm pw id -u")
+            no_match(r.out, "^0$", "uid")
+            r.exits(125, "range")
+    sk.up("cc")
+    for name, script, error in [
+            ("a fifo", "mkfifo /etc/passwd", "unable to find"), ("a link to /dev/zero", "ln -s /dev/zero /etc/passwd", "unable to find"), ("a link to itself", "ln -s passwd /etc/passwd", "unable to find"),
+            ("a link out of the root", "ln -s /proc/1/root/etc/group /etc/passwd", "unable to find"), ("a directory", "mkdir /etc/passwd", "unable to find"),
+            ("of 64 MB", "truncate -s 64M /etc/passwd; printf '\\napp:x:0:0::/:/bin/sh\\n' >>/etc/passwd", large)]:
+        with sk.case("exec: passwd is " + name):
+            sk("exec cc sh -c", "rm -rf /etc/passwd; " + script).ok
+            sk("exec -u app cc id -u", wait=15).exits(None, error)
+    with sk.case("exec: a link is looked up in the container"):
+        sk("exec cc sh -c", "rm -f /etc/passwd; echo mine:x:0:0::/:/bin/sh >/mine; ln -s ../../../../mine /etc/passwd").ok
+        sk("exec -u mine cc id -u").says("0")
 
 
 def test_isolation(sk):
