@@ -11333,6 +11333,7 @@ struct launch {
     unsigned keep_fds;    /* --preserve-fds: descriptors 3 … 2+n stay open */
     bool wait_start, die_with_parent;
     bool for_parent; /* what is started is a child of our parent, not of ours */
+    bool keep_keys;  /* the process shares the caller's session keyring */
     bool no_wait;    /* launch_wait: only until the joined process is there; the rest is in sync */
     pid_t stage;     /* launch_join: what joins first, and starts the process */
     /* the writable layer goes with the container: it need not reach the disk, and `mounts` keeps
@@ -12288,6 +12289,15 @@ static int launch_hide(const struct plan *p, struct err *e) {
     return 0;
 }
 
+/* The keys of the caller's session stay outside (session-keyring(7)). Where a filter of ours or of
+ * whoever we run in forbids keyctl(2) nothing can be asked for, and none of the few keyrings that a
+ * user may have (/proc/sys/kernel/keys/maxkeys) is taken. */
+static int launch_keyring(const struct launch *l, struct err *e) {
+    if (l->keep_keys || l->plan->seccomp_default) return 0;
+    if (syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) >= 0) return 0;
+    return errno == ENOSYS || errno == EPERM ? 0 : err_set(e, errno, "new session keyring");
+}
+
 /* Phases (b) and (c): what run and exec do alike. `sync` closes by itself at execve. */
 __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, int slave) {
     const struct plan *p = l->plan;
@@ -12302,7 +12312,7 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
     /* a cwd outside of the root has no name in it (CVE-2024-21626); asked before the filter, which
      * may forbid the question */
     bool entered = !chdir(p->cwd), inside = entered && getcwd(cwd, sizeof cwd) && *cwd == '/';
-    if (launch_identity(l, sync, &e)) launch_fail(sync, &e);
+    if (launch_keyring(l, &e) || launch_identity(l, sync, &e)) launch_fail(sync, &e);
     if (!entered && chdir(p->cwd)) {
         err_set(&e, errno, "working directory %s", p->cwd);
         launch_fail(sync, &e);
@@ -27488,7 +27498,7 @@ static size_t oci_pids(const json_t *j, pid_t **ret) {
 struct oci_run {
     const char *id, *bundle, *pid_file, *console;
     unsigned keep;
-    bool detach, no_subreaper;
+    bool detach, no_subreaper, keep_keys;
 };
 
 static int oci_fifo(const char *id, struct err *e) {
@@ -27695,6 +27705,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     launch_init(l);
     l->plan = p;
     l->keep_fds = o->keep;
+    l->keep_keys = o->keep_keys;
     l->on_listener = oci_listener, l->on_listener_arg = s;
     if (js_get(spec, "hooks")) l->on_hooks = oci_hooks_parent, l->run_hooks = oci_hooks_child;
     oci_env(p, &l->keep_fds);
@@ -27794,7 +27805,7 @@ static const struct opt OPT_OCI_RUN[] = {
     { "console-socket", 0, OPT_TEXT, "A Unix socket that gets the pty's master" },
     { "detach", 'd', OPT_BOOL, "Leave the container running (run)" },
     { "keep", 0, OPT_BOOL, "Keep the container's state after it ended (run)" },
-    { "no-new-keyring", 0, OPT_BOOL, "Accepted; no keyring is made" },
+    { "no-new-keyring", 0, OPT_BOOL, "Share the caller's session keyring" },
     { "no-pivot", 0, OPT_BOOL, "Accepted; pivot_root is always used" },
     { "no-subreaper", 0, OPT_BOOL, "Accepted" },
     { "pid-file", 0, OPT_TEXT, "Write the first process's pid here" },
@@ -27808,6 +27819,7 @@ static void oci_options(const struct cli *c, struct oci_run *o) {
                            .pid_file = cli_text(c, "pid-file"),
                            .console = cli_text(c, "console-socket"),
                            .keep = (unsigned)cli_int(c, "preserve-fds", 0),
+                           .keep_keys = cli_flag(c, "no-new-keyring"),
                            .detach = cli_flag(c, "detach") };
 }
 

@@ -2,6 +2,7 @@
 import array
 import contextlib
 import copy
+import ctypes
 import io
 import json
 import os
@@ -1072,6 +1073,28 @@ def test_seccomp(sk):
     with sk.case("nobody listens"), b.changed() as spec:
         spec["linux"]["seccomp"] = {**rule("SCMP_ACT_NOTIFY", "mkdir"), "listenerPath": sk.dir + "/nobody"}
         b.run("true").exits(1, "listenerPath")
+
+
+@image(None)
+def test_keyring(sk):
+    """A session keyring of the container's own, unless --no-new-keyring."""
+    if ctypes.CDLL(None).syscall({"x86_64": 250, "aarch64": 219}[os.uname().machine], 1, None) < 0:
+        raise Skipped("keyrings (CONFIG_KEYS)")
+    b = Bundle(sk)
+    sk.file("bundle/rootfs/try.c", "#include <stdio.h>\n#include <sys/syscall.h>\n#include <unistd.h>\n"
+            "int main(void) { printf(\"%ld\\n\", syscall(SYS_keyctl, 0, -3, 0)); return 0; }\n")  # the session keyring's number
+    program = b.rootfs + "/try"
+    lib.tool("gcc", "-static", "-O1", "-o", program, program + ".c")
+    mine = lib.tool(program).decode().strip()
+    with sk.case("run"):
+        theirs = b.run("/try").ok.out
+        true(theirs != mine and int(theirs) > 0, "another keyring than %s, got %s" % (mine, theirs))
+    with sk.case("--no-new-keyring"):
+        b.run("/try", words="--no-new-keyring").says(mine)
+    with sk.case("exec"):
+        b.up("kk")
+        true(b("exec kk /try").ok.out != mine, "another keyring")
+        b("delete -f kk").ok
 
 
 @image(None)

@@ -235,6 +235,43 @@ def test_seccomp_table(sk):
             true(filtered(program, arch, 39) not in (ALLOW, ERRNO), "a call of architecture %#x to be denied" % arch)
 
 
+KEYS = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+    char text[64] = "";
+    long key = syscall(SYS_keyctl, 10 /* search */, -3 /* the session's */, "user", "skiff-test", 0);
+    if (key >= 0 && syscall(SYS_keyctl, 11 /* read */, key, text, sizeof text - 1) < 0) strcpy(text, "found");
+    puts(key < 0 ? strerrorname_np(errno) : text);
+    return 0;
+}
+"""
+
+
+def test_keyring(sk):
+    """The keys of the session that skiff was started in: where no filter forbids keyctl(2) the container has a session keyring of its own."""
+    add_key, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[os.uname().machine]
+    call = ctypes.CDLL(None).syscall
+    if call(keyctl, 1, None) < 0 or call(add_key, b"user", b"skiff-test", b"secret", 6, -3) < 0:
+        raise Skipped("keyrings (CONFIG_KEYS)")
+    v = "-v %s:/try:ro " % compiled(sk, KEYS)
+    eq(subprocess.run([sk.dir + "/try/t"], stdout=subprocess.PIPE).stdout, b"secret\n", "what a process of the session reads")
+    with sk.case("the default filter"):
+        sk("run --rm %s busybox /try/t" % v).says("EPERM")
+    with sk.case("--privileged"):
+        sk("run --rm --privileged %s busybox /try/t" % v).says("ENOKEY")
+        sk("run --rm --init --privileged %s busybox /try/t" % v).says("ENOKEY")
+    with sk.case("seccomp=unconfined"):
+        match(sk("run --rm --security-opt seccomp=unconfined %s busybox /try/t" % v).ok.out, "^(ENOKEY|EPERM)$")
+    with sk.case("exec --privileged"):
+        sk.up("cc", "sleep 1000", "-v", sk.dir + "/try:/try:ro")
+        sk("exec --privileged cc /try/t").says("ENOKEY")
+        sk("exec cc /try/t").says("EPERM")
+
+
 def test_descriptors(sk):
     """CVE-2024-21626: nothing of the engine's or the caller's is open inside."""
     r, w = os.pipe()
