@@ -9,6 +9,7 @@ import os
 import pwd
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -853,6 +854,124 @@ def test_paths(sk):
         b.run("true").exits(1, "proc")
         os.unlink(b.rootfs + "/proc")
         os.rename(b.rootfs + "/proc.real", b.rootfs + "/proc")
+
+
+# Waits for a process of the engine's executable, keeps that open, ends the process, and writes when nobody runs it any more.
+WRITER = """touch /ready
+while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in *skiff*) exec 5<$p/exe && break 2;; esac; done; done 2>/dev/null
+touch /held; while [ -e $p/stat ]; do usleep 1000; done
+for i in $(seq 200); do (printf bad >/proc/self/fd/5) 2>/dev/null; usleep 2000; done
+touch /done; sleep 1000"""
+
+
+@image(None)
+def test_own_binary(sk):
+    """CVE-2019-5736: a container whose programs are links to /proc/self/exe gets the engine's executable, which the user may write, and outlives the engine."""
+    mine = sk.dir + "/skiff"
+    shutil.copy(sk.binary, mine)
+    os.chmod(mine, 0o755)
+    before = lib.digest(open(mine, "rb").read())
+    sk.binary = mine
+    b = Bundle(sk)
+    b.up("cc", "sh", "-c", WRITER)
+    until(lambda: os.path.exists(b.rootfs + "/ready"), "it waits")
+    p = sk.popen(["oci", "--root", b.state, "exec", "-e", "HOME=/tmp", "cc", "/proc/self/exe", "load"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: os.path.exists(b.rootfs + "/held"), "it has found the engine")
+    p.stdin.close()
+    p.wait(lib.PATIENCE)
+    until(lambda: os.path.exists(b.rootfs + "/done"), "it has tried")
+    eq(lib.digest(open(mine, "rb").read()), before, "the engine's executable")
+    b("delete -f cc").ok
+
+
+@image(None)
+def test_dev_as_link(sk):
+    """A root without a mount on /dev, whose /dev leads to a directory of the host (CVE-2026-41579, CVE-2026-47766)."""
+    b = Bundle(sk)
+    canary = sk.folder("canary")
+    sk.file("canary/ptmx", "decoy")
+    os.symlink("/dev/pts", canary + "/pts")
+    look = lambda: sorted((f, os.lstat(canary + "/" + f).st_mode, os.lstat(canary + "/" + f).st_mtime_ns) for f in os.listdir(canary))
+    before = look()
+    b.spec["mounts"] = [m for m in b.spec["mounts"] if not m["destination"].startswith("/dev")]
+    os.rmdir(b.rootfs + "/dev")
+    for to in canary, "../" * 40 + canary[1:], ".." + "/.." * 40 + canary, "/proc/self/cwd/../canary":
+        os.symlink(to, b.rootfs + "/dev")
+        with sk.case(to[:9]):
+            b.run("true")
+            eq(look(), before, "the host's directory")
+        with sk.case(to[:9] + ", with a terminal"), b.changed() as spec:
+            spec["process"]["terminal"] = True
+            b.write("true")
+            lib.Terminal(sk, "oci --root", b.state, "run", "-b", b.dir, "tt").exits(1)
+            eq(look(), before, "the host's directory")
+        os.unlink(b.rootfs + "/dev")
+
+
+@image(None)
+def test_masks_of_the_root(sk):
+    """What hides a file is the host's null device, whatever the root's is; what is written to is in procfs (CVE-2025-31133, CVE-2025-52881)."""
+    b = Bundle(sk)
+    sk.file("bundle/rootfs/etc/secret", "secret")
+    b.spec["linux"]["maskedPaths"] = ["/etc/secret"]
+    with sk.case("/dev/null of the root's"), b.changed() as spec:
+        sk.file("bundle/rootfs/dev/null", "decoy")
+        spec["mounts"] = [m for m in spec["mounts"] if not m["destination"].startswith("/dev")]
+        b.sh("cat /etc/secret; echo x >/etc/secret; test -c /etc/secret && echo end").says("end")
+        eq((read(b.rootfs + "/etc/secret"), read(b.rootfs + "/dev/null")), ("secret", "decoy"))
+        os.unlink(b.rootfs + "/dev/null")
+        os.symlink("../etc/passwd", b.rootfs + "/dev/null")
+        b.sh("cat /etc/secret; echo x >/etc/secret; test -c /etc/secret && echo end").says("end")
+        os.unlink(b.rootfs + "/dev/null")
+    decoy = sk.folder("decoy")
+    value = sk.file("decoy/sys/kernel/shm_rmid_forced", "old")
+    sk.file("decoy/keys", "old")
+    with sk.case("a sysctl where /proc is a directory of somebody's"), b.changed() as spec:
+        spec["mounts"][0] = {"destination": "/proc", "type": "bind", "source": decoy, "options": ["bind"]}
+        spec["linux"]["sysctl"] = {"kernel.shm_rmid_forced": "1"}
+        b.run("true").exits(1, "procfs|sysctl")
+        eq(read(value), "old")
+    with sk.case("a sysctl through a link"), b.changed() as spec:
+        os.unlink(value)
+        os.symlink("../../../../../.." + decoy + "/keys", value)
+        spec["mounts"][0] = {"destination": "/proc", "type": "bind", "source": decoy, "options": ["bind"]}
+        spec["linux"]["sysctl"] = {"kernel.shm_rmid_forced": "1"}
+        b.run("true").exits(1, "procfs|sysctl")
+        eq(read(decoy + "/keys"), "old")
+    with sk.case("a mask below it"), b.changed() as spec:
+        spec["mounts"][0] = {"destination": "/proc", "type": "bind", "source": decoy, "options": ["bind"]}
+        spec["linux"]["maskedPaths"] = ["/proc/keys"]
+        b.run("true").exits(1, "procfs")
+
+
+@image(None)
+def test_terminal_of_the_caller(sk):
+    """A program without a terminal of its own cannot type into the caller's, nor open it again."""
+    b = Bundle(sk)
+    sk.file("bundle/rootfs/try.c", """
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+int main(void) {
+    puts(ioctl(0, TIOCSTI, "x") ? strerrorname_np(errno) : "typed");
+    puts(ioctl(0, TIOCSCTTY, 0) ? strerrorname_np(errno) : "taken");
+    puts(fopen("/dev/tty", "w") ? "opened" : strerrorname_np(errno));
+    return 0;
+}
+""")
+    lib.tool("gcc", "-D_GNU_SOURCE", "-static", "-O1", "-w", "-o", b.rootfs + "/try", b.rootfs + "/try.c")
+    b.write("/try")
+    with sk.case("run"):
+        t = lib.Terminal(sk, "oci --root", b.state, "run", "-b", b.dir, "tt")
+        t.exits(0)
+        match(t.seen.replace("\r", ""), "^(EPERM|EIO)\nEPERM\nENXIO$")
+    with sk.case("exec"):
+        b.up("cc")
+        t = lib.Terminal(sk, "oci --root", b.state, "exec", "cc", "/try")
+        t.exits(0)
+        match(t.seen.replace("\r", ""), "^(EPERM|EIO)\nEPERM\nENXIO$")
+        b("delete -f cc").ok
 
 
 @image(None)

@@ -6,6 +6,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tarfile
@@ -272,6 +273,52 @@ def test_keyring(sk):
         sk("exec cc /try/t").says("EPERM")
 
 
+SCAN = r"""
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int main(void) {
+    /* the namespace's latest pid tells of each process that comes, which is looked at until it is one of the container's programs */
+    char path[64], text[4096];
+    int load = open("/proc/loadavg", O_RDONLY);
+    close(creat("/ready", 0644));
+    for (int last = getpid();;) {
+        ssize_t k = pread(load, text, sizeof text - 1, 0);
+        text[k < 0 ? 0 : k] = 0;
+        int pid = atoi(strrchr(text, ' '));
+        if (pid == last) continue;
+        snprintf(path, sizeof path, "/proc/%d/exe", last = pid);
+        for (int i = 0; i < 20000; i++) {
+            if ((k = readlink(path, text, sizeof text - 1)) < 0) {
+                if (!i) printf("refused %d\n", pid), fflush(stdout);
+                if (kill(pid, 0)) break;
+                continue;
+            }
+            text[k] = 0;
+            if (strstr(text, "busybox")) break;
+            if (k) printf("%s of %d\n", text, pid), fflush(stdout);
+        }
+    }
+}
+"""
+
+
+def test_joining_process(sk):
+    """CVE-2016-9962: a process that joins a container is not to be looked into before it executes, even with CAP_SYS_PTRACE there."""
+    sk.up("cc", "/try/t >/found", "-v", compiled(sk, SCAN) + ":/try:ro", "--cap-add", "SYS_PTRACE")
+    until(lambda: sk("exec cc test -e /ready").code == 0, "it looks")
+    for options in "", "-u 0", "--privileged":
+        with sk.case("exec " + options):
+            for _ in range(40):
+                sk("exec %s cc true" % options).ok
+            eq(sk("exec cc sh -c", "grep of /found | sort | uniq -c").ok.out, "", "processes that could be looked into")
+    with sk.case("it has seen some come"):
+        sk("exec cc grep -c refused /found").prints("[1-9]")
+
+
 def test_descriptors(sk):
     """CVE-2024-21626: nothing of the engine's or the caller's is open inside."""
     r, w = os.pipe()
@@ -443,6 +490,22 @@ def test_isolation(sk):
         t.expect("done")
         t.exits(0)
         no_match(t.seen, r"\b[1-9]\b")
+    with sk.case("no terminals of the host"):
+        sk("run --rm busybox ls /dev/pts").says("ptmx")
+    with sk.case("System V and POSIX IPC"):
+        libc = ctypes.CDLL(None)
+        shm, queue = libc.shmget(0, 4096, 0o1600), "/skiff-test-%d" % os.getpid()
+        mq = libc.mq_open(queue.encode(), os.O_RDWR | os.O_CREAT, 0o600, None)
+        try:
+            sk("run --rm busybox sh -c", "grep -c . /proc/sysvipc/shm; ls /dev/mqueue /dev/shm").says("1\n/dev/mqueue:\n\n/dev/shm:")
+        finally:
+            libc.shmctl(shm, 0, None)
+            libc.mq_unlink(queue.encode())
+            libc.mq_close(mq)
+    with sk.case("abstract sockets, without the host's network"), socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0skiff-test-%d" % os.getpid())
+        sk("run --rm busybox cat /proc/net/unix").prints("@skiff-test-%d$" % os.getpid())
+        no_match(sk("run --rm --network none busybox cat /proc/net/unix").ok.out, "skiff-test")
     with sk.case("keyrings are not shared"):
         sk("run --rm busybox sh -c", "cat /proc/keys | wc -c").says("0")
     with sk.case("the environment of the host and of other containers"):
