@@ -435,6 +435,20 @@ def test_hostile_roots(sk):
         sk("run --rm lab sh -c", "grep CapEff /proc/self/status").prints(DEFAULT_CAPS)
 
 
+def test_workdir_through_link(sk):
+    """CVE-2026-55686: a working directory below a link of the image that leads out is made in the container, and nothing outside."""
+    canary = sk.folder("canary")
+    os.chmod(canary, 0o777)
+    before = os.stat(canary)
+    for to in canary, "../" * 40 + canary[1:], "/proc/1/root" + canary, "/proc/self/cwd":
+        sk("load -q", input=docker_archive(lib.busybox_layer(), tar(entry("w", link=to)), tag="wd", config={"WorkingDir": "/w/a/b"})).ok
+        for line in "run --rm wd", "run --rm -w /w/c wd", "run --rm -w /w/../w/d wd", "run --rm -u 1000 -w /w/e wd":
+            with sk.case("%s: %s" % (to[:12], line)):
+                r = sk(line + " sh -c", "pwd; touch here")
+                true(r.code in (0, 1, 125, 126), "an ordered end, got %d" % r.code)
+                eq((os.listdir(canary), os.stat(canary)[:6]), ([], before[:6]), "the host's directory")
+
+
 def test_accounts(sk):
     """passwd and group of an image, or as a container has changed them: read to a limit, never waited for, never uid 0 by accident."""
     link = lambda p, to: entry(p, link=to)

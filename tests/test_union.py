@@ -683,6 +683,61 @@ def test_large_values(sk):
             sk("rm -f", driver).ok
 
 
+FORGE = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/xattr.h>
+int main(int argc, char **argv) {
+    if (argc == 4) puts(setxattr(argv[1], argv[2], argv[3], strlen(argv[3]), 0) ? strerrorname_np(errno) : "set");
+    else puts(getxattr(argv[1], argv[2], (char[256]){ 0 }, 256) < 0 ? strerrorname_np(errno) : "there");
+    return 0;
+}
+"""
+
+
+def test_forged_xattrs(sk):
+    """Attributes by which overlay file systems are steered, set from inside; privileges of a file that is copied up, and written (CVE-2021-3493, CVE-2023-0386)."""
+    program(sk)
+    lib.tool("gcc", "-D_GNU_SOURCE", "-static", "-O1", "-o", sk.dir + "/bin/forge", sk.file("forge.c", FORGE))
+    cap = "\x01\x00\x00\x02" + "\x00\x20\x00\x00" + "\x00" * 12  # version 2, effective: CAP_NET_RAW
+    sk("load -q", input=docker_archive(lib.busybox_layer(), tar(
+        entry("low/"), entry("low/one", "1"), entry("low/sub/"), entry("low/sub/two", "2"), entry("file", "contents"), entry("secret/"), entry("secret/s", "s"),
+        entry("suid", "x", mode=0o4755), entry("suid2", "x", mode=0o6755), entry("cap", "x", mode=0o755, pax_headers={"SCHILY.xattr.security.capability": cap})), tag="forged")).ok
+    names = [("/low", n, v) for n, v in (("opaque", "x"), ("opaque", "y"), ("redirect", "/secret"), ("origin", "x"), ("impure", "y"), ("skiff", "0"))] + [
+        ("/file", n, v) for n, v in (("whiteout", "y"), ("metacopy", ""), ("redirect", "/secret/s"), ("skiff", "1"), ("origin", "x"))]
+    script = "; ".join("/union/forge %s %s.%s '%s'" % (at, prefix, n, v) for at, n, v in names
+                       for prefix in ("user.overlay", "user.overlay.overlay", "trusted.overlay", "user.fuseoverlayfs", "user.containers", "user.skiff"))
+    look, seen = "find /low /secret | sort; cat /file", "/low\n/low/one\n/low/sub\n/low/sub/two\n/secret\n/secret/s\ncontents"
+    for driver in drivers(sk) + ["copy"]:
+        up(sk, driver, driver, "forged")
+        with sk.case(driver + ": steering"):
+            sk("exec", driver, "sh", "-c", "touch /low /file; " + script).ok
+            sk("exec", driver, "sh", "-c", look).says(seen)
+            sk("restart -t 1", driver).ok
+            sk("exec", driver, "sh", "-c", look).says(seen)
+        with sk.case(driver + ": steering, in an image of it"):
+            sk("commit", driver, "again").ok
+            sk(["--storage-driver", driver, "run", "--rm", "again", "sh", "-c", look]).says(seen)
+        with sk.case(driver + ": set-id bits of what is written"):
+            sk("exec", driver, "sh", "-c", "echo y >>/suid; truncate -s 0 /suid2; stat -c %a /suid /suid2").says("755\n755")
+        with sk.case(driver + ": file capabilities of what is written"):
+            out = sk("exec", driver, "sh", "-c", "/union/forge /cap security.capability; echo y >>/cap; /union/forge /cap security.capability").ok.lines
+            true(out[0] in ("there", "ENODATA") and out[1] == "ENODATA", "none afterwards, got %s" % out)
+        with sk.case(driver + ": nothing of it is a privilege outside"):
+            sk("exec", driver, "sh", "-c", "cp /bin/busybox /tmp/b; chmod 6755 /tmp/b").ok
+            found = 0
+            for top, _, files in os.walk(sk.root + "/containers/" + sk.get(driver, "{{.Id}}")):
+                for path in [os.path.join(top, f) for f in files]:
+                    found += path.endswith("/tmp/b")
+                    if "security.capability" in os.listxattr(path, follow_symlinks=False):
+                        value = os.getxattr(path, "security.capability", follow_symlinks=False)
+                        true(value[3] == 3 and int.from_bytes(value[20:24], "little"), "capabilities of a user namespace on %s, got %r" % (path, value))
+            eq(found, 1)
+            eq(os.stat(sk.root).st_mode & 0o777, 0o700, "nobody else comes to set-id files")
+        sk("rm -f", driver).ok
+
+
 @only("g")
 def test_killed_server(sk):
     """kill -9 of a writable tree's server while its container works: an error, no hang, the store is in order, others go on."""
