@@ -8793,8 +8793,9 @@ static json_t *cap_json(u64 set) {
 }
 
 /* ---- 14.2 seccomp: the default profile ---- */
-/* Equals moby/profiles seccomp/v0.2.3, but for families of sockets. What no rule allows fails with SECCOMP_DEFAULT_ERRNO; rules
- * for one system call are or-ed; names that this libseccomp does not know are passed over. */
+/* Equals moby/profiles seccomp/v0.2.3, but for families of sockets. What no rule allows fails with
+ * SECCOMP_DEFAULT_ERRNO; rules for one system call are or-ed; names that this libseccomp does not
+ * know are passed over. */
 #define SECCOMP_DEFAULT_ERRNO EPERM
 
 /* sub-architectures of a native one; arch and sub are for seccomp_arch_resolve_name() */

@@ -18,6 +18,7 @@ import time
 
 import lib
 from lib import Skipped, eq, image, match, no_match, only, true, until
+from test_security import SCAN, compiled
 
 WHO = "ab"
 
@@ -590,6 +591,28 @@ def test_joined_namespaces(sk):
         true(b("exec second readlink /proc/self/ns/pid").ok.out != b("exec first readlink /proc/self/ns/pid").ok.out, "another pid namespace")
     b("delete -f second").ok
     b("delete -f first").ok
+
+
+@image(None)
+def test_joined_processes_are_hidden(sk):
+    """CVE-2016-9962: what starts in another container's namespaces is not to be looked into from there before it executes."""
+    b = Bundle(sk)
+    shutil.copy(compiled(sk, SCAN) + "/t", b.rootfs + "/scan")
+    for kind in "bounding", "effective", "permitted":
+        b.spec["process"]["capabilities"][kind].append("CAP_SYS_PTRACE")
+    b.up("first", "sh", "-c", "/scan >/found")
+    until(lambda: os.path.exists(b.rootfs + "/ready"), "it looks")
+    pid = b.get("first")["pid"]
+    for n in b.spec["linux"]["namespaces"]:
+        if n["type"] in ("pid", "user"):
+            n["path"] = "/proc/%d/ns/%s" % (pid, n["type"])
+    del b.spec["linux"]["uidMappings"], b.spec["linux"]["gidMappings"]
+    for _ in range(20):
+        b.run("true").ok
+    b("delete -f first").ok
+    found = read(b.rootfs + "/found").split("\n")
+    eq([line for line in found if " of " in line], [])
+    true(any("refused" in line for line in found), "some to be seen")
 
 
 # ---- hooks ----

@@ -319,6 +319,19 @@ def test_joining_process(sk):
         sk("exec cc grep -c refused /found").prints("[1-9]")
 
 
+def test_visitor_is_hidden(sk):
+    """CVE-2016-9962: cp's process in a container's user namespace is not to be looked into by a container that sees the host's processes."""
+    sk.up("cc", "sleep 1000", "--pid", "host", "--cap-add", "SYS_PTRACE")
+    p = sk.popen("cp cc:/bin -", stdout=subprocess.PIPE)  # nobody reads: it stays
+    try:
+        true(select.select([p.stdout], [], [], lib.PATIENCE)[0], "the archive's beginning")
+        seen = sk("exec cc sh -c", "for p in /proc/[0-9]*; do readlink $p/exe; done; true").ok.lines
+        eq(set(seen), {"/bin/busybox"})
+    finally:
+        p.kill()
+        p.wait()
+
+
 def test_descriptors(sk):
     """CVE-2024-21626: nothing of the engine's or the caller's is open inside."""
     r, w = os.pipe()

@@ -738,6 +738,13 @@ def test_forged_xattrs(sk):
         sk("rm -f", driver).ok
 
 
+def test_server_is_hidden(sk):
+    """The file server of a writable tree is in the container's user namespace: one that sees the host's processes, with CAP_SYS_PTRACE, may not look into it."""
+    up(sk, "fuse", "cc", "busybox", "--pid", "host", "--cap-add", "SYS_PTRACE")
+    seen = sk("exec", "cc", "sh", "-c", "for p in /proc/[0-9]*; do readlink $p/exe; done").lines
+    eq(set(seen), {"/bin/busybox"})
+
+
 @only("g")
 def test_killed_server(sk):
     """kill -9 of a writable tree's server while its container works: an error, no hang, the store is in order, others go on."""
