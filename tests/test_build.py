@@ -1626,6 +1626,14 @@ def test_git_context(sk):
     for frag, pattern in ("#v1:link", "link"), ("#v1:up", "up"), ("#v1:abs", "abs"), ("#v1:../..", r"\.\."), ("#v1:nosuch", "nosuch"), ("#v1:a", "a"), ("#nosuch", "nosuch"), ("#--upload-pack=touch x", "upload-pack"), ("#-x", "-x"):
         with sk.case("refused: " + frag):
             sk("build -q", url + frag).exits(1, pattern)
+    with sk.case("a branch that is an option of git's"):
+        program = sk.file("program", "#!/bin/sh\ntouch %s/pwned\n" % sk.dir, 0o755)
+        for option in "--upload-pack=", "--exec=", "-u":
+            sk("build -q", "%s#%s%s" % (url, option, program)).exits(1, ".")
+        build(sk, "FROM scratch\nADD %s#--upload-pack=%s /o\n" % (url, program)).exits(1, ".")
+        for address in "git://--upload-pack=%s/r.git", "ssh://-oProxyCommand=%s/r.git", "git@-oProxyCommand=%s:r.git", "file://--upload-pack=%s/r.git":
+            sk("build -q", address % program).exits(1, ".")
+        true(not os.path.exists(sk.dir + "/pwned"), "nothing that is run")
     with sk.case("no links out of it"):
         sk("build -q -t t -f -", url + "#v1", input="FROM scratch\nCOPY sub/out /o\n").exits(1, ".")
         sk("build -q -t t -f -", url + "#v1", input="FROM scratch\nCOPY abs/ /o/\n").exits(1, ".")

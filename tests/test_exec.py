@@ -245,18 +245,24 @@ def test_cp(sk):
 @only("b")
 @timeout(150)
 def test_cp_race(sk):
-    """CVE-2018-15664: a directory of the container becomes a symlink to the host's while cp and export run."""
+    """CVE-2018-15664, CVE-2026-42306: a directory of the container, or of a volume that another one has too, becomes a symlink to the host's while cp and export run."""
     canary = sk.file("canary/file", "untouched")
-    dst = sk.folder("dst")
-    sk.up("cc", "mkdir /d; echo inside >/d/file; cd /; while :; do mv d e; ln -s %s/canary d; rm d; mv e d; done" % sk.dir)
+    dst, shared = sk.folder("dst"), sk.folder("shared")
+    swap = "cd %s; mkdir d; echo inside >d/file; while :; do mv d e; ln -s " + sk.dir + "/canary d; rm d; mv e d; done"
+    sk.up("cc", swap % "/", "-v", shared + ":/v")
+    sk.up("other", swap % "/s", "-v", shared + ":/s")
+    sk("create --name still -v %s:/v -v vol:/v/d/m busybox" % shared).ok
     sk.file("evil", "overwritten")
-    for _ in range(120):
-        sk("cp", sk.dir + "/evil", "cc:/d/file")
-        eq(open(canary).read(), "untouched", "the host's file")
-        sk("cp cc:/d/file", dst + "/out")
-        if os.path.exists(dst + "/out"):
-            true(open(dst + "/out").read() != "untouched", "no file of the host's in a copy")
-    eq(open(canary).read(), "untouched")
+    for i in range(60):
+        for place in "cc:/d/file", "cc:/v/d/file", "still:/v/d/m/file":
+            sk("cp", sk.dir + "/evil", place)
+            eq((open(canary).read(), os.listdir(sk.dir + "/canary")), ("untouched", ["file"]), "the host's directory after cp to " + place)
+            sk("cp", place, dst + "/out")
+            if os.path.exists(dst + "/out"):
+                true(open(dst + "/out").read() != "untouched", "no file of the host's in a copy of " + place)
+                os.unlink(dst + "/out")
+        if i % 6 == 0:
+            true(b"untouched" not in sk("export cc").raw, "no file of the host's in an export")
 
 
 def test_output_that_cannot_be_written(sk):
