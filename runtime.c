@@ -19360,22 +19360,36 @@ static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
         strv_add(ret, js_str_or(m, "destination", "/") + 1);
 }
 
+/* Opens the directory above a path of an upper; *ret_name: the path's last part. -1: there is none,
+ * or a link stands on the way, which the container may have put there since (CVE-2024-23652). */
+static int commit_parent(int upper, const char *path, const char **ret_name) {
+    const char *slash = strrchr(path, '/');
+    AUTO_FREE char *above = str_dupn(path, slash ? (size_t)(slash - path) : 0);
+    *ret_name = slash ? slash + 1 : path;
+    return sys_openat2(upper, *above ? above : ".", O_PATH | O_DIRECTORY, 0,
+                       RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
+}
+
 /* Takes a mount point that was made for a mount out of the upper again, and the directories above
  * it that are there for nothing else. */
 static void commit_unstub(const struct tarring *t, int upper, const char *path) {
     struct stat st;
+    const char *name;
     AUTO_FREE char *p = str_dup(path);
-    if (!fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) &&
+    AUTO_FD dir = commit_parent(upper, p, &name);
+    if (!fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) &&
         (S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && !st.st_size)))
-        unlinkat(upper, p, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
+        unlinkat(dir, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
     for (char *slash; (slash = strrchr(p, '/'));) {
         *slash = 0;
         const struct idx_inode *low = tar_lower(t, p);
-        if (fstatat(upper, p, &st, AT_SYMLINK_NOFOLLOW) ||
+        fd_closep(&dir);
+        dir = commit_parent(upper, p, &name);
+        if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) ||
             (low && (low->mode != st.st_mode ||
                      (!t->one_id && (low->uid != st.st_uid || low->gid != st.st_gid)))))
             return;
-        if (unlinkat(upper, p, AT_REMOVEDIR)) return;
+        if (unlinkat(dir, name, AT_REMOVEDIR)) return;
     }
 }
 

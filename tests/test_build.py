@@ -1333,6 +1333,11 @@ def test_isolation(sk):
             p = sk("run --rm --network", network, "busybox", "sh", "-c", "exec 2>&1; " + LOOK).ok
             eq(seen, p.lines)
             match(p.out, r"^Seccomp:\s+2$")
+    with sk.case("CVE-2021-3602: the environment is its own"):
+        seen = out(sk, "FROM busybox AS s\nENV FIRST=1\nRUN echo > /o\nFROM busybox\nCOPY --from=s /o /\nRUN cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n' > /o",
+                   env={"HOST_SECRET": "1"})
+        match(seen, "^PATH=")
+        no_match(seen, "HOST_SECRET|SKIFF|XDG|FIRST")
 
 
 def test_failing_run(sk):
@@ -2443,6 +2448,33 @@ def test_links_never_escape(sk):
         c = context(sk, {"f": ("x", 0)}, "FROM scratch\nCOPY . /o\n")
         if os.getuid():
             sk("build", c).exits(1, r"\bf\b.*denied|denied.*\bf\b")
+
+
+def test_mounts_never_escape(sk):
+    """CVE-2024-1753, CVE-2024-23651, CVE-2024-23652: links of a stage as sources, in a cache that another build has, and where a mount was."""
+    target = sk.folder("target")
+    sk.file("target/secret", "host's own")
+    sk.folder("target/m")
+    os.chmod(target, 0o777)
+    stage = "FROM busybox AS s\nRUN ln -s / /up && ln -s %s /abs && ln -s %s /rel && ln -s /abs/secret /file\nFROM busybox\n" % (target, "../" * 20 + target.lstrip("/"))
+    for source in "abs", "rel", "file", "abs/secret", "up" + target:
+        for kind in "type=bind", "type=cache,id=%d" % next(N):
+            with sk.case("%s of a link of a stage: %s" % (kind, source.replace(sk.dir, ""))):
+                r = build(sk, stage + "RUN --mount=%s,from=s,source=%s,target=/n cp -r /n /o" % (kind, source))
+                true(r.code == 1 or "host's own" not in json.dumps(result(sk).tree), "nothing of the host")
+    with sk.case("a directory of a cache that another build swaps while steps mount below it"):
+        c = context(sk, {}, "FROM busybox\nRUN --mount=type=cache,id=c,target=/c cd /c; mkdir -p d; printf rea; echo dy; "
+                    "while [ ! -e stop ]; do mv d e; ln -s %s d; rm d; mv e d; done\n" % target)
+        p = sk.popen(["build", c], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ready(p, b"ready")
+        for n in range(20):
+            build(sk, "FROM busybox\nRUN --mount=type=cache,id=c,target=/c --mount=type=tmpfs,target=/c/d/new%d true" % n)
+        build(sk, "FROM busybox\nRUN --mount=type=cache,id=c,target=/c touch /c/stop").ok
+        ended(p)
+        eq(sorted(os.listdir(target)), ["m", "secret"], "the host's directory")
+    with sk.case("a mount point whose parent the step swaps"):
+        build(sk, "FROM busybox\nRUN --mount=type=tmpfs,target=/d/m mv /d /e && ln -s %s /d\nRUN --mount=type=cache,target=/f/m mv /f /g && ln -s %s /f" % (target, target)).ok
+        eq((sorted(os.listdir(target)), result(sk).tree["d"]), (["m", "secret"], "-> %s 0:0" % target))
 
 
 def test_epoch(sk):
