@@ -2819,7 +2819,11 @@ static int store_open(const char *root, struct store *ret, struct err *e) {
                        "store %s belongs to uid %u, not to you: set SKIFF_ROOT to a directory "
                        "of yours",
                        path, st.st_uid);
-    if (faccessat(dir, "oci-layout", F_OK, 0)) {
+    bool fresh = faccessat(dir, "oci-layout", F_OK, 0);
+    if (!fresh && st.st_mode & 022)
+        return err_set(e, 0, "store %s may be written by others, who may have: chmod it to 0700",
+                       path);
+    if (fresh) {
         static const char *const DIRS[] = { "blobs/sha256", "layers",     "merged",
                                             "names",        "containers", "volumes",
                                             "cache",        "locks",      "tmp" };

@@ -1,6 +1,9 @@
 """What a hostile container, image or neighbour tries."""
+import bz2
 import ctypes
+import gzip
 import json
+import lzma
 import os
 import re
 import select
@@ -710,6 +713,17 @@ def test_other_user(sk):
     with sk.case("its store is refused"):
         r = subprocess.run([sk.binary, "ps"], env=sk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
         true(r.returncode not in (0,) and r.stderr, "a clear error for another's store, got %d %r" % (r.returncode, r.stderr))
+    with sk.case("its socket is deaf to them, even where the way to it is open"):
+        at = "%s/containers/%s/run" % (sk.root, sk.get("cc", "{{.Id}}"))
+        opened = [sk.root, sk.root + "/containers", os.path.dirname(at), at]
+        for path in opened:
+            os.chmod(path, 0o711)
+        os.chmod(at + "/sock", 0o666)
+        subprocess.run(["/usr/bin/python3", "-c", "import os, socket, struct\nos.chdir(%r)\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+                        "s.connect('sock')\ns.send(struct.pack('=ci', b'S', 9))\ns.recv(9)" % at], stderr=subprocess.DEVNULL, timeout=lib.PATIENCE, **other)
+        for path in opened:
+            os.chmod(path, 0o700)
+        sk("exec cc echo x").says("x")
     with sk.case("the supervisor cannot be read or traced"):
         sup = sk.supervisor("cc")
         r = subprocess.run(["ls", "-l", "/proc/%d/fd" % sup], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
@@ -720,11 +734,71 @@ def test_other_user(sk):
         os.chown(loose, *sk.user)
         r = sk("volume create xx", env={"SKIFF_ROOT": loose})
         true(r.code != 0 or os.stat(loose).st_mode & 0o077 == 0, "a refusal, or a store of 0700; mode %o" % os.stat(loose).st_mode)
+    with sk.case("one where others may have put things"):
+        sk("volume create xx", env={"SKIFF_ROOT": loose}).ok
+        os.chmod(loose, 0o777)
+        sk("volume ls", env={"SKIFF_ROOT": loose}).exits(None, "others")
     with sk.case("a store of another user's"):
         theirs = sk.folder("theirs")
         os.chmod(theirs, 0o777)
         subprocess.run(["mkdir", "-m", "777", theirs + "/root"], **other)
         sk("volume create xx", env={"SKIFF_ROOT": theirs + "/root"}).exits(None, ".")
+        eq(os.listdir(theirs + "/root"), [], "what is made there")
+    with sk.case("a directory of states that another user has made beforehand"):
+        for words in "list", "state x", "delete --force x":
+            sk("oci --root %s/root %s" % (theirs, words)).exits(1, "another user")
+
+
+@timeout(90)
+def test_removal_follows_no_link(sk):
+    """CVE-2024-23652: with a container, a volume or a cache goes what lies there, not what its links lead to."""
+    canary, host = sk.folder("canary"), ["d/g", "f"]
+    for f in host:
+        sk.file("canary/" + f, "host's own")
+    have = lambda: sorted(os.path.relpath(os.path.join(d, f), canary) for d, _, fs in os.walk(canary) for f in fs)
+    links = "for d in / /v /tmp; do ln -s %s $d/l; done; mkdir /e; ln -s ../../../../../../../../../..%s /e/r" % (canary, canary)
+    for driver in "overlay", "copy":
+        for line in "run --rm -v /v", "run --name cc -v vol:/v":
+            with sk.case(driver + ": " + line):
+                sk("--storage-driver %s %s busybox sh -c" % (driver, line), links).ok
+                sk("rm -f cc").ok
+                sk("volume rm -f vol").ok
+                until(lambda: not os.listdir(sk.root + "/tmp") and not os.listdir(sk.root + "/volumes"), "its files are gone")
+                eq(have(), host, "the host's files")
+    with sk.case("builder prune"):
+        sk.file("ctx/Dockerfile", "FROM busybox\nRUN --mount=type=cache,target=/v %s\n" % links)
+        sk("build", sk.dir + "/ctx").ok
+        sk("builder prune -af").ok
+        eq(have(), host, "the host's files")
+
+
+def test_nothing_of_the_image_is_run(sk):
+    """CVE-2022-1227, CVE-2026-41567, CVE-2019-14271: top, cp, export, commit and ADD have no use for its programs and libraries."""
+    names = "ps tar cpio gzip gunzip zcat pigz unpigz xz unxz lzma bzip2 bunzip2 zstd unzstd git cp mount umount newuidmap sha256sum getent nologin"
+    trojans = [entry("%s/%s" % (d, n), "#!/bin/busybox sh\nbusybox touch /pwned\n", mode=0o755) for d in ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin") for n in names.split()]
+    libraries = [entry("lib/%s" % n, "\x7fELF trojan", mode=0o755) for n in ("libnss_files.so.2", "libc.so.6", "ld-linux-x86-64.so.2", "ld-musl-x86_64.so.1")]
+    sk("load -q", input=docker_archive(lib.busybox_layer(), tar(*trojans, *libraries, entry("etc/nsswitch.conf", "passwd: files trojan\n")), tag="evil")).ok
+    sk.up("cc", "sleep 1000", image="evil")
+    sk("create --name still evil").ok
+    data = tar(entry("x", "data"))
+    packed = {"tar": data, "gz": gzip.compress(data), "bz2": bz2.compress(data), "xz": lzma.compress(data)}
+    with sk.case("top, export, commit, stats, diff"):
+        for words in "top cc", "stats --no-stream cc", "diff cc", "export -o e.tar cc", "export -o e.tar still", "commit cc made", "exec -u root cc busybox true":
+            sk(words).ok
+    for name in "cc", "still":
+        for kind in packed:
+            with sk.case("cp to %s: %s" % (name, kind)):
+                sk("cp - %s:/tmp" % name, input=packed[kind]).ok
+                sk("cp -aL %s:/tmp/x" % name, sk.dir + "/copy").ok
+    with sk.case("ADD, COPY, WORKDIR, USER"):
+        for kind in packed:
+            sk.file("ctx/a." + kind, packed[kind])
+        sk.file("ctx/Dockerfile", "FROM evil\nWORKDIR /w\nADD --chown=app a.* /o/\nCOPY --chown=app a.tar /\nUSER app\n")
+        sk("build -q -t made", sk.dir + "/ctx").ok
+    with sk.case("none of them has been"):
+        for line in "exec cc", "run --rm made":
+            sk(line + " busybox ls /pwned /o").exits(1, "/pwned: No such")
+        sk("cp still:/pwned", sk.dir + "/copy").exits(1, "could not find")
 
 
 @only("b")
