@@ -212,6 +212,11 @@ def test_large_inputs(sk):
         eq(sk.get("lab", "{{len .Config.Labels}}"), "1000")
     with sk.case("60 volumes"):
         sk(["run", "--rm"] + sum([["-v", "v%d:/v%d" % (i, i)] for i in range(60)], []) + ["busybox", "sh", "-c", "ls -d /v* | wc -l"]).says("60")
+    with sk.case("100,000 files that a container has made"):
+        sk("run --name many busybox sh -c", "mkdir /d; cd /d; seq 100000 | xargs touch").ok
+        eq(len(sk("diff many").ok.lines), 100001)
+        sk("rm many").ok
+        eq(os.listdir(sk.root + "/containers"), [sk.get("lab", "{{.Id}}")])
     with sk.case("an env file of 2 MB"):
         f = sk.file("env", "".join("A%d=%s\n" % (i, "x" * 100) for i in range(20000)))
         r = sk("run --rm --env-file", f, "busybox", "true")

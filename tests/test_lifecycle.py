@@ -554,7 +554,8 @@ def test_socket_attacks(sk):
         eq(os.stat(path).st_mode & 0o077, 0, "mode of the socket for others")
         for kind in socket.SOCK_SEQPACKET, socket.SOCK_STREAM:
             open_ones = []
-            for data in [b"", b"\0", b"\xff" * 4, b"x" * 60000, b"\0" * 60000, b'{"a":', os.urandom(3000)] * 8:
+            for data in [b"", b"\0", b"\xff" * 4, b"x" * 60000, b"\0" * 60000, b'{"a":', os.urandom(3000), b"A", b"W\1", b"K", b"K\xff\xff\xff\xff",
+                         b"S\x41\0\0\0", b"I" * 60000, b"D" * 9, b"U", b"X\0\0\0\0"] * 8:
                 s = socket.socket(socket.AF_UNIX, kind)
                 s.settimeout(2)
                 try:
@@ -572,6 +573,46 @@ def test_socket_attacks(sk):
     eq(sk.status("cc"), "running")
     sk("exec cc echo x").says("x")
     sk("stop -t 2 cc").ok
+
+
+@timeout(100)
+def test_clients(sk):
+    """Clients that do not read, and more of them than it serves: they are no matter to anybody else."""
+    import socket
+    sk("run -d --name cc busybox sh -c", "while [ ! -e /go ]; do sleep 0.05; done; yes aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa").ok
+    sup, at = sk.supervisor("cc"), sk.root + "/containers/" + sk.get("cc", "{{.Id}}") + "/run"
+
+    def client(say):
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here = os.open(".", os.O_RDONLY)
+        os.chdir(at)
+        try:
+            s.connect("sock")
+            s.send(say)
+        except OSError:
+            pass  # it has enough of them
+        finally:
+            os.fchdir(here)
+            os.close(here)
+        return s
+    with sk.case("1,000 at once"):
+        fds = lambda: len(os.listdir("/proc/%d/fd" % sup))
+        before = fds()
+        for _ in range(4):
+            them = [client(b"A\1") for _ in range(250)]
+            true(fds() < before + 70, "descriptors, got %d after %d" % (fds(), before))
+            for s in them:
+                s.close()
+        until(lambda: fds() <= before, "all are gone (%d of %d)" % (fds(), before))
+        sk("exec cc echo x").says("x")
+    with sk.case("one that never reads"):
+        deaf = client(b"A\1")
+        sk("exec cc touch /go").ok
+        time.sleep(1)
+        for words in "exec cc true", "kill -s WINCH cc", "kill cc":
+            sk(words, wait=15).ok
+        deaf.close()
+        sk("wait cc", wait=15).says("137")
 
 
 @timeout(100)
