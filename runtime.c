@@ -10679,6 +10679,7 @@ struct plan_mount {
     char *data;                                   /* owned: options for the file system itself */
     bool bind, recursive, optional, copy_up, nofail;
     bool src_nofollow, dest_nofollow, copy_symlink, remount;
+    bool src_real; /* source is a real path: a link on the way has come there since */
     bool idmap, ridmap;
     struct idmap ids; /* with idmap: uids 0: the container's own */
     const char *text; /* borrowed; a file of these contents, in memory; NULL: not of that kind */
@@ -10982,6 +10983,7 @@ static int plan_mounts(struct plan *p, struct err *e) {
         m->data = data.p;
         if (plan_mount_idmap(m, j, i, &opts, e)) return -1;
         m->optional = js_bool(j, "skiffOptional");
+        m->src_real = js_bool(j, "skiffRealSource");
         m->text = js_str(j, "skiffText");
         m->text_len = json_string_length(js_get(j, "skiffText"));
         m->text_mode = (mode_t)js_int(j, "skiffMode", 0644) & 07777;
@@ -11576,11 +11578,16 @@ static int launch_idmap(int tree, const struct plan_mount *m, const struct idmap
 
 static int launch_mount_bind(const struct plan *p, const struct plan_mount *m, bool *ret_whole,
                              struct err *e) {
-    unsigned how = OPEN_TREE_CLONE | (m->src_nofollow ? AT_SYMLINK_NOFOLLOW : 0);
-    AUTO_FD fd = sys_open_tree(AT_FDCWD, m->source, how | (m->recursive ? AT_RECURSIVE : 0));
+    unsigned how = OPEN_TREE_CLONE | (m->src_nofollow ? AT_SYMLINK_NOFOLLOW : 0) |
+                   (m->src_real ? AT_EMPTY_PATH : 0);
+    const char *path = m->src_real ? "" : m->source;
+    AUTO_FD at =
+        m->src_real ? sys_openat2(AT_FDCWD, m->source, O_PATH, 0, RESOLVE_NO_SYMLINKS) : AT_FDCWD;
+    if (at == -1) return err_set(e, errno, "bind source %s", m->source);
+    AUTO_FD fd = sys_open_tree(at, path, how | (m->recursive ? AT_RECURSIVE : 0));
     if (fd < 0 && errno == EINVAL &&
         !m->recursive) { /* locked submounts: only the whole tree goes */
-        fd = sys_open_tree(AT_FDCWD, m->source, how | AT_RECURSIVE);
+        fd = sys_open_tree(at, path, how | AT_RECURSIVE);
         *ret_whole = true;
     }
     if (fd < 0) return err_set(e, errno, "bind source %s", m->source);
@@ -19364,13 +19371,13 @@ static void ctr_mount_points(const struct ctr *k, struct strv *ret) {
         strv_add(ret, js_str_or(m, "destination", "/") + 1);
 }
 
-/* Opens the directory above a path of an upper; *ret_name: the path's last part. -1: there is none,
- * or a link stands on the way, which the container may have put there since (CVE-2024-23652). */
-static int commit_parent(int upper, const char *path, const char **ret_name) {
+/* Opens the directory above a path below `top`; *ret_name: the path's last part. -1: there is none,
+ * or a link stands on the way, which a container may have put there since (CVE-2024-23652). */
+static int real_parent(int top, const char *path, const char **ret_name) {
     const char *slash = strrchr(path, '/');
     AUTO_FREE char *above = str_dupn(path, slash ? (size_t)(slash - path) : 0);
-    *ret_name = slash ? slash + 1 : path;
-    return sys_openat2(upper, *above ? above : ".", O_PATH | O_DIRECTORY, 0,
+    *ret_name = slash ? slash + 1 : *path ? path : ".";
+    return sys_openat2(top, *above ? above : ".", O_PATH | O_DIRECTORY, 0,
                        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS);
 }
 
@@ -19380,7 +19387,7 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
     struct stat st;
     const char *name;
     AUTO_FREE char *p = str_dup(path);
-    AUTO_FD dir = commit_parent(upper, p, &name);
+    AUTO_FD dir = real_parent(upper, p, &name);
     if (!fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && !tar_lower(t, p) &&
         (S_ISDIR(st.st_mode) || (S_ISREG(st.st_mode) && !st.st_size)))
         unlinkat(dir, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0);
@@ -19388,7 +19395,7 @@ static void commit_unstub(const struct tarring *t, int upper, const char *path) 
         *slash = 0;
         const struct idx_inode *low = tar_lower(t, p);
         fd_closep(&dir);
-        dir = commit_parent(upper, p, &name);
+        dir = real_parent(upper, p, &name);
         if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) ||
             (low && (low->mode != st.st_mode ||
                      (!t->one_id && (low->uid != st.st_uid || low->gid != st.st_gid)))))
@@ -19892,8 +19899,10 @@ static bool copy_skips(const struct copy_src *c, const char *path) {
     return (c->ignore && ignored(c->ignore, path)) || ignored(&c->exclude, path);
 }
 
-/* Where a symbolic link of the context leads, relative to it; NULL: out of it. Caller owns it. */
-static char *copy_target(const struct copy_src *c, const char *p, struct err *e) {
+/* Where a symbolic link of the context leads: the directory that this is in, its path relative to
+ * the context (caller owns it) and the last part of that. -1: out of the context. */
+static int copy_target(const struct copy_src *c, const char *p, char **ret_path,
+                       const char **ret_name, struct err *e) {
     AUTO_FD real = sys_openat2(c->dir, p, O_PATH, 0, RESOLVE_IN_ROOT);
     char link[40], path[PATH_MAX], top[PATH_MAX];
     ssize_t n = -1, m = -1;
@@ -19904,9 +19913,11 @@ static char *copy_target(const struct copy_src *c, const char *p, struct err *e)
         m = readlink(link, top, sizeof top - 1);
     }
     if (n <= 0 || m <= 0 || n < m)
-        return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p), NULL;
+        return err_set(e, errno, "\"/%s\": a symbolic link out of the context", p);
     path[n] = 0;
-    return path_clean(path + m);
+    *ret_path = path_clean(path + m);
+    int dir = real_parent(c->dir, *ret_path, ret_name);
+    return dir < 0 ? err_set(e, errno, "\"/%s\" changes while it is copied", p) : dir;
 }
 
 /* Adds a field to a digest with its length, so that no two lists of fields look alike. */
@@ -20693,10 +20704,12 @@ static int run_source_lay(struct laying *l, void *arg, struct err *e) {
     struct run_source *r = arg;
     l->t.squash_owner = r->src.dir >= 0;
     if (r->i) return lay_idx(l, &r->src, r->i, r->dir ? "" : "f", "", r->dir, true, 0, e);
-    AUTO_FREE char *real = copy_target(&r->src, *r->path ? r->path : ".", e);
-    return !real ? -1
-                 : lay_context(l, &r->src, r->src.dir, *real ? real : ".", real, r->dir ? "" : "f",
-                               "", r->dir, true, 0, e);
+    AUTO_FREE char *real = NULL;
+    const char *name;
+    AUTO_FD dir = copy_target(&r->src, *r->path ? r->path : ".", &real, &name, e);
+    return dir < 0 ? -1
+                   : lay_context(l, &r->src, dir, name, real, r->dir ? "" : "f", "", r->dir, true,
+                                 0, e);
 }
 
 struct run_placing {
@@ -20759,9 +20772,10 @@ static int run_mount_digest(struct build *b, const struct run_mount *m, char *di
     r.src.stamp_only = !digest;
     if (r.i) digest_idx(r.src.x, r.i, "", &h, 0);
     else {
-        AUTO_FREE char *real = copy_target(&r.src, *path ? path : ".", e);
-        if (!real || digest_dir(&r.src, r.src.dir, *real ? real : ".", real, "", &h, 0, e))
-            return -1;
+        AUTO_FREE char *real = NULL;
+        const char *name;
+        AUTO_FD dir = copy_target(&r.src, *path ? path : ".", &real, &name, e);
+        if (dir < 0 || digest_dir(&r.src, dir, name, real, "", &h, 0, e)) return -1;
     }
     sha_end(&h, raw);
     if (digest) hex_of(raw, 32, digest);
@@ -20887,7 +20901,10 @@ static int run_mount_bind(struct build *b, struct bstage *st, const struct run_m
         ssize_t k = src < 0 ? -1 : readlink(link, real, sizeof real - 1);
         if (k < 0) return err_set(e, errno, "RUN --mount: source %s", m->source);
         real[k] = 0;
-        return mount_add(mounts, at, "bind", real, opts, false), 0;
+        mount_add(mounts, at, "bind", real, opts, false);
+        return js_setb(json_array_get(mounts, json_array_size(mounts) - 1), "skiffRealSource",
+                       true),
+               0;
     }
     AUTO_FREE char *name = str_fmt("m%u", st->laid++);
     AUTO_FD d = mkdirat(st->m.c.dir, name, 0755) ? -1 : dir_open(st->m.c.dir, name, e);
@@ -21456,8 +21473,10 @@ static int copy_digest_one(const struct copy_src *src, const char *p, struct sha
     if (dir < 0) return err_set(e, errno, "%s of the context", p);
     struct stat st;
     if (!fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW) && S_ISLNK(st.st_mode)) {
-        AUTO_FREE char *rel = copy_target(src, p, e); /* its target is what is copied */
-        return !rel ? -1 : digest_dir(src, src->dir, *rel ? rel : ".", rel, base, h, 0, e);
+        AUTO_FREE char *rel = NULL; /* its target is what is copied */
+        const char *name;
+        AUTO_FD at = copy_target(src, p, &rel, &name, e);
+        return at < 0 ? -1 : digest_dir(src, at, name, rel, base, h, 0, e);
     }
     return digest_dir(src, dir, *base ? base : ".", p, base, h, 0, e);
 }
@@ -21585,16 +21604,16 @@ static int copy_one(struct copying *k, const struct copy_part *q, struct laying 
     if (dir < 0 || fstatat(dir, *base ? base : ".", &st, AT_SYMLINK_NOFOLLOW))
         return err_set(e, errno, "%s of the context", p);
     AUTO_FREE char *rel = NULL;
+    const char *name = *base ? base : ".";
     if (S_ISLNK(st.st_mode)) { /* a named link is followed, inside the context */
-        if (!(rel = copy_target(&q->src, p, e))) return -1;
-        if (fstatat(q->src.dir, *rel ? rel : ".", &st, 0)) return err_set(e, errno, "%s", p);
+        int at = copy_target(&q->src, p, &rel, &name, e);
+        if (at < 0) return -1;
+        close(dir);
+        dir = at;
+        if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW)) return err_set(e, errno, "%s", p);
     }
     bool top = S_ISDIR(st.st_mode) && !k->parents;
-    return lay_context(l, &q->src, rel ? q->src.dir : dir,
-                       rel     ? *rel ? rel : "."
-                       : *base ? base
-                               : ".",
-                       rel ? rel : p,
+    return lay_context(l, &q->src, dir, name, rel ? rel : p,
                        top  ? into
                        : as ? as
                             : below,

@@ -2472,6 +2472,12 @@ def test_mounts_never_escape(sk):
         build(sk, "FROM busybox\nRUN --mount=type=cache,id=c,target=/c touch /c/stop").ok
         ended(p)
         eq(sorted(os.listdir(target)), ["m", "secret"], "the host's directory")
+    with sk.case("a directory of the context that a container swaps while steps bind it"):
+        c = context(sk, {"d/f": "x"}, "FROM busybox\nRUN --mount=source=d,target=/m ls /m\n")
+        sk.up("swap", "cd /c; while :; do mv d e; ln -s %s d; rm d; mv e d; done" % target, "-v", "%s/%s:/c" % (sk.dir, c))
+        for _ in range(30):
+            no_match(sk("build --no-cache", c).err, r"[\d.]+ secret$", "what a step sees")
+        sk("rm -f swap").ok
     with sk.case("a mount point whose parent the step swaps"):
         build(sk, "FROM busybox\nRUN --mount=type=tmpfs,target=/d/m mv /d /e && ln -s %s /d\nRUN --mount=type=cache,target=/f/m mv /f /g && ln -s %s /f" % (target, target)).ok
         eq((sorted(os.listdir(target)), result(sk).tree["d"]), (["m", "secret"], "-> %s 0:0" % target))
