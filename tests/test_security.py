@@ -714,7 +714,8 @@ def test_other_user(sk):
         r = subprocess.run([sk.binary, "ps"], env=sk.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
         true(r.returncode not in (0,) and r.stderr, "a clear error for another's store, got %d %r" % (r.returncode, r.stderr))
     with sk.case("its socket is deaf to them, even where the way to it is open"):
-        at = "%s/containers/%s/run" % (sk.root, sk.get("cc", "{{.Id}}"))
+        sk.up("dd")
+        at = "%s/containers/%s/run" % (sk.root, sk.get("dd", "{{.Id}}"))
         opened = [sk.root, sk.root + "/containers", os.path.dirname(at), at]
         for path in opened:
             os.chmod(path, 0o711)
@@ -723,7 +724,7 @@ def test_other_user(sk):
                         "s.connect('sock')\ns.send(struct.pack('=ci', b'S', 9))\ns.recv(9)" % at], stderr=subprocess.DEVNULL, timeout=lib.PATIENCE, **other)
         for path in opened:
             os.chmod(path, 0o700)
-        sk("exec cc echo x").says("x")
+        sk("exec dd echo x").says("x")
     with sk.case("the supervisor cannot be read or traced"):
         sup = sk.supervisor("cc")
         r = subprocess.run(["ls", "-l", "/proc/%d/fd" % sup], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **other)
@@ -744,6 +745,10 @@ def test_other_user(sk):
         subprocess.run(["mkdir", "-m", "777", theirs + "/root"], **other)
         sk("volume create xx", env={"SKIFF_ROOT": theirs + "/root"}).exits(None, ".")
         eq(os.listdir(theirs + "/root"), [], "what is made there")
+        store = theirs + "/store"
+        for words in [sk.binary, "volume", "ls"], ["chmod", "-R", "o+rwX", store], ["chmod", "755", store]:
+            subprocess.run(words, env={**sk.env, "SKIFF_ROOT": store}, check=True, stdout=subprocess.DEVNULL, **other)
+        sk("volume create xx", env={"SKIFF_ROOT": store}).exits(None, "belongs to uid")
     with sk.case("a directory of states that another user has made beforehand"):
         for words in "list", "state x", "delete --force x":
             sk("oci --root %s/root %s" % (theirs, words)).exits(1, "another user")
