@@ -534,6 +534,9 @@ def test_copy(sk):
                 build(sk, "FROM scratch\n" + text, files=F).exits(1, "not found|no source|match")
             else:
                 check(sk, "FROM scratch\n" + text, want, files=F)
+    with sk.case("names that look like options of programs"):
+        names = ["-x", "-rf", "--checkpoint=1", "--checkpoint-action=exec=sh", "$(touch o)", "; touch o #"]
+        check(sk, "FROM scratch\nCOPY . /o/\nADD ./-x /p\n", {"p": "644 0:0 -x", **{"o/" + n: "644 0:0 " + n for n in names}}, files={n: n for n in names})
 
 
 def test_copy_over_an_image(sk):
