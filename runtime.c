@@ -6093,8 +6093,10 @@ static void ufs_getxattr(struct ufs_thread *t, u64 unique, const struct idx_inod
     size_t used = 0;
     const char *name;
     const u8 *value;
-    /* ENOSYS ends these requests for the connection: most images have no attributes at all */
-    if (!t->u->x.head->has_xattrs && !t->u->rw) return ufs_reply(t, unique, -ENOSYS, NULL, 0);
+    /* ENOSYS ends these requests for the connection: most images have no attributes at all. Not so
+     * for their list: programs would see EOPNOTSUPP, and the kernel asks for it at copy-up only. */
+    if (want && !t->u->x.head->has_xattrs && !t->u->rw)
+        return ufs_reply(t, unique, -ENOSYS, NULL, 0);
     while (idx_xattr_next(&t->u->x, i, &at, &left, &name, &nlen, &value, &vlen)) {
         if (want && (strlen(want) != nlen || memcmp(want, name, nlen))) continue;
         size_t n = want ? vlen : nlen + 1u;

@@ -642,6 +642,20 @@ def test_inodes(sk):
 
 
 @only("f")
+def test_no_xattrs(sk):
+    """An image without attributes: their list is empty, not an error, below and copied up."""
+    for driver in drivers(sk):
+        up(sk, driver, driver, "busybox")
+        for path in "/bin/busybox", "/bin", "/etc/passwd":
+            with sk.case("%s, %s" % (driver, path)):
+                union(sk, driver, "listxattr", path).says("0 0")
+        with sk.case(driver + ", copied up"):
+            sk(["exec", driver, "touch", "/etc/passwd"]).ok
+            union(sk, driver, "listxattr", "/etc/passwd").says("0 0")
+        sk("rm -f", driver).ok
+
+
+@only("f")
 def test_large_values(sk):
     """A file of 1 TiB, attributes of 64 KiB, paths longer than PATH_MAX: below, above, and over a restart."""
     value = "".join(chr(97 + i % 26) for i in range(65536))
