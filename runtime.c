@@ -27421,7 +27421,9 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
                        "/linux/cgroupsPath: '%.200s' is not SLICE:PREFIX:NAME, which systemd as "
                        "cgroup manager wants",
                        path);
-    const char *slice = *path && p.n > 1 ? p.v[0] : NULL, *name = *path ? p.v[p.n - 1] : id,
+    const char *slice = *path && p.n > 1 ? p.v[0] : NULL; /* empty: as runc has it */
+    if (slice && !*slice) slice = host_real_root() ? "system.slice" : "user.slice";
+    const char *name = *path ? p.v[p.n - 1] : id,
                *prefix = !*path    ? "skiff"
                          : p.n > 2 ? p.v[1]
                                    : "",
@@ -27433,7 +27435,6 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     AUTO_FREE char *devices = device_program_path(g_oci.name, *ret_scope);
     AUTO_FD prog = host_real_root() ? device_program(js_get(res, "devices"), e) : -1;
     bool pinned = prog >= 0 && !device_program_pin(prog, devices);
-    if (str_empty(slice)) slice = NULL;
     if (!pinned || cgroup_scope(*ret_scope, slice, res, devices, e)) {
         if (pinned) unlink(devices); /* systemd before 249 knows no such property */
         if (cgroup_scope(*ret_scope, slice, res, NULL, e)) return -1;

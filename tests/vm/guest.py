@@ -796,6 +796,10 @@ def oci_scope():
     out(*words, 'delete', '-f', 'box')
     child.wait(30)
     eventually(lambda: not os.path.exists(own) and show('ActiveState') == 'inactive', 'the scope is gone')
+    sliceless, its = oci_bundle({'args': ['sleep', '1000']}, {'cgroupsPath': ':test:sliceless'})
+    skiff_quietly(*its, '--systemd-cgroup', 'run', '-d', '-b', sliceless, 'box')
+    equal(subprocess.check_output(['systemctl', '--user', 'show', 'test-sliceless.scope', '-P', 'Slice'], text=True), 'user.slice\n')
+    out(*its, 'delete', '-f', 'box')
     contains(skiff(*words, '--cgroup-manager', 'nonsense', 'list', status=1).stderr, 'nonsense', 'systemd')
     child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', *words, '--systemd-cgroup', 'run', '-b', bundle, 'box'],
                            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
