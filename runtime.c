@@ -27406,6 +27406,21 @@ static int oci_cgroup_v1(const json_t *spec, const char *id, struct cgroup *c, s
     return oci_limits(res, c, e);
 }
 
+/* Makes a cgroup and what is missing above it. False: it is not ours to make. */
+static bool oci_cgroup_dirs(const char *path) {
+    AUTO_FREE char *made = str_dup(path);
+    if (!geteuid()) cgroup_controllers("/sys/fs/cgroup"); /* the root may hold processes as well */
+    for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
+        if (*s && *s != '/') continue;
+        char was = *s;
+        *s = 0;
+        if (mkdir(made, 0755) && errno != EEXIST) return false;
+        if (!was) return true;
+        cgroup_enable(made);
+        *s = was;
+    }
+}
+
 /* A scope for cgroupsPath, systemd's slice:prefix:name, with the container in a cgroup below it, as
  * crun has it: the scope's own files are systemd's to write. ret_scope: its name; caller frees. */
 static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struct cgroup *c,
@@ -27441,8 +27456,14 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
     }
     if (!cgroup_own(&own)) return err_set(e, 0, "%s has no cgroup", *ret_scope);
     c->path = str_fmt("%s%s%s", own, *below ? "/" : "", below);
-    if (*below) cgroup_enable(own);
-    if (*below && mkdir(c->path, 0755)) return err_set(e, errno, "make cgroup %s", c->path);
+    bool made = true;
+    if (host_real_root()) { /* from the top down: systemd enables nothing that it does not know */
+        made = oci_cgroup_dirs(c->path);
+    } else if (*below) {
+        cgroup_enable(own);
+        made = !mkdir(c->path, 0755);
+    }
+    if (!made) return err_set(e, errno, "make cgroup %s", c->path);
     return oci_limits(res, c, e);
 }
 
@@ -27450,20 +27471,6 @@ static int oci_scope(const json_t *spec, const char *id, char **ret_scope, struc
 static void oci_scope_forget(const char *scope) {
     AUTO_FREE char *devices = scope ? device_program_path(g_oci.name, scope) : NULL;
     if (devices && host_real_root()) unlink(devices);
-}
-
-/* Makes a cgroup and what is missing above it. False: it is not ours to make. */
-static bool oci_cgroup_dirs(const char *path) {
-    AUTO_FREE char *made = str_dup(path);
-    for (char *s = made + strlen("/sys/fs/cgroup/");; s++) {
-        if (*s && *s != '/') continue;
-        char was = *s;
-        *s = 0;
-        if (mkdir(made, 0755) && errno != EEXIST) return false;
-        if (!was) return true;
-        cgroup_enable(made);
-        *s = was;
-    }
 }
 
 /* cgroupsPath below the v2 hierarchy, where there is one that can be written; no path: no cgroup.
@@ -27501,7 +27508,6 @@ static int oci_cgroup(const json_t *spec, const char *id, char **ret_scope, stru
     if (geteuid() && !(path && *path == '/') && !cgroup_delegated(own)) return 0; /* as below */
     c->path = !geteuid() || (path && *path == '/') ? str_fmt("/sys/fs/cgroup/%s", clean)
                                                    : str_fmt("%s/%s", own, clean);
-    if (!geteuid()) cgroup_controllers("/sys/fs/cgroup"); /* the root may hold processes as well */
     bool made = oci_cgroup_dirs(c->path);
     const char *leaf = strrchr(own, '/');
     if (!made && !path &&

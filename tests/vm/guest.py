@@ -823,6 +823,20 @@ def oci_scope_devices():
     equal(pinned(), [])
 
 
+def oci_scope_of_root():
+    """In root's scope there is also what systemd does not manage; without a slice it is among the system's."""
+    if 'hugetlb' not in open('/sys/fs/cgroup/cgroup.controllers').read():
+        return
+    limits = {'memory': {'limit': 64 << 20}, 'hugepageLimits': [{'pageSize': '2MB', 'limit': 8 << 20}]}
+    bundle, words = oci_bundle({'args': ['sleep', '1000']}, {'resources': limits, 'cgroupsPath': ':test:box'})
+    skiff_quietly(*words, '--systemd-cgroup', 'run', '-d', '-b', bundle, 'box')
+    own = '/sys/fs/cgroup/system.slice/test-box.scope/container'
+    contains(open(own + '/cgroup.procs').read(), str(json.loads(out(*words, 'state', 'box'))['pid']))
+    equal([open(own + '/' + file).read() for file in ('memory.max', 'hugetlb.2MB.max')], ['%d\n' % (64 << 20), '%d\n' % (8 << 20)])
+    out(*words, 'delete', '-f', 'box')
+    eventually(lambda: not os.path.exists(own), 'its cgroup is gone')
+
+
 def no_systemd_to_ask():
     """Without the manager's socket a limit is refused as ever."""
     child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', 'run', '--rm', '--network', 'none', '--memory', '64m', 'tiny:1', 'true'],
@@ -1187,7 +1201,7 @@ GROUPS = {
     'selinux1': [load, selinux_labels, selinux_mounts, selinux_volumes, nothing_left],
     'podman': PODMAN,
     'rootful': PODMAN,
-    'asroot': [oci_scope_devices],
+    'asroot': [oci_scope_devices, oci_scope_of_root],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
