@@ -343,11 +343,11 @@ PRINTF(2, 3) static int err_wrap(struct err *e, const char *fmt, ...) {
     return -1;
 }
 
-/* The permitted globals: how much is said; the soft limit of descriptors that we were started with
- * (ours is raised, a container's is not); --storage-driver and the OCI root stand in their parts.
- * */
+/* The permitted globals: how much is said; the soft limits of descriptors and core dumps that we
+ * were started with (ours are others, a container's are not); --storage-driver and the OCI root
+ * stand in their parts. */
 static struct { bool quiet, debug; } g_log;
-static rlim_t g_nofile_soft;
+static struct { rlim_t nofile, core; } g_soft;
 
 /* Length of the control character at s; 0: it is none. Some have two bytes: U+009B is ESC [. */
 static int text_control(const char *s) {
@@ -2266,9 +2266,19 @@ static const char *auth_helper_of(const json_t *file, const char *domain) {
     return own ? own : js_str(file, "credsStore");
 }
 
+/* Before a password is in memory: no core dump is to have it. */
+static void auth_guard(void) {
+    struct rlimit r;
+    if (getrlimit(RLIMIT_CORE, &r) || !r.rlim_cur) return;
+    g_soft.core = r.rlim_cur;
+    r.rlim_cur = 0;
+    setrlimit(RLIMIT_CORE, &r);
+}
+
 /* "user:password" for a repository, from the most specific key, or NULL. Caller owns it. */
 static char *auth_find(const char *domain, const char *path) {
     AUTO_STRV files = { 0 };
+    auth_guard();
     auth_files(&files);
     const char *key = auth_key(domain);
     for (size_t i = 0; i < files.n; i++) {
@@ -12319,9 +12329,11 @@ __attribute__((noreturn)) static void launch_finish(struct launch *l, int sync, 
     char cwd[PATH_MAX];
     setsid();
     if (launch_stdio(l, slave, &e)) launch_fail(sync, &e);
-    struct rlimit files;
-    if (g_nofile_soft && !getrlimit(RLIMIT_NOFILE, &files))
-        files.rlim_cur = g_nofile_soft, setrlimit(RLIMIT_NOFILE, &files);
+    struct rlimit own;
+    if (g_soft.nofile && !getrlimit(RLIMIT_NOFILE, &own))
+        own.rlim_cur = g_soft.nofile, setrlimit(RLIMIT_NOFILE, &own);
+    if (g_soft.core && !getrlimit(RLIMIT_CORE, &own))
+        own.rlim_cur = g_soft.core, setrlimit(RLIMIT_CORE, &own);
     if (launch_rlimits(p, &e) || launch_policy(p, &e)) launch_fail(sync, &e);
     /* a cwd outside of the root has no name in it (CVE-2024-21626); asked before the filter, which
      * may forbid the question */
@@ -25619,6 +25631,7 @@ static int cmd_login(struct cli *c, struct err *e) {
     if (strstr(server, "://")) server = strstr(server, "://") + 3;
     host = str_dupn(server, strcspn(server, "/"));
     if (!ref_domain_ok(host)) return err_set(e, 0, "'%.100s' is not a registry name", host);
+    auth_guard();
     user = cli_text(c, "username") ? str_dup(cli_text(c, "username")) : prompt("Username", false);
     if (cli_flag(c, "password-stdin")) {
         AUTO_BUF b = { 0 };
@@ -29520,7 +29533,7 @@ int main(int argc, char **argv) {
         if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
     struct rlimit files; /* a directory tree is held open level by level */
     if (!getrlimit(RLIMIT_NOFILE, &files)) {
-        g_nofile_soft = files.rlim_cur;
+        g_soft.nofile = files.rlim_cur;
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
     }

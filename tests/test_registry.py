@@ -946,6 +946,22 @@ def test_stalls(sk):
 
 
 @image(None)
+def test_no_core_dump(sk):
+    """What has credentials in memory leaves no core dump, whatever the caller's limit."""
+    m, blobs, big = one()
+    g, go = Registry(m, blobs), lib.threading.Event()
+    g.fault("GET .*" + big, lambda h: not go.wait(100))
+    p = sk.popen("pull", g.ref, stdout=subprocess.DEVNULL,
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2))
+    until(lambda: g.count("GET .*" + big), "the blob is asked for")
+    with open("/proc/%d/limits" % p.pid) as f:
+        limits = f.read()
+    go.set()
+    eq(p.wait(30), 0)
+    match(limits, r"(?m)^Max core file size +0 ")
+
+
+@image(None)
 def test_credentials_stay_home(sk):
     """No Authorization to another host: by redirect, by a realm elsewhere, by a foreign layer URL."""
     m, blobs, big = one()
