@@ -28336,6 +28336,130 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     return rc;
 }
 
+/* ---- events ---- */
+
+/* A limit as runc tells it; "max" is the largest number. */
+static void events_limit(json_t *j, const struct cgroup *c, const char *file) {
+    u64 n = cgroup_counter(c, file, NULL);
+    js_seti(j, "limit", n && n < INT64_MAX ? (i64)n : INT64_MAX);
+}
+
+/* The block devices' counters as a list; of v1 `file` has lines "8:0 Read 512", of v2 io.stat has
+ * "8:0 rbytes=512 wbytes=0 …" with these two keys. */
+static json_t *events_io(const struct cgroup *c, const char *file, const char *const keys[2]) {
+    static const char *const OPS[] = { "Read", "Write" };
+    AUTO_BUF b = { 0 };
+    struct err none;
+    json_t *list = json_array();
+    AUTO_FREE char *path = cgroup_file(c, file);
+    char *save = NULL;
+    if (!path || file_read(AT_FDCWD, path, 1 << 20, &b, &none) || !b.p) return list;
+    for (char *l = strtok_r(b.p, "\n", &save); l; l = strtok_r(NULL, "\n", &save)) {
+        unsigned major, minor;
+        if (sscanf(l, "%u:%u ", &major, &minor) != 2) continue;
+        for (int i = 0; i < 2; i++) {
+            const char *key = keys ? keys[i] : OPS[i], *at = strstr(l, key);
+            if (!at || at[-1] != ' ' || at[strlen(key)] != (keys ? '=' : ' ')) continue;
+            json_t *one = json_object();
+            js_seti(one, "major", major), js_seti(one, "minor", minor);
+            js_sets(one, "op", OPS[i]);
+            js_seti(one, "value", (i64)strtoull(at + strlen(key) + 1, NULL, 10));
+            json_array_append_new(list, one);
+        }
+    }
+    return list;
+}
+
+/* What the cgroup has used: runc's "stats" (types/events.go). */
+static json_t *events_stats(const struct cgroup *c) {
+    static const char *const BYTES[] = { "rbytes", "wbytes" }, *const COUNT[] = { "rios", "wios" };
+    bool v1 = cgroup_is_v1(c);
+    i64 us = 1000, tick = 1000000000 / sysconf(_SC_CLK_TCK);
+    json_t *j = json_object(), *cpu = js_sub(j, "cpu"), *used = js_sub(cpu, "usage"),
+           *held = js_sub(cpu, "throttling"), *memory = js_sub(j, "memory"),
+           *m = js_sub(memory, "usage"), *raw = js_sub(memory, "raw"), *pids = js_sub(j, "pids"),
+           *io = js_sub(j, "blkio");
+#define COUNTER(file, key) (i64) cgroup_counter(c, file, key)
+    js_seti(used, "total",
+            v1 ? COUNTER("cpuacct.usage", NULL) : COUNTER("cpu.stat", "usage_usec") * us);
+    js_seti(used, "kernel",
+            v1 ? COUNTER("cpuacct.stat", "system") * tick
+               : COUNTER("cpu.stat", "system_usec") * us);
+    js_seti(used, "user",
+            v1 ? COUNTER("cpuacct.stat", "user") * tick : COUNTER("cpu.stat", "user_usec") * us);
+    js_seti(held, "periods", COUNTER("cpu.stat", "nr_periods"));
+    js_seti(held, "throttledPeriods", COUNTER("cpu.stat", "nr_throttled"));
+    js_seti(held, "throttledTime",
+            v1 ? COUNTER("cpu.stat", "throttled_time")
+               : COUNTER("cpu.stat", "throttled_usec") * us);
+    js_seti(memory, "cache", COUNTER("memory.stat", v1 ? "total_cache" : "file"));
+    events_limit(m, c, v1 ? "memory.limit_in_bytes" : "memory.max");
+    js_seti(m, "usage", COUNTER(v1 ? "memory.usage_in_bytes" : "memory.current", NULL));
+    js_seti(m, "max", COUNTER(v1 ? "memory.max_usage_in_bytes" : "memory.peak", NULL));
+    js_seti(m, "failcnt", v1 ? COUNTER("memory.failcnt", NULL) : COUNTER("memory.events", "max"));
+    js_seti(pids, "current", COUNTER("pids.current", NULL));
+    js_seti(pids, "limit", COUNTER("pids.max", NULL));
+#undef COUNTER
+    js_set(io, "ioServiceBytesRecursive",
+           v1 ? events_io(c, "blkio.throttle.io_service_bytes_recursive", NULL)
+              : events_io(c, "io.stat", BYTES));
+    js_set(io, "ioServicedRecursive",
+           v1 ? events_io(c, "blkio.throttle.io_serviced_recursive", NULL)
+              : events_io(c, "io.stat", COUNT));
+    AUTO_BUF b = { 0 };
+    struct err none;
+    AUTO_FREE char *stat = cgroup_file(c, "memory.stat");
+    char *save = NULL, key[64];
+    if (!stat || file_read(AT_FDCWD, stat, 65536, &b, &none) || !b.p) return j;
+    for (char *l = strtok_r(b.p, "\n", &save); l; l = strtok_r(NULL, "\n", &save)) {
+        unsigned long long n;
+        if (sscanf(l, "%63s %llu", key, &n) == 2) js_seti(raw, key, (i64)n);
+    }
+    return j;
+}
+
+static void events_print(const char *type, const char *id, json_t *data /* consumed */) {
+    AUTO_JSON *j = json_object();
+    js_sets(j, "type", type);
+    js_sets(j, "id", id);
+    if (data) js_set(j, "data", data);
+    AUTO_FREE char *t = js_dump(j, JSON_COMPACT);
+    puts(t);
+    fflush(stdout);
+}
+
+static const struct opt OPT_OCI_EVENTS[] = {
+    { "interval", 0, OPT_TEXT, "How often the statistics are told (5s)" },
+    { "stats", 0, OPT_BOOL, "Tell the statistics once, and end" },
+    { NULL, 0, OPT_BOOL, NULL }
+};
+
+/* Statistics every so often, and each kill for want of memory, until the container has stopped. */
+static int oci_cmd_events(struct cli *c, struct err *e) {
+    enum { LOOK_MS = 200 };
+    AUTO_JSON *j = oci_load(c->args[0], e);
+    if (!j) return -1;
+    const struct cgroup cg = { (char *)(uintptr_t)js_str(j, "cgroup") };
+    i64 ns = cli_text(c, "interval") ? time_duration(cli_text(c, "interval")) : 5000000000;
+    if (ns <= 0) return err_set(e, 0, "--interval: expected a duration above 0, such as 5s");
+    if (str_eq(js_str(j, "status"), "stopped"))
+        return err_set(e, 0, "container `%s` is not running", c->args[0]);
+    if (!cg.path) return err_set(e, 0, "container `%s` has no cgroup of its own", c->args[0]);
+    if (cli_flag(c, "stats")) return events_print("stats", c->args[0], events_stats(&cg)), 0;
+    AUTO_FD pidfd = sys_pidfd_open((pid_t)js_int(j, "pid", 0));
+    struct pollfd gone = { pidfd, POLLIN, 0 };
+    u64 ooms = cgroup_ooms(&cg);
+    bool ended = pidfd < 0;
+    for (i64 next = time_mono_ns() + ns; !ended && !ferror(stdout);) {
+        ended = poll(&gone, 1, LOOK_MS) != 0;
+        for (u64 now = cgroup_ooms(&cg); ooms < now; ooms++) events_print("oom", c->args[0], NULL);
+        if (ended || time_mono_ns() < next) continue;
+        events_print("stats", c->args[0], events_stats(&cg));
+        next += ns;
+    }
+    return 0;
+}
+
 static const struct opt OPT_OCI_UPDATE[] = { { "resources", 'r', OPT_TEXT,
                                                "A file with linux.resources, - for stdin" },
                                              { NULL, 0, OPT_BOOL, NULL } };
@@ -28489,6 +28613,16 @@ static const struct cmd OCI_CMDS[] = {
       "Remove a container",
       oci_cmd_delete,
       { OPT_OCI_DELETE },
+      1,
+      1,
+      false,
+      1 },
+    { "events",
+      NULL,
+      "[OPTIONS] CONTAINER",
+      "Tell what a container uses, and when it runs out of memory",
+      oci_cmd_events,
+      { OPT_OCI_EVENTS },
       1,
       1,
       false,

@@ -1350,6 +1350,21 @@ def test_mounts_command(sk):
 
 
 @image(None)
+def test_events_command(sk):
+    """Its errors; what it tells needs a cgroup of the container's own (tests/vm, and run.cgroup_v1)."""
+    b = Bundle(sk)
+    b.up("ee")
+    b("events --stats nosuch").exits(1, "does not exist")
+    b("events --interval 0s ee").exits(1, "interval")
+    if not b.get("ee").get("cgroup"):
+        b("events --stats ee").exits(1, "no cgroup of its own|^$")
+    b("kill ee KILL").ok
+    until(lambda: b.get("ee")["status"] == "stopped", "it ends")
+    b("events --stats ee").exits(1, "not running")
+    b("delete ee").ok
+
+
+@image(None)
 def test_notify_socket(sk):
     """READY=1 of the container, and nothing else, reaches the caller's NOTIFY_SOCKET."""
     b = Bundle(sk)

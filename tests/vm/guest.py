@@ -837,6 +837,24 @@ def oci_scope_of_root():
     eventually(lambda: not os.path.exists(own), 'its cgroup is gone')
 
 
+def oci_events():
+    """What a container uses, as runc tells it, and when it runs out of memory."""
+    limits = {'memory': {'limit': 48 << 20, 'swap': 48 << 20}, 'pids': {'limit': 40}}
+    bundle, words = oci_bundle({'args': ['sleep', '1000']}, {'resources': limits})
+    skiff_quietly(*words, 'run', '-d', '-b', bundle, 'box')
+    told = json.loads(out(*words, 'events', '--stats', 'box'))
+    data = told['data']
+    equal((told['type'], told['id'], data['pids'], data['memory']['usage']['limit']), ('stats', 'box', {'current': 1, 'limit': 40}, 48 << 20))
+    assert data['cpu']['usage']['total'] > 0 and data['memory']['usage']['usage'] > 0 and data['memory']['raw'], data
+    child = subprocess.Popen(['skiff', *words, 'events', '--interval', '500ms', 'box'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    skiff(*words, 'exec', 'box', 'tail', '/dev/zero', status=137)
+    types = set()
+    while types != {'stats', 'oom'}:
+        types.add(json.loads(child.stdout.readline())['type'])
+    out(*words, 'delete', '-f', 'box')
+    equal(child.wait(30), 0)
+
+
 def no_systemd_to_ask():
     """Without the manager's socket a limit is refused as ever."""
     child = subprocess.run(['env', 'XDG_RUNTIME_DIR=' + WORK, 'skiff', 'run', '--rm', '--network', 'none', '--memory', '64m', 'tiny:1', 'true'],
@@ -1193,7 +1211,7 @@ PODMAN = [podman_run, podman_users, podman_privileged, podman_limits, podman_out
           podman_cgroupfs, podman_pod, podman_service, podman_nothing_left]
 GROUPS = {
     'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
-    'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, nothing_left],
+    'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, oci_events, nothing_left],
     'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
     'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
     'selinux': [load, selinux_labels, selinux_enforced, selinux_mounts, selinux_volumes, selinux_exec, selinux_unknown, selinux_bundle,
