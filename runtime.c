@@ -28788,9 +28788,12 @@ static int oci_main(int argc, char **argv) {
                           "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP\n",
                           g_oci.name, SKIFF_VERSION, oci_commit()),
                    0;
-        if (!strcmp(a, "--systemd-cgroup")) g_oci.cgroups = OCI_CGROUPS_SYSTEMD;
-        if (!strcmp(a, "--systemd-cgroup") || !strcmp(a, "--debug")) continue;
-        bool known = false;
+        bool known = false, scopes = n == 16 && !strncmp(a, "--systemd-cgroup", n),
+             debug = n == 7 && !strncmp(a, "--debug", n);
+        if ((scopes || debug) && eq && strcmp(eq, "=true") && strcmp(eq, "=false"))
+            return err_set(&e, 0, "%s: expected true or false", a), oci_error(&e), 1;
+        if (scopes) g_oci.cgroups = eq && eq[1] == 'f' ? OCI_CGROUPS_FILES : OCI_CGROUPS_SYSTEMD;
+        if (scopes || debug) continue;
         for (size_t k = 0; k < ARRAY_LEN(VALUE); k++) {
             if (strlen(VALUE[k]) != n || strncmp(VALUE[k], a, n)) continue;
             const char *v = eq ? eq + 1 : i + 1 < argc ? argv[++i] : "";

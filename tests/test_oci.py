@@ -269,6 +269,8 @@ def test_names(sk):
             match(v.stdout.decode(), r"^%s version \d[^\n]*\n(.*\n)*spec: 1\." % name)
     if not os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
         with sk.case("systemd as the cgroup manager, with cgroup v1"):
+            for word in "--systemd-cgroup=false", "--debug":
+                eq(sk("oci %s --root %s run -b %s v1" % (word, b.state, b.dir)).ok.err, "")
             r = sk("oci --systemd-cgroup --root %s run -b %s v1" % (b.state, b.dir))
             r.says("named")
             match(r.err, "v1.*systemd")
