@@ -452,6 +452,22 @@ static bool str_int(const char *s, i64 min, i64 max, i64 *ret) {
     return true;
 }
 
+/* A list of processors as cpuset(7) has it, "0-3,7"; false: it is none. Those past CPU_SETSIZE are
+ * passed over. */
+static bool str_cpus(const char *s, cpu_set_t *ret) {
+    CPU_ZERO(ret);
+    for (const char *p = s; *p; p += *p == ',') {
+        char *end;
+        if (!isdigit((u8)*p)) return false;
+        unsigned long a = strtoul(p, &end, 10), b = a;
+        if (*end == '-' && isdigit((u8)end[1])) b = strtoul(end + 1, &end, 10);
+        if (b < a || (*end && *end != ',')) return false;
+        for (; a <= b && a < CPU_SETSIZE; a++) CPU_SET(a, ret);
+        p = end;
+    }
+    return *s;
+}
+
 /* A byte count with Docker's suffixes (b, k, m, g, t, also kb, KiB); -1 where it is none. */
 static i64 str_bytes(const char *s) {
     char *end;
@@ -10740,6 +10756,9 @@ struct plan {
     struct strv masked, readonly;
     unsigned long propagation; /* of the root file system */
 
+    /* of a process that joins: its processors before and after it enters the cgroup; none: not told
+     */
+    cpu_set_t cpus[2];
     int ioprio; /* ioprio_set(2)'s value; -1: not told */
     struct sched_words {
         u32 size, policy;
@@ -11222,6 +11241,18 @@ static int plan_policy(struct plan *p, struct err *e) {
 }
 
 /* /process, which exec shares with run. */
+/* process.execCPUAffinity. */
+static int plan_affinity(struct plan *p, const json_t *proc, struct err *e) {
+    static const char *const WHEN[] = { "initial", "final" };
+    for (int i = 0; i < 2; i++) {
+        const char *list = js_str(js_get(proc, "execCPUAffinity"), WHEN[i]);
+        if (!str_empty(list) && !str_cpus(list, &p->cpus[i]))
+            return err_set(e, 0, "/process/execCPUAffinity/%s: '%.40s' is no list of processors",
+                           WHEN[i], list);
+    }
+    return 0;
+}
+
 static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
     js_to_strv(js_get(proc, "args"), &p->args);
     js_to_strv(js_get(proc, "env"), &p->env);
@@ -11250,7 +11281,7 @@ static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
         plan_caps(proc, "inheritable", &p->cap_inheritable, e) ||
         plan_caps(proc, "ambient", &p->cap_ambient, e))
         return -1;
-    if (plan_sched(p, proc, e)) return -1;
+    if (plan_sched(p, proc, e) || plan_affinity(p, proc, e)) return -1;
     p->no_new_privs = js_bool(proc, "noNewPrivileges");
     p->apparmor = js_str(proc, "apparmorProfile");
     p->selinux = js_str(proc, "selinuxLabel");
@@ -12711,6 +12742,13 @@ static void launch_abort(struct launch *l) {
     cgroup_remove(&l->cgroup);
 }
 
+/* Binds who joins to the processors of one of the two steps. */
+static int launch_affinity(const struct plan *p, int step, struct err *e) {
+    if (!CPU_COUNT(&p->cpus[step]) || !sched_setaffinity(0, sizeof *p->cpus, &p->cpus[step]))
+        return 0;
+    return err_set(e, errno, "set /process/execCPUAffinity/%s", step ? "final" : "initial");
+}
+
 /* setns(2), again for a second on EPERM: between its change of credentials and execve(2) a process
  * may not be traced, so its namespaces may not be joined. */
 static int setns_patiently(int pidfd, int namespaces) {
@@ -12753,7 +12791,9 @@ static int launch_join(struct launch *l, int pidfd, u64 namespaces, struct err *
             launch_fail(theirs, &ce); /* before the first namespace: CVE-2016-9962 */
         if (launch_confine(p, &ce)) launch_fail(theirs, &ce);
         launch_raise(p, 0);
+        if (launch_affinity(p, 0, &ce)) launch_fail(theirs, &ce);
         if (l->cgroup.path && cgroup_enter(&l->cgroup, getpid(), &ce)) launch_fail(theirs, &ce);
+        if (launch_affinity(p, 1, &ce)) launch_fail(theirs, &ce);
         if (setns_patiently(pidfd, (int)namespaces)) {
             err_set(&ce, errno, "join the container's namespaces");
             launch_fail(theirs, &ce);
@@ -15565,15 +15605,8 @@ static bool limits_affinity(const json_t *cpu, cpu_set_t *ret) {
     CPU_ZERO(ret);
     if (sched_getaffinity(0, sizeof have, &have)) return false;
     if (list) {
-        for (const char *p = list; *p; p += *p == ',') {
-            char *end;
-            unsigned long a = strtoul(p, &end, 10),
-                          b = *end == '-' ? strtoul(end + 1, &end, 10) : a;
-            if (end == p) return false;
-            for (; a <= b && a < CPU_SETSIZE; a++)
-                if (CPU_ISSET(a, &have)) CPU_SET(a, ret);
-            p = end + strcspn(end, ",");
-        }
+        if (!str_cpus(list, ret)) return false;
+        CPU_AND(ret, ret, &have);
     } else if (quota > 0 && period > 0) {
         i64 n = (quota + period - 1) / period;
         for (size_t i = 0; i < CPU_SETSIZE && n > 0; i++)
@@ -27742,6 +27775,9 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
+    if (js_path(spec, "linux.intelRdt")) log_warn("/linux/intelRdt is ignored: skiff has none");
+    if (js_path(spec, "linux.netDevices"))
+        log_warn("/linux/netDevices is ignored: skiff moves no network devices");
     if (p->terminal && !o->console && o->detach)
         return err_set(e, 0, "a terminal of a detached container: use --console-socket");
     if (!oci_id_ok(o->id)) return oci_id_bad(o->id, e);

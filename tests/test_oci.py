@@ -1352,6 +1352,33 @@ def test_mounts_command(sk):
 
 
 @image(None)
+def test_affinity(sk):
+    """execCPUAffinity of what exec starts; what is ignored is said."""
+    b = Bundle(sk)
+    b.spec["linux"]["intelRdt"] = {"closID": "x"}
+    with sk.case("intelRdt is ignored, with a word"):
+        b.write("true")
+        match(b("run -b", b.dir, "ii").ok.err, "/linux/intelRdt is ignored")
+    del b.spec["linux"]["intelRdt"]
+    b.up("af")
+    last = str(max(os.sched_getaffinity(0)))
+
+    def mask(**affinity):
+        process = {"args": ["sed", "-n", "s/Cpus_allowed_list:.//p", "/proc/self/status"], "cwd": "/", "env": ["PATH=/bin"], "execCPUAffinity": affinity}
+        return b("exec --process", sk.file("process.json", json.dumps(process)), "af")
+    first, whole = str(min(os.sched_getaffinity(0))), mask().ok.out
+    mask(initial=last).says(last)
+    mask(final=last).says(last)
+    mask(initial=first, final=last).says(last)
+    mask(initial=last, final=whole).says(whole)
+    mask(final="").says(whole)
+    for bad in "x", "1-", "2-1", "0 1", "-1":
+        mask(final=bad).exits(None, "/process/execCPUAffinity/final")
+    mask(initial="1023").exits(None, "/process/execCPUAffinity/initial")
+    b("delete -f af").ok
+
+
+@image(None)
 def test_events_command(sk):
     """Its errors; what it tells needs a cgroup of the container's own (tests/vm, and run.cgroup_v1)."""
     b = Bundle(sk)
