@@ -6247,8 +6247,9 @@ static void ufs_statfs(struct ufs_thread *t, u64 unique) {
  * What was never written has no node and is answered by 12.2 without a lock: a bit for each inode
  * of the index says whether it was touched. A node is what was: its id stays what the kernel knows
  * it by, also after its file was copied up. A node has one place (directory and name) at a time;
- * hard links are further entries with the same id. What has lost its last place keeps a
- * descriptor, for as long as the kernel remembers it.
+ * hard links are further entries with the same id. What has lost its place keeps a descriptor, for
+ * as long as the kernel remembers it; what has other names gets one of ours in work/skiff instead,
+ * for the kernel remembers any number of these, and not only those that are open.
  *
  * Invariants: (1) nobody else changes the upper, so a directory's listing, once read, is the truth;
  * (2) a lower file with several names gets all of them in the upper when it is copied up, so links
@@ -6286,7 +6287,7 @@ struct rw_node {
     u32 kids, pins, writers; /* writers: of pages that the kernel kept, right now */
     struct timespec mtime;   /* while there are writers: the kernel's word on it */
     int fd;                  /* owned; a directory's O_PATH, a file's O_RDWR; -1: not open */
-    int orphan;              /* owned; what has no place; -1 */
+    int orphan;              /* owned; what has no place; the attic's is borrowed; -1 */
     struct rw_list list;
     struct rw_node *id_next, *ino_next, *older, *newer;
 };
@@ -6307,6 +6308,7 @@ struct rw {
     pthread_cond_t copied;
     u8 *touched; /* owned: a bit an inode of the index */
     struct rw_node *root, **by_id, **by_ino, *newest, *oldest;
+    struct rw_node *attic; /* where what has names elsewhere is kept (rw_keep); always pinned */
     u32 nodes, mask, opened, temps;
     u64 next_id, seq;
 };
@@ -6566,11 +6568,41 @@ static int rw_file(struct rw *w, struct rw_node *n) {
     return n->fd;
 }
 
+/* The name in the attic that a file has beside its own. */
+static bool rw_kept(const struct rw *w, const struct rw_node *n) {
+    return n->parent && n->parent == w->attic;
+}
+
 /* Has what lost its place no other name either? */
-static bool rw_last(const struct rw_node *n) {
+static bool rw_last(struct rw *w, struct rw_node *n) {
     struct stat st;
-    return n->gone &&
-           (n->type == S_IFDIR || n->orphan < 0 || fstat(n->orphan, &st) || !st.st_nlink);
+    return n->gone && (n->type == S_IFDIR || rw_stat(w, n, &st) || st.st_nlink <= rw_kept(w, n));
+}
+
+static void rw_temp_name(struct rw *w, char out[24]) {
+    snprintf(out, 24, "t%u", __atomic_add_fetch(&w->temps, 1, __ATOMIC_RELAXED));
+}
+
+/* Keeps what lost its place, but has other names, without a descriptor. */
+static void rw_keep(struct rw *w, struct rw_node *n) {
+    struct stat st;
+    char path[64], temp[24];
+    if (!n->gone || n->orphan < 0 || n->type == S_IFDIR || rw_stat(w, n, &st) || !st.st_nlink)
+        return;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", n->orphan);
+    rw_temp_name(w, temp);
+    if (linkat(AT_FDCWD, path, w->work, temp, AT_SYMLINK_FOLLOW)) return;
+    rw_move(n, w->attic, temp);
+    fd_closep(&n->orphan);
+}
+
+/* It has a place again, or is not to be kept any longer. */
+static void rw_unkeep(struct rw *w, struct rw_node *n) {
+    if (rw_kept(w, n)) {
+        unlinkat(w->work, n->name, 0);
+        rw_move(n, NULL, NULL);
+    }
+    fd_closep(&n->orphan);
 }
 
 /* Charges a file with what it has by now. */
@@ -6598,8 +6630,8 @@ static void rw_free(struct rw *w, struct rw_node *n) {
         struct rw_node *parent = n->parent, **p = &w->by_id[n->id & w->mask];
         if (rw_keeps_charge(w, n)) return;
         rw_fd_drop(w, n);
-        if (w->limit && rw_last(n)) rw_charge(w, n, 0);
-        fd_closep(&n->orphan);
+        if (w->limit && rw_last(w, n)) rw_charge(w, n, 0);
+        rw_unkeep(w, n);
         rw_ino_remove(w, n);
         while (*p != n) p = &(*p)->id_next;
         *p = n->id_next;
@@ -6669,8 +6701,8 @@ static struct rw_node *rw_adopt(struct rw *w, struct rw_node *d, struct rw_entry
     struct rw_node *n = rw_find(w, e->id);
     if (n) {
         if (n->gone) { /* another name of what lost its place */
+            rw_unkeep(w, n);
             rw_move(n, d, e->name);
-            fd_closep(&n->orphan);
             n->gone = false;
         }
         return n;
@@ -6883,10 +6915,6 @@ static int rw_statfs(struct rw *w, struct fuse_kstatfs *ret) {
 
 /* ---- 12.8 the writable tree: copying up ---- */
 static bool rw_xattr_hidden(const char *name) { return str_prefix(name, "user.overlay."); }
-
-static void rw_temp_name(struct rw *w, char out[24]) {
-    snprintf(out, 24, "t%u", __atomic_add_fetch(&w->temps, 1, __ATOMIC_RELAXED));
-}
 
 /* Gives an object of the upper the attributes of an inode of the index; path as rw_path's. */
 static int rw_copy_attrs(struct rw *w, const struct idx_inode *i, int at, const char *name) {
@@ -7276,6 +7304,7 @@ static int rw_remove(struct rw *w, struct rw_node *d, const char *name, bool dir
     }
     if (below) rw_list_set(w, &d->list, name, strlen(name), 0, DT_CHR, true);
     else rw_list_remove(&d->list, name, strlen(name));
+    if (here) rw_keep(w, n);
     rw_free(w, n);
     return 0;
 }
@@ -7364,6 +7393,7 @@ static int rw_rename_now(struct rw *w, struct rw_side *a, struct rw_side *b) {
     else rw_list_remove(&a->d->list, a->name, strlen(a->name));
     rw_list_set(w, &b->d->list, b->name, strlen(b->name), a->n->id, (u8)IFTODT(a->n->type), false);
     rw_move(a->n, b->d, b->name);
+    if (here) rw_keep(w, dst);
     if (dst) rw_free(w, dst);
     return 0;
 }
@@ -7422,8 +7452,8 @@ static int rw_link(struct rw *w, struct rw_node *n, struct rw_node *d, const cha
     if (rc) return -1;
     rw_list_set(w, &d->list, name, strlen(name), n->id, (u8)IFTODT(n->type), false);
     if (n->gone) {
+        rw_unkeep(w, n);
         rw_move(n, d, name);
-        fd_closep(&n->orphan);
         n->gone = false;
     }
     return 0;
@@ -7444,7 +7474,8 @@ static void rw_attr(const struct rw *w, const struct rw_node *n, const struct st
         .mtimensec = (u32)st->st_mtim.tv_nsec,
         .ctimensec = (u32)st->st_ctim.tv_nsec,
         .mode = st->st_mode,
-        .nlink = S_ISDIR(st->st_mode) && n->lower != NO_INODE ? 1 : (u32)st->st_nlink,
+        .nlink =
+            S_ISDIR(st->st_mode) && n->lower != NO_INODE ? 1 : (u32)st->st_nlink - rw_kept(w, n),
         .rdev = (u32)((minor(st->st_rdev) & 0xff) | major(st->st_rdev) << 8 |
                       (minor(st->st_rdev) & ~0xffu) << 12),
         .uid = st->st_uid,
@@ -7817,10 +7848,10 @@ static void rw_forget(struct rw *w, u64 id, u64 count) {
     pthread_mutex_lock(&w->lock);
     struct rw_node *n = rw_find(w, id);
     if (n && index) { /* it stays, but what was unlinked need not be held open any longer */
-        if (n->gone && !n->pins && !n->copying && n->orphan >= 0) {
-            bool last = rw_last(n);
+        if (n->gone && !n->pins && !n->copying && (n->orphan >= 0 || rw_kept(w, n))) {
+            bool last = rw_last(w, n);
             rw_fd_drop(w, n);
-            fd_closep(&n->orphan);
+            rw_unkeep(w, n);
             if (last) { /* else another name may bring it back */
                 rw_charge(w, n, 0);
                 rw_ino_remove(w, n);
@@ -8072,6 +8103,10 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
     w->root->fd = upper;
     rw_mark_upper(w, w->root, &st, true);
     rw_touch(w, w->root);
+    w->attic = rw_node_new(w, 0, NO_INODE, S_IFDIR, NULL, NULL);
+    w->attic->orphan = w->work;
+    w->attic->gone = true;
+    w->attic->pins = 1;
     u->rw = w;
     return 0;
 }

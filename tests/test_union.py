@@ -5,6 +5,7 @@ import hashlib
 import os
 import random
 import re
+import resource
 import struct
 import subprocess
 import time
@@ -640,6 +641,26 @@ def test_inodes(sk):
                    "the numbers in the listing")
             union(sk, driver, "acl", "/acl").says("751")
             sk("rm -f", driver).ok
+
+
+@only("g")
+def test_names_of_many(sk):
+    """One of the two names of more files than the server may open is removed, or replaced: the other is whole."""
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))
+    script = """cd /tmp; mkdir a o; i=0; while [ $i -lt 2000 ]; do echo $i >a/$i; i=$((i + 1)); done; ln -s x a/s; cp -al a b; ls -lR . >/dev/null
+        cd a; for i in 1 2 3; do echo new >../o/$i; mv ../o/$i $i; done; cd ..
+        exec 3<a/5; rm -rf a && cat <&3; mkdir n && echo n >n/n && rm -r n; cat b/* | md5sum; stat -c %h b/1 b/1999 b/s; readlink b/s; ln b/7 c; ln b/s s; stat -c %h b/7 c s; echo more >>c; cat b/7
+        rm b/7; cat c; stat -c %h c; rm b/8; mv b/9 b/1; rm -rf b && ls"""
+    want = hashlib.md5("".join("%s\n" % i for i in sorted(map(str, range(2000)))).encode()).hexdigest()
+    for driver in drivers(sk):
+        with sk.case(driver):
+            sk(["--storage-driver", driver, "run", "-d", "--name", driver, "busybox", "sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1; done & wait"], preexec_fn=few).ok
+            eq(sk("exec %s sh -c" % driver, script, wait=60).ok.lines, ["5", want + "  -", "1", "1", "1", "x", "2", "2", "2", "7", "more", "7", "more", "1", "c", "o", "s"])
+        with sk.case(driver + ", after a restart, where the other names were not seen yet"):
+            sk("exec %s sh -c" % driver, "cd /tmp; mkdir a; i=0; while [ $i -lt 2000 ]; do echo $i >a/$i; i=$((i + 1)); done; cp -al a b", wait=60).ok
+            sk("restart -t 2", driver, preexec_fn=few).ok
+            eq(sk("exec %s sh -c" % driver, "cd /tmp && ls -l a >/dev/null && rm -rf a && mkdir n && echo n >n/n && rm -r n && cat b/* | md5sum; stat -c %h b/5; rm -r b && ls", wait=60).ok.lines, [want + "  -", "1", "c", "o", "s"])
+        sk("rm -f", driver).ok
 
 
 @only("f")
