@@ -27791,6 +27791,21 @@ static int oci_hooks_child(const struct launch *l, const char *kind, struct err 
 }
 
 /* create: everything up to the process waiting at its FIFO. *l stays with the caller. */
+/* As crun has it, what a bundle asks for and this host lacks is passed over, with a word. */
+static void oci_pass_over(const json_t *spec, struct plan *p) {
+    if (p->apparmor && strcmp(p->apparmor, "unconfined") && !host_apparmor()) {
+        log_warn("/process/apparmorProfile is ignored: AppArmor is not enabled on this host");
+        p->apparmor = NULL;
+    }
+    if (p->selinux && !host_selinux()) {
+        log_warn("/process/selinuxLabel is ignored: SELinux is not enabled on this host");
+        p->selinux = NULL;
+    }
+    if (js_path(spec, "linux.intelRdt")) log_warn("/linux/intelRdt is ignored: skiff has none");
+    if (js_path(spec, "linux.netDevices"))
+        log_warn("/linux/netDevices is ignored: skiff moves no network devices");
+}
+
 static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, struct launch *l,
                       json_t **ret_state, struct err *e) {
     char now[40];
@@ -27810,9 +27825,7 @@ static int oci_create(const struct oci_run *o, json_t *spec, struct plan *p, str
     if (!bundle || chdir(bundle)) return err_set(e, errno, "bundle %s", o->bundle);
     if (!js_str(spec, "root.path")) return err_set(e, 0, "/root/path: missing");
     if (plan_parse(spec, p, e)) return -1;
-    if (js_path(spec, "linux.intelRdt")) log_warn("/linux/intelRdt is ignored: skiff has none");
-    if (js_path(spec, "linux.netDevices"))
-        log_warn("/linux/netDevices is ignored: skiff moves no network devices");
+    oci_pass_over(spec, p);
     if (p->terminal && !o->console && o->detach)
         return err_set(e, 0, "a terminal of a detached container: use --console-socket");
     if (!oci_id_ok(o->id)) return oci_id_bad(o->id, e);
@@ -28354,6 +28367,7 @@ static int oci_cmd_exec(struct cli *c, struct err *e) {
     AUTO_FD pidfd = oci_pidfd(c->args[0], j, e);
     if (pidfd < 0) return -1;
     if (oci_exec_process(c, spec, e) || plan_parse(spec, &p, e)) return -1;
+    oci_pass_over(NULL, &p);
     const char *console = cli_text(c, "console-socket"), *pid_file = cli_text(c, "pid-file");
     bool detach = cli_flag(c, "detach");
     launch_init(&l);

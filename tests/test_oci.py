@@ -351,9 +351,13 @@ def test_errors(sk):
     bad("/syscalls/0", lambda s: lin(s).update(seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "NONSENSE"}]}))
     bad("/linux/mountLabel", lambda s: lin(s).update(mountLabel="a\"b"))
     if not os.path.exists("/sys/module/apparmor"):
-        bad("/process/apparmorProfile", lambda s: proc(s).update(apparmorProfile="x"))
+        with sk.case("a profile without AppArmor"), b.changed() as spec:
+            proc(spec).update(apparmorProfile="x")
+            match(b.run("true").ok.err, "/process/apparmorProfile is ignored")
     if not os.path.exists("/sys/fs/selinux/enforce"):
-        bad("/process/selinuxLabel", lambda s: proc(s).update(selinuxLabel="a:b:c:s0"))
+        with sk.case("a label without SELinux"), b.changed() as spec:
+            proc(spec).update(selinuxLabel="a:b:c:s0")
+            match(b.run("true").ok.err, "/process/selinuxLabel is ignored")
         with sk.case("labels of mounts, and unconfined, are nothing here"), b.changed() as spec:
             lin(spec).update(mountLabel="a:b:c:s0:c1,c2")
             proc(spec).update(apparmorProfile="unconfined", selinuxLabel="")
