@@ -14917,11 +14917,12 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
 
 /* After a container was removed by its supervisor: its name goes too. */
 static void ctr_drop_name(const struct ctr *c) {
-    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c));
-    AUTO_FD alone = lock_take(c->s->dir, "locks/names", LOCK_EX);
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *dir = str_fmt("containers/%s", c->id);
     char owner[HEX_LEN + 1];
+    if (!faccessat(c->s->dir, dir, F_OK, 0)) return;
+    AUTO_FD alone = lock_take(c->s->dir, "locks/names", LOCK_EX);
     if (alone >= 0 && name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id))
-        name_drop(c->s, link, owner);
+        unlinkat(c->s->dir, link, 0);
 }
 
 static bool volume_name_ok(const char *n) { return n && ctr_name_ok(n); }
