@@ -11778,10 +11778,14 @@ static int launch_mount(const struct plan *p, const struct plan_mount *m, int so
     if ((m->rec_set || m->rec_clear) &&
         mnt_attr(tree, m->rec_set, p->ids.uids ? 0 : m->rec_clear, true, e))
         return -1;
-    if (m->propagation) {
+    unsigned long propagation = m->propagation;
+    /* opened outside, it is a peer of the host's: what is mounted below it would be there too */
+    if (!propagation && source >= 0 && m->bind && !(p->propagation & MS_SHARED))
+        propagation = MS_SLAVE | MS_REC;
+    if (propagation) {
         char path[40];
         snprintf(path, sizeof path, "/proc/self/fd/%d", tree);
-        if (mount(NULL, path, NULL, m->propagation, NULL))
+        if (mount(NULL, path, NULL, propagation, NULL))
             return err_set(e, errno, "propagation of %s", m->dest);
     }
     return 0;

@@ -837,6 +837,14 @@ def oci_scope_of_root():
     eventually(lambda: not os.path.exists(own), 'its cgroup is gone')
 
 
+def oci_binds_of_root():
+    """By the host's root, with a user namespace: what is mounted below a directory of the host is mounted in the container alone."""
+    mounts = open('/proc/self/mountinfo').read()
+    bundle, words = oci_bundle({'args': ['grep', '-c', ' /sys/firmware ', '/proc/self/mountinfo']})
+    equal(skiff(*words, 'run', '-b', bundle, 'box').stdout.strip(), '1')
+    equal(open('/proc/self/mountinfo').read(), mounts)
+
+
 def oci_events():
     """What a container uses, as runc tells it, and when it runs out of memory."""
     limits = {'memory': {'limit': 48 << 20, 'swap': 48 << 20}, 'pids': {'limit': 40}}
@@ -1219,7 +1227,7 @@ GROUPS = {
     'selinux1': [load, selinux_labels, selinux_mounts, selinux_volumes, nothing_left],
     'podman': PODMAN,
     'rootful': PODMAN,
-    'asroot': [oci_scope_devices, oci_scope_of_root],
+    'asroot': [oci_binds_of_root, oci_scope_devices, oci_scope_of_root],
     'nofuse': [doctor, hello, lifecycle] + RUNGS + [nothing_left],
 }
 
