@@ -11275,7 +11275,6 @@ static int plan_policy(struct plan *p, struct err *e) {
     return 0;
 }
 
-/* /process, which exec shares with run. */
 /* process.execCPUAffinity. */
 static int plan_affinity(struct plan *p, const json_t *proc, struct err *e) {
     static const char *const WHEN[] = { "initial", "final" };
@@ -11288,6 +11287,7 @@ static int plan_affinity(struct plan *p, const json_t *proc, struct err *e) {
     return 0;
 }
 
+/* /process, which exec shares with run. */
 static int plan_process(struct plan *p, const json_t *proc, struct err *e) {
     js_to_strv(js_get(proc, "args"), &p->args);
     js_to_strv(js_get(proc, "env"), &p->env);
@@ -14919,14 +14919,19 @@ static int ctr_claim_name(const struct store *s, const char *name, const char *i
     return 0;
 }
 
+/* Takes its name away, if it is still its own. */
+static void ctr_unname(const struct ctr *c) {
+    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c));
+    char owner[HEX_LEN + 1];
+    if (name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
+}
+
 /* After a container was removed by its supervisor: its name goes too. */
 static void ctr_drop_name(const struct ctr *c) {
-    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)), *dir = str_fmt("containers/%s", c->id);
-    char owner[HEX_LEN + 1];
+    AUTO_FREE char *dir = str_fmt("containers/%s", c->id);
     if (!faccessat(c->s->dir, dir, F_OK, 0)) return;
     AUTO_FD alone = lock_take(c->s->dir, "locks/names", LOCK_EX);
-    if (alone >= 0 && name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id))
-        unlinkat(c->s->dir, link, 0);
+    if (alone >= 0) ctr_unname(c);
 }
 
 static bool volume_name_ok(const char *n) { return n && ctr_name_ok(n); }
@@ -14967,12 +14972,10 @@ static void ctr_hide_volumes(const struct ctr *c) {
  * What is left of it is removed by ctr_purge, or collected after a kill. A supervisor that is shut
  * in cannot take the name: see ctr_drop_name. */
 static int ctr_hide(const struct ctr *c, bool volumes, struct err *e) {
-    AUTO_FREE char *link = str_fmt("names/%s", ctr_name(c)),
-                   *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
-    char owner[HEX_LEN + 1];
+    AUTO_FREE char *path = str_fmt("containers/%s", c->id), *gone = str_fmt("tmp/gone-%s", c->id);
     if (renameat(c->s->dir, path, c->s->dir, gone))
         return err_set(e, errno, "remove container %.12s", c->id);
-    if (name_owner(c->s->dir, link, owner) && !strcmp(owner, c->id)) unlinkat(c->s->dir, link, 0);
+    ctr_unname(c);
     if (volumes) ctr_hide_volumes(c);
     ctr_event(c, "destroy", NULL);
     return 0;
@@ -28540,12 +28543,13 @@ static int oci_cmd_events(struct cli *c, struct err *e) {
     struct pollfd gone = { pidfd, POLLIN, 0 };
     u64 ooms = cgroup_ooms(&cg);
     bool ended = pidfd < 0;
-    for (i64 next = time_mono_ns() + ns; !ended && !ferror(stdout);) {
-        ended = poll(&gone, 1, LOOK_MS) != 0;
+    for (i64 next = time_mono_ns() + ns, left; !ended && !ferror(stdout);) {
+        left = (next - time_mono_ns()) / 1000000 + 1;
+        ended = poll(&gone, 1, left < 1 ? 0 : left < LOOK_MS ? (int)left : LOOK_MS) != 0;
         for (u64 now = cgroup_ooms(&cg); ooms < now; ooms++) events_print("oom", c->args[0], NULL);
         if (ended || time_mono_ns() < next) continue;
         events_print("stats", c->args[0], events_stats(&cg));
-        next += ns;
+        next = time_mono_ns() + ns;
     }
     return 0;
 }
