@@ -896,11 +896,7 @@ touch /done; sleep 1000"""
 @image(None)
 def test_own_binary(sk):
     """CVE-2019-5736: a container whose programs are links to /proc/self/exe gets the engine's executable, which the user may write, and outlives the engine."""
-    mine = sk.dir + "/skiff"
-    shutil.copy(sk.binary, mine)
-    os.chmod(mine, 0o755)
-    before = lib.digest(open(mine, "rb").read())
-    sk.binary = mine
+    mine, before = sk.own_binary()
     b = Bundle(sk)
     b.up("cc", "sh", "-c", WRITER)
     until(lambda: os.path.exists(b.rootfs + "/ready"), "it waits")
