@@ -131,6 +131,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -5883,7 +5884,7 @@ static int stack_resolve(const struct stack *k, const char *path, bool last, cha
  * FORGET needs no answer. Either the kernel's overlay above takes the writes, or the server itself
  * (12.4 and on). The device is opened and mounted by pid 1 inside its own user namespace (the
  * kernel wants opener and mounter in one) and handed to this process, which holds no mount
- * namespace of a container alive. One server answers for all read-only mounts of an image (12.13);
+ * namespace of a container alive. One server answers for all read-only mounts of an image (12.14);
  * a writable tree has its own. Uses: 1-11. Source: linux/fuse.h, protocol 7.31 and later; fuse(4).
  * */
 
@@ -5911,17 +5912,22 @@ struct ufs {
     u32 *lookups; /* with rw, owned: how often the kernel was told of each inode of the index */
     u32 *listed;  /* with writeback, owned: bits, directories whose listing the kernel keeps */
     u32 nlisted, asked; /* how many they are; GETATTRs of files since they were last dropped */
-    u32 alone;          /* the number of the thread that listens alone (12.12); 0: all do */
+    u32 alone;          /* the number of the thread that listens alone (12.13); 0: all do */
     int quick;          /* quick answers in a row; negative: so many more before they count */
+};
+
+/* In which order files are read (12.3). */
+struct ufs_order {
+    u32 last;       /* the inode last read from its start */
+    u32 from, sent; /* the one whose reading had what follows read ahead; the first that was not */
+    u32 window;     /* how many are read ahead at once; 0: what is read does not follow an order */
 };
 
 struct ufs_conn {
     int fd;     /* owned */
     bool hello; /* a socket on which a device is to come */
     u32 users;  /* threads at it, and CONN_* */
-    /* reading ahead (12.3): the inode last read from its start, the first one that was not sent
-     * ahead, how many are to be sent at once; 0: what is read does not follow an order */
-    u32 last, sent, window;
+    struct ufs_order order;
 };
 
 /* A READ that is answered when what follows it was sent ahead. */
@@ -5957,7 +5963,7 @@ struct ufs_thread {
     bool soon;               /* the last one came soon */
 };
 
-/* All listen (12.12); `rest` quick answers do not count. */
+/* All listen (12.13); `rest` quick answers do not count. */
 static void ufs_turn_end(struct ufs *u, int rest) {
     __atomic_store_n(&u->quick, -rest, __ATOMIC_RELAXED);
     if (__atomic_load_n(&u->alone, __ATOMIC_RELAXED) &&
@@ -6151,30 +6157,37 @@ static void ufs_read(struct ufs_thread *t, u64 unique, const struct idx_inode *i
 
 /* ---- 12.3 reading ahead ----
  * The first read of each of many small files is a round trip for each. Who reads them in the order
- * in which they are listed, which is that of their numbers, gets the next ones put into the
- * kernel's page cache before it asks (FUSE_NOTIFY_STORE). Putting waits for a page that is being
- * read, and cannot be killed in that: the device stays open for as long, and so the read that it
- * waits for is not ended either. So it is done by a thread of its own, beside those that answer,
- * and while the reader still waits for the file before: then nobody else should be reading here,
- * and as soon as somebody is, it ends. Only where all is read-only: a page that was written to
- * would be lost. The last page of a file is sent only where the kernel clears what follows the
- * file's end: mapped, it would show what the memory held before. */
+ * in which they are listed, which is that of their numbers, gets the next ones into the kernel's
+ * page cache before it asks. Where all is read-only, they are put there (FUSE_NOTIFY_STORE; for a
+ * writable tree see 12.12). Putting waits for a page that is being read, and cannot be killed in
+ * that: the device stays open for as long, and so the read that it waits for is not ended either.
+ * So it is done by a thread of its own, beside those that answer, and while the reader still waits
+ * for the file before: then nobody else should be reading here, and as soon as somebody is, it
+ * ends. The last page of a file is sent only where the kernel clears what follows the file's end:
+ * mapped, it would show what the memory held before. */
 enum { AHEAD_LEAST = 16, AHEAD_MOST = 512, AHEAD_SKIP = 4, AHEAD_FILE = 64 << 10 };
 
-/* A file is read from its start. True: the other thread answers. */
-static bool ufs_ahead_note(struct ufs_thread *t, u64 unique, u32 ino, u32 size) {
-    struct ufs_conn *c = t->conn;
-    u32 last = __atomic_exchange_n(&c->last, ino, __ATOMIC_RELAXED),
-        sent = __atomic_load_n(&c->sent, __ATOMIC_RELAXED),
-        window = __atomic_load_n(&c->window, __ATOMIC_RELAXED);
+/* A file is read from its start. Returns how many of those that follow are to be read ahead. */
+static u32 ufs_order_note(struct ufs_order *o, u32 ino) {
+    u32 last = __atomic_exchange_n(&o->last, ino, __ATOMIC_RELAXED),
+        from = __atomic_load_n(&o->from, __ATOMIC_RELAXED),
+        sent = __atomic_load_n(&o->sent, __ATOMIC_RELAXED),
+        window = __atomic_load_n(&o->window, __ATOMIC_RELAXED);
     bool next = ino > last && ino - last <= AHEAD_SKIP,
          after = window > 1 && ino >= sent && ino - sent <= AHEAD_SKIP;
-    if (next && window > 1 && ino < sent) return false; /* was too large to be sent */
+    if (window > 1 && ino > from && ino < sent) return 0; /* on its way, or too large for it */
     window = after  ? window * 2 < AHEAD_MOST ? window * 2 : AHEAD_MOST
              : next ? window ? AHEAD_LEAST : 1
                     : 0;
-    __atomic_store_n(&c->window, window, __ATOMIC_RELAXED);
-    if (window < AHEAD_LEAST) return false;
+    __atomic_store_n(&o->window, window, __ATOMIC_RELAXED);
+    return window < AHEAD_LEAST ? 0 : window;
+}
+
+/* Likewise. True: the other thread answers. */
+static bool ufs_ahead_note(struct ufs_thread *t, u64 unique, u32 ino, u32 size) {
+    struct ufs_conn *c = t->conn;
+    u32 window = ufs_order_note(&c->order, ino);
+    if (!window) return false;
     pthread_mutex_lock(&t->share->ahead_lock);
     bool idle = t->share->ahead_idle;
     t->share->ahead_idle = false;
@@ -6210,14 +6223,18 @@ static bool ufs_ahead_clears(void) {
            memmem(config.p, config.n, ON, strlen(ON));
 }
 
+/* Is it a file that is read ahead? Not one that is damaged, or not here: nothing is fetched. */
+static bool ufs_ahead_wants(struct ufs *u, const struct idx_inode *i) {
+    u32 chunks;
+    if (!S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return false;
+    const struct idx_chunk *ch = idx_chunks(&u->x, i, &chunks);
+    return ch && chunks && packs_fd(&u->packs, ch->pack) >= 0 && !u->packs.pack[ch->pack].holes;
+}
+
 /* False: the kernel does not want it. tails: the last page too. */
 static bool ufs_ahead_send(struct ufs *u, int fd, u32 ino, bool tails, u8 *buf) {
     const struct idx_inode *i = idx_inode(&u->x, ino);
-    if (!i || !S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return i != NULL;
-    u32 chunks;
-    const struct idx_chunk *ch = idx_chunks(&u->x, i, &chunks);
-    if (!ch || !chunks || packs_fd(&u->packs, ch->pack) < 0 || u->packs.pack[ch->pack].holes)
-        return true; /* damaged; or not here: nothing is fetched */
+    if (!i || !ufs_ahead_wants(u, i)) return i != NULL;
     ssize_t n = packs_read(&u->packs, i, buf, (size_t)i->size, 0);
     if (n != (ssize_t)i->size) return true;
     if (!tails && !(n -= n % sysconf(_SC_PAGESIZE))) return true;
@@ -6306,7 +6323,8 @@ struct rw {
     i64 removed_ms; /* when something was removed last */
     pthread_mutex_t lock;
     pthread_cond_t copied;
-    u8 *touched; /* owned: a bit an inode of the index */
+    u8 *touched;            /* owned: a bit an inode of the index */
+    struct rw_ahead *ahead; /* NULL: nothing is read ahead */
     struct rw_node *root, **by_id, **by_ino, *newest, *oldest;
     struct rw_node *attic; /* where what has names elsewhere is kept (rw_keep); always pinned */
     u32 nodes, mask, opened, temps;
@@ -8111,7 +8129,92 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
     return 0;
 }
 
-/* ---- 12.12 serving ---- */
+/* ---- 12.12 the writable tree: reading ahead ----
+ * What 12.3 puts into the page cache would overwrite a page that was written to through a mapping,
+ * of which the kernel says nothing. So here a thread opens the files that follow, through the
+ * mount, and has the kernel read them (readahead(2)): it asks for many before it waits for any.
+ * What the thread opens was never written to, has the names of the index, and is opened below the
+ * mount's root only, with no link followed: all else is the container's own doing. Its descriptor
+ * of the root would hold the mount for ever; so whoever started the server says when the container
+ * has ended, or goes itself (launch_let_go). */
+struct rw_ahead {
+    struct ufs_order order;
+    int tree; /* owned: the mount's root */
+    int life; /* owned: a socket; readable: let go of it. Closed when what was written is in upper */
+    int wake; /* owned: an eventfd */
+    bool idle;
+};
+
+static void rw_ahead_note(struct rw_ahead *a, u32 ino) {
+    u32 window = ufs_order_note(&a->order, ino);
+    if (!window || !__atomic_exchange_n(&a->idle, false, __ATOMIC_ACQ_REL)) return;
+    __atomic_store_n(&a->order.from, ino, __ATOMIC_RELAXED);
+    __atomic_store_n(&a->order.sent, ino + 1 + window, __ATOMIC_RELEASE);
+    eventfd_write(a->wake, 1);
+}
+
+/* Opens a directory of the index in the mount. */
+static int rw_ahead_dir(const struct idx *x, int tree, u32 ino) {
+    char path[PATH_MAX], name[NAME_LIMIT + 1];
+    size_t at = sizeof path - 1, len;
+    path[at] = 0;
+    for (int depth = 0; ino; ino = x->inodes[ino].parent, depth++) {
+        u32 up = x->inodes[ino].parent;
+        if (depth > MAX_TREE_DEPTH || up >= x->head->inodes || !rw_lower_name(x, up, ino, name) ||
+            (len = strlen(name)) + 1 > at)
+            return -1;
+        if (path[at]) path[--at] = '/';
+        memcpy(path + (at -= len), name, len);
+    }
+    return sys_openat2(tree, path[at] ? path + at : ".", O_PATH | O_DIRECTORY, 0,
+                       RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+}
+
+/* Has the kernel read the files between `from` and `to`. */
+static void rw_ahead_read(struct ufs *u, const struct rw_ahead *a, u32 from, u32 to) {
+    const struct idx *x = &u->x;
+    AUTO_FD dir = -1;
+    const struct idx_dirent *d = NULL;
+    char name[NAME_LIMIT + 1];
+    u32 up = NO_INODE, n = 0, at = 0; /* of `dir`; its entries; the next of them */
+    for (u32 ino = from + 1; ino < to && ino < x->head->inodes; ino++) {
+        const struct idx_inode *i = &x->inodes[ino];
+        if (!ufs_ahead_wants(u, i) || rw_touched(u->rw, ino + 1ull)) continue;
+        if (i->parent != up) {
+            fd_closep(&dir);
+            if ((up = i->parent) >= x->head->inodes) return; /* damaged */
+            dir = rw_ahead_dir(x, a->tree, up);
+            d = idx_dir(x, &x->inodes[up], &n), at = 0;
+        }
+        while (at < n && d[at].inode != ino) at++; /* both ascend */
+        const char *s = at < n ? idx_name(x, d[at].name, d[at].name_len) : NULL;
+        if (!s || d[at].name_len > NAME_LIMIT) return; /* damaged */
+        snprintf(name, sizeof name, "%.*s", d[at].name_len, s);
+        AUTO_FD fd = dir < 0 ? -1
+                             : sys_openat2(dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0,
+                                           RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+        if (fd >= 0) readahead(fd, 0, i->size);
+    }
+}
+
+static void *rw_ahead_loop(void *arg) {
+    struct ufs *u = ((struct ufs_thread *)arg)->u;
+    struct rw_ahead *a = u->rw->ahead;
+    struct pollfd p[] = { { a->life, POLLIN, 0 }, { a->wake, POLLIN, 0 } };
+    eventfd_t ignored;
+    while (!p[0].revents) {
+        __atomic_store_n(&a->idle, true, __ATOMIC_RELEASE);
+        if (poll(p, ARRAY_LEN(p), -1) < 0 || !p[1].revents) continue;
+        eventfd_read(a->wake, &ignored);
+        rw_ahead_read(u, a, __atomic_load_n(&a->order.from, __ATOMIC_RELAXED),
+                      __atomic_load_n(&a->order.sent, __ATOMIC_ACQUIRE));
+    }
+    if (!u->rw->is_volatile) syncfs(a->tree);
+    fd_closep(&a->tree), fd_closep(&a->life);
+    return NULL;
+}
+
+/* ---- 12.13 serving ---- */
 /* One request. Flat: a case is an opcode. */
 static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, const void *arg) {
     struct ufs *u = t->u;
@@ -8144,6 +8247,7 @@ static void ufs_serve_one(struct ufs_thread *t, const struct fuse_in_header *h, 
         const struct fuse_read_in *r = arg;
         if (r->offset || !t->conn || !ufs_ahead_note(t, h->unique, ino, r->size))
             ufs_read(t, h->unique, i, r->size, r->offset);
+        if (!r->offset && u->rw && u->rw->ahead) rw_ahead_note(u->rw->ahead, ino);
         return;
     }
     case FUSE_READDIR:
@@ -8300,9 +8404,19 @@ __attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, un
 }
 
 /* Serves a writable tree until the mount is gone; never returns. fds: the mounted device and its
- * clones, consumed. */
-__attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n) {
-    static struct ufs_thread threads[UFS_MAX_THREADS];
+ * clones; tree, life: of struct rw_ahead, or -1; all consumed. */
+__attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n, int tree,
+                                                int life) {
+    static struct ufs_thread threads[UFS_MAX_THREADS], reader;
+    static struct rw_ahead ahead;
+    reader = (struct ufs_thread){ .u = u, .fd = -1 };
+    ahead = (struct rw_ahead){ .tree = tree, .life = life, .wake = -1 };
+    u->rw->ahead = &ahead;
+    if (life < 0 || (ahead.wake = eventfd(0, EFD_CLOEXEC)) < 0 ||
+        ufs_thread_start(&reader, rw_ahead_loop)) {
+        u->rw->ahead = NULL;
+        fd_closep(&ahead.tree), fd_closep(&ahead.life);
+    }
     if (n > UFS_MAX_THREADS) n = UFS_MAX_THREADS;
     for (unsigned i = 0; i < n; i++)
         threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i], .number = i + 1 };
@@ -8338,7 +8452,7 @@ static int ufs_mount(const char *at, bool writable, int *ret_fds, struct err *e)
     return n;
 }
 
-/* ---- 12.13 many mounts, one server ----
+/* ---- 12.14 many mounts, one server ----
  * A read-only server listens on a socket in the store, cache/fs-KEY. Who mounts the same image
  * hands the device to it, and waits for its word. Whatever goes wrong before that word, the
  * server's death among it, the client starts a server of its own: nothing is lost between the two.
@@ -8453,7 +8567,7 @@ static bool ufs_conn_add(struct ufs_share *s, int fd, bool hello) {
         if (__atomic_load_n(&c->users, __ATOMIC_ACQUIRE) != CONN_FREE) continue;
         c->fd = fd;
         c->hello = hello;
-        c->last = c->sent = c->window = 0;
+        c->order = (struct ufs_order){ 0 };
         if (!__atomic_compare_exchange_n(&c->users, &free, 0, false, __ATOMIC_ACQ_REL,
                                          __ATOMIC_RELAXED))
             continue; /* a late event looks at it */
@@ -8555,11 +8669,13 @@ static void *ufs_ahead_loop(void *arg) {
         if (!t->out) t->out = mem_new(UFS_READ_MAX), tails = ufs_ahead_clears();
         u32 ino = a.ino + 1;
         t->fd = a.conn->fd;
-        while (ino < a.to && __atomic_load_n(&a.conn->last, __ATOMIC_RELAXED) == a.ino &&
+        struct ufs_order *o = &a.conn->order;
+        while (ino < a.to && __atomic_load_n(&o->last, __ATOMIC_RELAXED) == a.ino &&
                ufs_ahead_send(t->u, t->fd, ino, tails, t->out))
             ino++;
-        __atomic_store_n(&a.conn->sent, ino, __ATOMIC_RELAXED);
-        if (ino == a.ino + 1) __atomic_store_n(&a.conn->window, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&o->from, a.ino, __ATOMIC_RELAXED);
+        __atomic_store_n(&o->sent, ino, __ATOMIC_RELAXED);
+        if (ino == a.ino + 1) __atomic_store_n(&o->window, 0, __ATOMIC_RELAXED);
         ufs_read(t, a.unique, &t->u->x.inodes[a.ino], a.size, 0);
         ufs_conn_leave(s, a.conn);
     }
@@ -11399,6 +11515,7 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
 enum {
     MSG_GO = 'G',
     MSG_FUSE = 'F',
+    MSG_TREE = 'T',
     MSG_CONSOLE = 'C',
     MSG_READY = 'R',
     MSG_START = 'S',
@@ -11447,6 +11564,8 @@ struct launch {
     int pidfd, sync, console; /* owned; -1: none */
     int mounts;               /* owned; the mount namespace, where it is ephemeral; -1: not kept */
     pid_t server;             /* the file server of a writable tree; 0: none */
+    int tree; /* owned; the mount's root, for the server; -1: nothing is read ahead */
+    int life; /* owned; the other end of the server's (12.12); -1 */
 };
 
 static void launch_init(struct launch *l) {
@@ -11458,6 +11577,8 @@ static void launch_init(struct launch *l) {
                           .sync = -1,
                           .console = -1,
                           .mounts = -1,
+                          .tree = -1,
+                          .life = -1,
                           .start_fd = -1 };
 }
 
@@ -11471,6 +11592,7 @@ static void launch_done(struct launch *l) {
     for (size_t i = 0; l->sources && i < l->plan->nmounts; i++) fd_closep(&l->sources[i]);
     mem_freep(&l->sources);
     fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console), fd_closep(&l->mounts);
+    fd_closep(&l->tree), fd_closep(&l->life);
     if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x);
     l->ufs_open = false;
 }
@@ -11520,6 +11642,8 @@ static int launch_ufs(const char *at, bool writable, int sync, struct err *e) {
     if (writable && (fds[n] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC)) < 0)
         rc = err_set(e, errno, "open the user namespace");
     else if (writable) n++;
+    AUTO_FD tree = writable ? sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE) : -1;
+    if (!rc && tree >= 0) rc = launch_say(sync, MSG_TREE, &tree, 1, e);
     if (!rc) rc = launch_say(sync, MSG_FUSE, fds, (unsigned)n, e);
     while (n > 0) close(fds[--n]);
     return rc;
@@ -12556,10 +12680,11 @@ static int launch_server_shared(struct launch *l, int fd, struct err *e) {
 
 /* Forks the file server. fds: the device, its clones; for a writable tree the user namespace. */
 static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) {
-    int dirs[2] = { -1, -1 };
+    int dirs[2] = { -1, -1 }, life[2] = { -1, -1 };
     if (strcmp(l->plan->driver, "fuse")) return launch_server_shared(l, fds[0], e);
     if ((dirs[0] = dir_open(l->dir, "upper", e)) < 0 || (dirs[1] = dir_open(l->dir, "work", e)) < 0)
         return fd_closep(&dirs[0]), -1;
+    if (l->tree >= 0) (void)!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, life);
     l->server = fork();
     if (!l->server) {
         int keep[20];
@@ -12567,12 +12692,23 @@ static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) 
         memcpy(keep, fds, n * sizeof *fds);
         keep[k++] = l->u.packs.layers;
         keep[k++] = dirs[0], keep[k++] = dirs[1];
+        keep[k++] = l->tree, keep[k++] = life[0];
         launch_server_begin(keep, k);
         if (launch_server_writes(l, fds[--n], dirs, e)) _exit(1);
-        ufs_serve(&l->u, fds, n);
+        ufs_serve(&l->u, fds, n, l->tree, life[0]);
     }
-    fd_closep(&dirs[0]), fd_closep(&dirs[1]);
+    l->life = life[1];
+    fd_closep(&dirs[0]), fd_closep(&dirs[1]), fd_closep(&life[0]), fd_closep(&l->tree);
     return l->server < 0 ? err_set(e, errno, "fork the file server") : 0;
+}
+
+/* The container has ended: its file server lets go of the mount. On return all that was written is
+ * in upper. */
+static void launch_let_go(struct launch *l) {
+    char none;
+    if (l->life >= 0 && send(l->life, ".", 1, MSG_NOSIGNAL) == 1)
+        while (recv(l->life, &none, 1, 0) < 0 && errno == EINTR) continue;
+    fd_closep(&l->life);
 }
 
 /* Hears the child until it is ready (wait_start) or executed. */
@@ -12595,6 +12731,7 @@ static int launch_wait(struct launch *l, struct err *e) {
         }
         int rc = 0;
         if (msg[0] == MSG_FUSE) rc = launch_server(l, fds, n, e);
+        else if (msg[0] == MSG_TREE && n == 1) l->tree = fds[--n];
         else if (msg[0] == MSG_CONSOLE && n == 1) {
             fd_closep(&l->console);
             l->console = fds[0];
@@ -15244,6 +15381,7 @@ struct super_started {
     struct err e; /* status: exit status; msg: empty where it went well */
     pid_t pid;
     u64 started, watch_memory, memory; /* started: by the kernel's clock, see proc_started */
+    bool life;                         /* the last descriptor is launch.life */
 };
 
 enum { SUPER_NOTE = -1 }; /* err.status of a start that went well and has something to say */
@@ -15801,6 +15939,7 @@ static int super_begin_again(struct super *s, struct err *e) {
     int fds[16];
     unsigned n, want = s->plan.terminal ? 2 : 3;
     if (super_ask(s, 'S', &got, fds, &n, e)) return -1;
+    s->l.life = got.life && n ? fds[--n] : -1;
     if (n != want && (s->plan.terminal || n != 4)) {
         while (n) close(fds[--n]);
         return err_set(e, 0, "the starter answers otherwise than it should");
@@ -15882,7 +16021,7 @@ __attribute__((noreturn)) static void starter_main(struct super *s, int sock, pi
     s->l.pid = pid, s->l.pidfd = pidfd;
     for (;;) {
         struct super_started answer = { .pid = 0 };
-        int fds[4];
+        int fds[5];
         unsigned n = 0;
         char what;
         signal(SIGCHLD, SIG_IGN); /* no file server that has ended stays as a zombie */
@@ -15901,6 +16040,7 @@ __attribute__((noreturn)) static void starter_main(struct super *s, int sock, pi
                 fds[n++] = s->out[0];
                 if (!s->plan.terminal) fds[n++] = s->out[1];
                 if (!s->plan.terminal && s->in >= 0) fds[n++] = s->in;
+                if ((answer.life = s->l.life >= 0)) fds[n++] = fd_steal(&s->l.life);
             } else if (!answer.e.msg[0]) strcpy(answer.e.msg, "it did not start");
         } else if (what == 'H') health_begin(s, &answer, fds, &n);
         else if (what == 'M') answer.memory = limits_memory(s->l.pid);
@@ -16162,6 +16302,7 @@ static void super_finish(struct super *s) {
     s->health.have = false;
     if (s->starter >= 0) cgroup_kill(&s->l.cgroup);
     s->mounts = fd_steal(&s->l.mounts);
+    if (s->mounts < 0) launch_let_go(&s->l);
     super_leave(s, false);
     js_sets(c->state, "status", "exited");
     js_seti(c->state, "pid", 0);
@@ -21255,7 +21396,7 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     else {
         run_output(b, out[0], began);
         while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
-        fd_closep(&l.mounts); /* the server ends with the last of its mounts */
+        fd_closep(&l.mounts), fd_closep(&l.life); /* the server ends with the last of its mounts */
         if (l.server > 0) waitpid(l.server, NULL, 0);
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }

@@ -266,26 +266,43 @@ def test_read_ahead(sk):
         *[entry("d%d/" % d) for d in range(3)], *[entry(n, files[n]) for n in names],
         *[entry("d%d/link%d" % (d, d), link="f001") for d in range(3)]), tag="ahead")).ok
     want = ["%s  /%s" % (hashlib.md5(files[n]).hexdigest(), n) for n in names]
-    over = "--storage-driver overlay-fuse run --rm ahead sh -c"
-    with sk.case("in order"):
-        eq(sk(over, "md5sum /d?/f*").ok.lines, want)
-    with sk.case("backwards, and from the middle"):
-        eq(sk(over, "md5sum $(ls -r /d1/f*); md5sum /d1/f07* /d0/f*").ok.lines,
-           [x for x in reversed(want) if "/d1/" in x] + [x for x in want if "/d1/f07" in x] + [x for x in want if "/d0/" in x])
-    with sk.case("two at once, in opposite order"):
-        eq(sk(over, "md5sum $(ls -r /d2/f*) >/b & md5sum /d2/f* >/a; wait; cat /a; sort -k 2 /b").ok.lines, [x for x in want if "/d2/" in x] * 2)
-    with sk.case("what is changed above stays changed"):
-        eq(sk(over, "cat /d0/f000 /d0/f001 /d0/f002 /d0/f003 /d0/f004 >/dev/null; for i in 05 06 07 08; do echo new >>/d0/f0$i; done; "
-                    "md5sum /d0/f* >/dev/null; for i in 05 06 07 08; do tail -c 4 /d0/f0$i; done").ok.lines, ["new"] * 4)
-    with sk.case("a server that is killed while it sends goes, and so does who reads"):
-        for i in range(12):
-            sk("--storage-driver overlay-fuse run -d --name kill ahead sh -c", "while :; do md5sum /d?/f*; done").ok
-            time.sleep(i / 200)
-            for pid in servers(sk):
-                lib.kill(pid)
-            until(lambda: not servers(sk), "it has ended")
-            sk("rm -f kill", wait=20).ok
+    for driver in "overlay-fuse", "fuse":
+        words = "--storage-driver %s run " % driver
+        over = words + "--rm ahead sh -c"
+        with sk.case(driver + ": in order"):
+            eq(sk(over, "md5sum /d?/f*").ok.lines, want)
+        with sk.case(driver + ": before they are asked for"):
+            sk(words + "--rm -v %s ahead sh -c" % program(sk), "ls /d1 >/dev/null; /union/union ahead /d1").says("read ahead")
+        with sk.case(driver + ": backwards, and from the middle"):
+            eq(sk(over, "md5sum $(ls -r /d1/f*); md5sum /d1/f07* /d0/f*").ok.lines,
+               [x for x in reversed(want) if "/d1/" in x] + [x for x in want if "/d1/f07" in x] + [x for x in want if "/d0/" in x])
+        with sk.case(driver + ": two at once, in opposite order"):
+            eq(sk(over, "md5sum $(ls -r /d2/f*) >/b & md5sum /d2/f* >/a; wait; cat /a; sort -k 2 /b").ok.lines, [x for x in want if "/d2/" in x] * 2)
+        with sk.case(driver + ": what is changed above stays changed"):
+            eq(sk(over, "cat /d0/f000 /d0/f001 /d0/f002 /d0/f003 /d0/f004 >/dev/null; for i in 05 06 07 08; do echo new >>/d0/f0$i; done; "
+                        "md5sum /d0/f* >/dev/null; for i in 05 06 07 08; do tail -c 4 /d0/f0$i; done").ok.lines, ["new"] * 4)
+        with sk.case(driver + ": what is written through mappings meanwhile stays"):
+            for i in range(10):
+                sk(words + "--name dirty -v %s ahead /union/union dirty /d2" % program(sk)).says("0 lost")
+                sk("cp dirty:/d2", sk.folder("dirty%s%d" % (driver, i))).ok
+                lost = [n for n in names if n.startswith("d2/") and files[n] and
+                        not open("%s/dirty%s%d/%s" % (sk.dir, driver, i, n), "rb").read().endswith(b"!")]
+                eq(lost, [])
+                sk("start -a dirty").says("0 lost")
+                sk("rm dirty").ok
+        with sk.case(driver + ": files that are gone, or others by now"):
+            eq(sk(over, "cat /d0/f00* >/dev/null; rm /d0/f05*; mkfifo /d0/f050; ln -s /nowhere /d0/f051; rm -r /d1; ln -s /d2 /d1; "
+                        "cat /d0/f0[1-4]* /d0/f0[6-9]* /d0/f1* >/dev/null; md5sum /d1/f*").ok.lines, [x.replace("/d2/", "/d1/") for x in want if "/d2/" in x])
+        with sk.case(driver + ": a server that is killed while it reads goes, and so does who reads"):
+            for i in range(12):
+                sk(words + "-d --name kill ahead sh -c", "while :; do md5sum /d?/f*; done").ok
+                time.sleep(i / 200)
+                for pid in servers(sk):
+                    lib.kill(pid)
+                until(lambda: not servers(sk), "it has ended")
+                sk("rm -f kill", wait=20).ok
     with sk.case("a damaged index costs the file that it speaks of, not the server"):
+        over = "--storage-driver overlay-fuse run --rm ahead sh -c"
         digest = hashlib.sha256(files["d1/f113"]).digest()
         path, index = next((p, i) for p, i in ((p, open(p, "rb").read()) for p in glob.glob(sk.root + "/merged/*.idx")) if digest in i)
         with open(path, "r+b") as f:

@@ -1364,6 +1364,72 @@ static int mapped(const char *dir) {
     return 0;
 }
 
+/* Reads f000 to f039 in DIR; then the kernel has one of the next twenty, which nobody read, soon. */
+static int ahead(const char *dir) {
+    char name[PATH_MAX];
+    for (int i = 0; i < 40; i++) {
+        snprintf(name, sizeof name, "%s/f%03d", dir, i);
+        int fd = open(name, O_RDONLY);
+        if (fd < 0 || read(fd, buf_a, BUF) < 0) return fail(name);
+        close(fd);
+    }
+    for (int try = 0; try < 200; try++, usleep(10000))
+        for (int i = 40; i < 60; i++) {
+            unsigned char here = 0;
+            snprintf(name, sizeof name, "%s/f%03d", dir, i);
+            int fd = open(name, O_RDONLY);
+            void *m = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
+            if (m == MAP_FAILED || mincore(m, 1, &here)) return fail(name);
+            munmap(m, 1);
+            close(fd);
+            if (here & 1) return puts("read ahead"), 0;
+        }
+    puts("not read ahead");
+    return 1;
+}
+
+/* Reads the files of DIR in order, each some times, while a thread writes to the last byte of each
+ * through a mapping. Then each has it. */
+enum { DIRTY_FILES = 150 };
+
+static void *dirty_writes(void *dir) {
+    char name[PATH_MAX];
+    for (int i = 0; i < DIRTY_FILES; i++) {
+        struct stat st;
+        snprintf(name, sizeof name, "%s/f%03d", (char *)dir, i);
+        int fd = open(name, O_RDWR);
+        if (fd < 0 || fstat(fd, &st)) return fail(name), NULL;
+        char *m = st.st_size ? mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+        close(fd);
+        if (m == MAP_FAILED) return fail(name), NULL;
+        if (m) m[st.st_size - 1] = '!';
+        if (m) munmap(m, (size_t)st.st_size);
+    }
+    return dir;
+}
+
+static int dirty(char *dir, int check) {
+    char name[PATH_MAX];
+    pthread_t writes;
+    int bad = 0;
+    if (!check && pthread_create(&writes, NULL, dirty_writes, dir)) return fail("thread");
+    for (int pass = check; pass < 2; pass++) {
+        for (int i = 0; i < DIRTY_FILES; i++) {
+            snprintf(name, sizeof name, "%s/f%03d", dir, i);
+            int fd = open(name, O_RDONLY);
+            ssize_t n = fd < 0 ? -1 : read(fd, buf_a, BUF);
+            close(fd);
+            if (n < 0) return fail(name);
+            bad += pass && n && buf_a[n - 1] != '!';
+        }
+        void *done = dir;
+        if (!pass) pthread_join(writes, &done);
+        if (!done) return 1;
+    }
+    printf("%d lost\n", bad);
+    return bad != 0;
+}
+
 static int single(int argc, char **argv) {
     const char *what = argv[1], *name = argv[2];
     int n = argc > 3 ? atoi(argv[3]) : 0;
@@ -1376,6 +1442,8 @@ static int single(int argc, char **argv) {
     if (!strcmp(what, "fill")) return fill(name);
     if (!strcmp(what, "acl")) return acl(name);
     if (!strcmp(what, "mapped")) return mapped(name);
+    if (!strcmp(what, "ahead")) return ahead(name);
+    if (!strcmp(what, "dirty")) return dirty(argv[2], n);
     if (!strcmp(what, "sparse")) return sparse(name);
     if (!strcmp(what, "xattr")) return xattr(name, (size_t)n);
     if (!strcmp(what, "getxattr") && argc == 4) return get_xattr(name, argv[3]);
