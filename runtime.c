@@ -8139,10 +8139,10 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
  * has ended, or goes itself (launch_let_go). */
 struct rw_ahead {
     struct ufs_order order;
-    int tree; /* owned: the mount's root */
-    int life; /* owned: a socket; readable: let go of it. Closed when what was written is in upper */
-    int wake; /* owned: an eventfd */
-    bool idle;
+    int tree;  /* owned: the mount's root */
+    int life;  /* owned: a socket; readable: let go. Closed when all that was written is in upper */
+    int wake;  /* owned: an eventfd */
+    bool idle; /* its thread waits for work */
 };
 
 static void rw_ahead_note(struct rw_ahead *a, u32 ino) {
