@@ -875,6 +875,20 @@ static int file_read(int dir, const char *path, size_t max, struct buf *ret, str
     return 0;
 }
 
+/* Closes everything from 3 up but the given descriptors. */
+static void fd_close_except(const int *keep, unsigned n) {
+    int last = 2;
+    for (;;) {
+        int next = INT_MAX;
+        for (unsigned i = 0; i < n; i++)
+            if (keep[i] > last && keep[i] < next) next = keep[i];
+        if (next == INT_MAX) break;
+        if (next > last + 1) sys_close_range((unsigned)last + 1, (unsigned)next - 1, 0);
+        last = next;
+    }
+    sys_close_range((unsigned)last + 1, ~0u, 0);
+}
+
 /* Short text file (proc, sysfs) into a fixed buffer, trailing newline cut; -1 on any failure. */
 static int file_line(int dir, const char *path, char *out, size_t n) {
     AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
@@ -5529,6 +5543,12 @@ static int packs_fd(struct packs *p, u32 i) {
     return fd;
 }
 
+/* Is it open, and all of it here? Opens nothing. */
+static bool packs_whole(const struct packs *p, u32 i) {
+    return i < p->x->head->packs && __atomic_load_n(&p->pack[i].fd, __ATOMIC_ACQUIRE) >= 0 &&
+           !p->pack[i].holes;
+}
+
 /* The descriptor of a pack that has this chunk, brought there if need be; negative: it cannot be
  * had. */
 static int packs_chunk(struct packs *p, const struct idx_chunk *c) {
@@ -5959,9 +5979,19 @@ struct ufs_thread {
     int fd;                  /* owned; with share, borrowed: of the mount that asks */
     u8 *out;                 /* UFS_READ_MAX bytes */
     u32 number;              /* from 1 */
-    u32 row;                 /* alone: requests since it last waited */
-    bool soon;               /* the last one came soon */
+    pid_t tid;
+    u32 turns; /* how often it began, or ended, to wait for a request; odd: it waits */
+    u32 row;   /* alone: requests since it last waited */
+    bool soon; /* the last one came soon */
 };
+
+static int ufs_thread_start(struct ufs_thread *t, void *(*loop)(void *)) {
+    pthread_t th;
+    pthread_attr_t a;
+    pthread_attr_init(&a);
+    pthread_attr_setstacksize(&a, t->u->rw ? 1 << 20 : 64 << 10);
+    return pthread_create(&th, &a, loop, t);
+}
 
 /* All listen (12.13); `rest` quick answers do not count. */
 static void ufs_turn_end(struct ufs *u, int rest) {
@@ -6224,11 +6254,11 @@ static bool ufs_ahead_clears(void) {
 }
 
 /* Is it a file that is read ahead? Not one that is damaged, or not here: nothing is fetched. */
-static bool ufs_ahead_wants(struct ufs *u, const struct idx_inode *i) {
+static bool ufs_ahead_wants(const struct ufs *u, const struct idx_inode *i) {
     u32 chunks;
     if (!S_ISREG(i->mode) || !i->size || i->size > AHEAD_FILE) return false;
     const struct idx_chunk *ch = idx_chunks(&u->x, i, &chunks);
-    return ch && chunks && packs_fd(&u->packs, ch->pack) >= 0 && !u->packs.pack[ch->pack].holes;
+    return ch && chunks && packs_whole(&u->packs, ch->pack);
 }
 
 /* False: the kernel does not want it. tails: the last page too. */
@@ -8129,20 +8159,30 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
     return 0;
 }
 
-/* ---- 12.12 the writable tree: reading ahead ----
+/* ---- 12.12 the writable tree: reading ahead, and the end ----
  * What 12.3 puts into the page cache would overwrite a page that was written to through a mapping,
  * of which the kernel says nothing. So here a thread opens the files that follow, through the
- * mount, and has the kernel read them (readahead(2)): it asks for many before it waits for any.
- * What the thread opens was never written to, has the names of the index, and is opened below the
- * mount's root only, with no link followed: all else is the container's own doing. Its descriptor
- * of the root would hold the mount for ever; so whoever started the server says when the container
- * has ended, or goes itself (launch_let_go). */
+ * mount, and has the kernel read them (readahead(2)): it asks for many before it waits for any. It
+ * opens what the upper has nothing of, and by the index's names, below the mount's root, following
+ * no link: a container can show it only its own files, at worst one that it has made just then, and
+ * can see that it opens them (inotify(7)).
+ *
+ * Who waits for a server of which it is a part cannot be killed if the rest of it is: the device
+ * stays open for as long. So the thread has a table of descriptors of its own, without the device.
+ *
+ * Its descriptor of the root keeps the mount, until whoever started the server says that the
+ * container has ended, or goes itself (launch_let_go). That saves what was written last: the end of
+ * a mount aborts all requests, and before Linux 6.16 a page that was written to through a mapping
+ * is clean as soon as its WRITE waits in a queue. */
 struct rw_ahead {
     struct ufs_order order;
-    int tree;  /* owned: the mount's root */
-    int life;  /* owned: a socket; readable: let go. Closed when all that was written is in upper */
-    int wake;  /* owned: an eventfd */
-    bool idle; /* its thread waits for work */
+    int tree, upper; /* owned: the mount's root, and the upper's */
+    int life;        /* owned: a socket; readable: let go of the mount. Closed when that is done */
+    int wake;        /* owned: an eventfd */
+    bool idle;       /* the thread waits for work */
+    const struct ufs_thread *threads; /* those that answer */
+    unsigned nthreads;
+    pthread_barrier_t apart; /* the thread has its own descriptors */
 };
 
 static void rw_ahead_note(struct rw_ahead *a, u32 ino) {
@@ -8153,65 +8193,127 @@ static void rw_ahead_note(struct rw_ahead *a, u32 ino) {
     eventfd_write(a->wake, 1);
 }
 
-/* Opens a directory of the index in the mount. */
-static int rw_ahead_dir(const struct idx *x, int tree, u32 ino) {
-    char path[PATH_MAX], name[NAME_LIMIT + 1];
-    size_t at = sizeof path - 1, len;
-    path[at] = 0;
+static int rw_ahead_open(int at, const char *path, u64 flags) {
+    return sys_openat2(at, path, flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+}
+
+/* The path of a directory of the index, at the end of buf; NULL: it has none. */
+static const char *rw_ahead_path(const struct idx *x, u32 ino, char buf[static PATH_MAX]) {
+    char name[NAME_LIMIT + 1];
+    size_t at = PATH_MAX - 1, len;
+    buf[at] = 0;
     for (int depth = 0; ino; ino = x->inodes[ino].parent, depth++) {
         u32 up = x->inodes[ino].parent;
         if (depth > MAX_TREE_DEPTH || up >= x->head->inodes || !rw_lower_name(x, up, ino, name) ||
             (len = strlen(name)) + 1 > at)
-            return -1;
-        if (path[at]) path[--at] = '/';
-        memcpy(path + (at -= len), name, len);
+            return NULL;
+        if (buf[at]) buf[--at] = '/';
+        memcpy(buf + (at -= len), name, len);
     }
-    return sys_openat2(tree, path[at] ? path + at : ".", O_PATH | O_DIRECTORY, 0,
-                       RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+    return buf[at] ? buf + at : ".";
 }
 
 /* Has the kernel read the files between `from` and `to`. */
-static void rw_ahead_read(struct ufs *u, const struct rw_ahead *a, u32 from, u32 to) {
+static void rw_ahead_read(const struct ufs *u, const struct rw_ahead *a, u32 from, u32 to) {
     const struct idx *x = &u->x;
-    AUTO_FD dir = -1;
+    struct pollfd end = { a->life, POLLIN, 0 };
+    AUTO_FD dir = -1, changed = -1; /* in the mount; in the upper, -1: all is the image's */
     const struct idx_dirent *d = NULL;
-    char name[NAME_LIMIT + 1];
+    char name[NAME_LIMIT + 1], buf[PATH_MAX];
     u32 up = NO_INODE, n = 0, at = 0; /* of `dir`; its entries; the next of them */
-    for (u32 ino = from + 1; ino < to && ino < x->head->inodes; ino++) {
+    for (u32 ino = from + 1; ino < to && ino < x->head->inodes && !poll(&end, 1, 0); ino++) {
         const struct idx_inode *i = &x->inodes[ino];
-        if (!ufs_ahead_wants(u, i) || rw_touched(u->rw, ino + 1ull)) continue;
+        struct stat st;
+        if (!ufs_ahead_wants(u, i)) continue;
         if (i->parent != up) {
-            fd_closep(&dir);
-            if ((up = i->parent) >= x->head->inodes) return; /* damaged */
-            dir = rw_ahead_dir(x, a->tree, up);
+            fd_closep(&dir), fd_closep(&changed);
+            const char *path =
+                i->parent < x->head->inodes ? rw_ahead_path(x, i->parent, buf) : NULL;
+            if (!path) return; /* damaged */
+            up = i->parent;
+            dir = rw_ahead_open(a->tree, path, O_PATH | O_DIRECTORY);
+            changed = rw_ahead_open(a->upper, path, O_PATH | O_DIRECTORY);
             d = idx_dir(x, &x->inodes[up], &n), at = 0;
         }
         while (at < n && d[at].inode != ino) at++; /* both ascend */
         const char *s = at < n ? idx_name(x, d[at].name, d[at].name_len) : NULL;
         if (!s || d[at].name_len > NAME_LIMIT) return; /* damaged */
         snprintf(name, sizeof name, "%.*s", d[at].name_len, s);
-        AUTO_FD fd = dir < 0 ? -1
-                             : sys_openat2(dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0,
-                                           RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+        if (dir < 0 || (changed >= 0 && !fstatat(changed, name, &st, AT_SYMLINK_NOFOLLOW)))
+            continue;
+        AUTO_FD fd = rw_ahead_open(dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
         if (fd >= 0) readahead(fd, 0, i->size);
     }
+}
+
+/* One look: is no request being answered? Then none waits: who waits for one is woken with it. Adds
+ * up the threads' turns. */
+static bool rw_quiet(const struct rw_ahead *a, u64 *ret_turns) {
+    *ret_turns = 0;
+    for (unsigned i = 0; i < a->nthreads; i++) {
+        char path[64], line[1024];
+        u32 turns = __atomic_load_n(&a->threads[i].turns, __ATOMIC_SEQ_CST);
+        snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)a->threads[i].tid);
+        /* one that has got a request, but is still in read(2), does not sleep; proc(5) */
+        const char *state =
+            file_line(AT_FDCWD, path, line, sizeof line) ? NULL : strrchr(line, ')');
+        if (!(turns & 1) || (state && !str_prefix(state, ") S"))) return false;
+        *ret_turns += turns;
+    }
+    return true;
+}
+
+/* Returns when all that the kernel has written is in the upper. Each file was written when its last
+ * descriptor or mapping went. The second look is for a host that lets fewer requests out of the
+ * kernel's queue than there are threads. */
+static void rw_drain(const struct rw_ahead *a) {
+    for (u64 before = 0, now;; before = now, usleep(100))
+        if (!rw_quiet(a, &now)) now = 0;
+        else if (now == before) return;
 }
 
 static void *rw_ahead_loop(void *arg) {
     struct ufs *u = ((struct ufs_thread *)arg)->u;
     struct rw_ahead *a = u->rw->ahead;
     struct pollfd p[] = { { a->life, POLLIN, 0 }, { a->wake, POLLIN, 0 } };
+    const int keep[] = { a->tree, a->upper, a->life, a->wake };
     eventfd_t ignored;
+    char word;
+    bool apart = !unshare(CLONE_FILES);
+    if (apart) fd_close_except(keep, ARRAY_LEN(keep));
+    pthread_barrier_wait(&a->apart);
+    if (!apart) return NULL;
+    AUTO_FD probe = rw_ahead_open(a->tree, ".", O_PATH); /* openat2: Linux 5.6 */
     while (!p[0].revents) {
-        __atomic_store_n(&a->idle, true, __ATOMIC_RELEASE);
-        if (poll(p, ARRAY_LEN(p), -1) < 0 || !p[1].revents) continue;
+        __atomic_store_n(&a->idle, probe >= 0, __ATOMIC_RELEASE);
+        if (poll(p, ARRAY_LEN(p), -1) < 0 || p[0].revents || !p[1].revents) continue;
         eventfd_read(a->wake, &ignored);
         rw_ahead_read(u, a, __atomic_load_n(&a->order.from, __ATOMIC_RELAXED),
                       __atomic_load_n(&a->order.sent, __ATOMIC_ACQUIRE));
     }
-    if (!u->rw->is_volatile) syncfs(a->tree);
-    fd_closep(&a->tree), fd_closep(&a->life);
+    if (recv(a->life, &word, 1, 0) == 1 || !u->rw->is_volatile) rw_drain(a);
+    fd_closep(&probe);
+    close(a->tree), close(a->life);
     return NULL;
+}
+
+/* Starts the thread. tree, life: owned. */
+static void rw_ahead_start(struct ufs *u, struct ufs_thread *threads, unsigned n, int tree,
+                           int life) {
+    static struct ufs_thread reader;
+    static struct rw_ahead a;
+    reader = (struct ufs_thread){ .u = u, .fd = -1 };
+    a = (struct rw_ahead){ .tree = tree,
+                           .upper = u->rw->upper,
+                           .life = life,
+                           .wake = eventfd(0, EFD_CLOEXEC),
+                           .threads = threads,
+                           .nthreads = n };
+    pthread_barrier_init(&a.apart, NULL, 2);
+    u->rw->ahead = &a;
+    if (life < 0 || a.wake < 0 || ufs_thread_start(&reader, rw_ahead_loop)) u->rw->ahead = NULL;
+    else pthread_barrier_wait(&a.apart);
+    fd_closep(&tree), fd_closep(&life);
 }
 
 /* ---- 12.13 serving ---- */
@@ -8376,21 +8478,16 @@ static void *ufs_loop(void *arg) {
     u8 *in = mem_new(size);
     t->out = mem_new(UFS_READ_MAX);
     if (t->u->rw) unshare(CLONE_FS), umask(0); /* a umask of its own for each thread */
+    t->tid = (pid_t)syscall(SYS_gettid);
     for (;;) {
-        if (ufs_turn(t) && !ufs_await(t, NULL)) continue;
+        __atomic_add_fetch(&t->turns, 1, __ATOMIC_SEQ_CST);
+        while (ufs_turn(t) && !ufs_await(t, NULL)) continue;
         ssize_t n = read(t->fd, in, size);
+        __atomic_add_fetch(&t->turns, 1, __ATOMIC_SEQ_CST);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
         if (n < (ssize_t)sizeof(struct fuse_in_header)) _exit(0); /* ENODEV: unmounted */
         ufs_serve_next(t, (void *)in);
     }
-}
-
-static int ufs_thread_start(struct ufs_thread *t, void *(*loop)(void *)) {
-    pthread_t th;
-    pthread_attr_t a;
-    pthread_attr_init(&a);
-    pthread_attr_setstacksize(&a, t->u->rw ? 1 << 20 : 64 << 10);
-    return pthread_create(&th, &a, loop, t);
 }
 
 /* Starts a thread for each of the first `n`, the first of which is the caller; never returns. */
@@ -8407,19 +8504,11 @@ __attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, un
  * clones; tree, life: of struct rw_ahead, or -1; all consumed. */
 __attribute__((noreturn)) static void ufs_serve(struct ufs *u, const int *fds, unsigned n, int tree,
                                                 int life) {
-    static struct ufs_thread threads[UFS_MAX_THREADS], reader;
-    static struct rw_ahead ahead;
-    reader = (struct ufs_thread){ .u = u, .fd = -1 };
-    ahead = (struct rw_ahead){ .tree = tree, .life = life, .wake = -1 };
-    u->rw->ahead = &ahead;
-    if (life < 0 || (ahead.wake = eventfd(0, EFD_CLOEXEC)) < 0 ||
-        ufs_thread_start(&reader, rw_ahead_loop)) {
-        u->rw->ahead = NULL;
-        fd_closep(&ahead.tree), fd_closep(&ahead.life);
-    }
+    static struct ufs_thread threads[UFS_MAX_THREADS];
     if (n > UFS_MAX_THREADS) n = UFS_MAX_THREADS;
     for (unsigned i = 0; i < n; i++)
         threads[i] = (struct ufs_thread){ .u = u, .fd = fds[i], .number = i + 1 };
+    rw_ahead_start(u, threads, n, tree, life);
     ufs_threads(threads, n, ufs_loop);
 }
 
@@ -11497,6 +11586,7 @@ static int plan_parse(json_t *spec, struct plan *ret, struct err *e) {
  *   child                                  parent
  *   (in its new namespaces)
  *   <- GO        maps and cgroup are set   only where a helper writes the maps or there is a cgroup
+ *   -> TREE      a writable tree's root    keeps it for its file server
  *   -> FUSE      device descriptors        forks the file server
  *   -> CONSOLE   pty master                keeps it
  *   -> HOOKS     the mounts are there      runs on_hooks, answers GO; then the child's own hooks
@@ -11564,8 +11654,8 @@ struct launch {
     int pidfd, sync, console; /* owned; -1: none */
     int mounts;               /* owned; the mount namespace, where it is ephemeral; -1: not kept */
     pid_t server;             /* the file server of a writable tree; 0: none */
-    int tree; /* owned; the mount's root, for the server; -1: nothing is read ahead */
-    int life; /* owned; the other end of the server's (12.12); -1 */
+    int tree; /* owned; the writable tree's root, for its server (12.12); -1: none */
+    int life; /* owned; the server keeps it mounted until this ends; -1 */
 };
 
 static void launch_init(struct launch *l) {
@@ -11642,7 +11732,7 @@ static int launch_ufs(const char *at, bool writable, int sync, struct err *e) {
     if (writable && (fds[n] = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC)) < 0)
         rc = err_set(e, errno, "open the user namespace");
     else if (writable) n++;
-    AUTO_FD tree = writable ? sys_open_tree(AT_FDCWD, at, OPEN_TREE_CLONE) : -1;
+    AUTO_FD tree = writable ? open(at, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
     if (!rc && tree >= 0) rc = launch_say(sync, MSG_TREE, &tree, 1, e);
     if (!rc) rc = launch_say(sync, MSG_FUSE, fds, (unsigned)n, e);
     while (n > 0) close(fds[--n]);
@@ -12615,20 +12705,6 @@ __attribute__((noreturn)) static void launch_child(struct launch *l, int sync) {
 
 /* ---- 18.4 the parent's side ---- */
 
-/* Closes everything from 3 up but the given descriptors. */
-static void fd_close_except(const int *keep, unsigned n) {
-    int last = 2;
-    for (;;) {
-        int next = INT_MAX;
-        for (unsigned i = 0; i < n; i++)
-            if (keep[i] > last && keep[i] < next) next = keep[i];
-        if (next == INT_MAX) break;
-        if (next > last + 1) sys_close_range((unsigned)last + 1, (unsigned)next - 1, 0);
-        last = next;
-    }
-    sys_close_range((unsigned)last + 1, ~0u, 0);
-}
-
 /* What the file server of a writable tree needs: the directories, the container's ids. */
 static int launch_server_writes(struct launch *l, int ns, const int dirs[2], struct err *e) {
     prctl(PR_SET_DUMPABLE, 0); /* nobody in that user namespace may trace us */
@@ -12702,13 +12778,10 @@ static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) 
     return l->server < 0 ? err_set(e, errno, "fork the file server") : 0;
 }
 
-/* The container has ended: its file server lets go of the mount. On return all that was written is
- * in upper. */
+/* The container has ended: its file server is to let go of the mount. When it has, and all that was
+ * written is in the upper, l->life ends. */
 static void launch_let_go(struct launch *l) {
-    char none;
-    if (l->life >= 0 && send(l->life, ".", 1, MSG_NOSIGNAL) == 1)
-        while (recv(l->life, &none, 1, 0) < 0 && errno == EINTR) continue;
-    fd_closep(&l->life);
+    if (l->life >= 0 && send(l->life, ".", 1, MSG_NOSIGNAL) != 1) fd_closep(&l->life);
 }
 
 /* Hears the child until it is ready (wait_start) or executed. */
@@ -15374,9 +15447,9 @@ struct super {
 };
 
 /* What the starter answers, with descriptors: of the process, then the terminal, or stdout, stderr
- * and where it is open stdin; of a health check the process, its output, and the socket on which it
- * still may say why it did not execute: processes of the container can stop it there, so nobody
- * waits. */
+ * and where it is open stdin, then launch.life; of a health check the process, its output, and the
+ * socket on which it still may say why it did not execute: processes of the container can stop it
+ * there, so nobody waits. */
 struct super_started {
     struct err e; /* status: exit status; msg: empty where it went well */
     pid_t pid;
@@ -16226,6 +16299,7 @@ static void super_turn(struct super *s, int timeout) {
     p[n++] = (struct pollfd){ clogged ? -1 : s->out[1], POLLIN, 0 };
     p[n++] = (struct pollfd){ s->pending.n || s->close_in ? s->in : -1, POLLOUT, 0 };
     p[n++] = (struct pollfd){ s->health.out, POLLIN, 0 };
+    p[n++] = (struct pollfd){ s->l.life, POLLIN, 0 };
     for (size_t i = 0; i < SUPER_CLIENTS; i++) {
         at_client[i] = n;
         if (s->client[i].fd < 0) continue;
@@ -16245,6 +16319,7 @@ static void super_turn(struct super *s, int timeout) {
     if (p[3].revents && !super_clogged(s))
         super_output(s, 1); /* one message waits for each client, not two */
     if (p[5].revents && s->health.out >= 0) health_output(&s->health);
+    if (p[6].revents) fd_closep(&s->l.life);
     for (size_t i = 0; i < SUPER_CLIENTS; i++) {
         struct super_client *k = &s->client[i];
         if (k->fd < 0 || at_client[i] >= n || p[at_client[i]].fd != k->fd) continue;
@@ -16258,10 +16333,16 @@ static void super_turn(struct super *s, int timeout) {
     super_input(s);
 }
 
-/* The rest of the output, once the process is gone: its namespace is dead, so the pipes end. */
+/* The rest of the output, once the process is gone: its namespace is dead, so the pipes end. And
+ * the rest of what was written, unless it goes too. */
 static void super_drain(struct super *s) {
-    enum { PATIENCE_MS = 600000 }; /* for a reader that has stopped reading */
+    enum {
+        PATIENCE_MS = 600000, /* for a reader that has stopped reading */
+        LET_GO_MS = 30000,    /* for a file server whose disk hangs, or that is stopped */
+    };
     i64 begun = time_mono_ms(), end = begun + 2000;
+    bool stays = s->l.mounts < 0;
+    if (stays) launch_let_go(&s->l);
     while ((s->out[0] >= 0 || s->out[1] >= 0 || super_clogged(s)) && time_mono_ms() < end) {
         super_turn(s, 50);
         if (super_clogged(s) && time_mono_ms() < begun + PATIENCE_MS) end = time_mono_ms() + 2000;
@@ -16273,6 +16354,7 @@ static void super_drain(struct super *s) {
     if (s->in != s->l.console) fd_closep(&s->in);
     s->in = -1;
     s->pending.n = 0;
+    while (stays && s->l.life >= 0 && time_mono_ms() < begun + LET_GO_MS) super_turn(s, 1000);
 }
 
 /* Docker's restart policies; the delay doubles from 100 ms to a minute. */
@@ -16302,7 +16384,6 @@ static void super_finish(struct super *s) {
     s->health.have = false;
     if (s->starter >= 0) cgroup_kill(&s->l.cgroup);
     s->mounts = fd_steal(&s->l.mounts);
-    if (s->mounts < 0) launch_let_go(&s->l);
     super_leave(s, false);
     js_sets(c->state, "status", "exited");
     js_seti(c->state, "pid", 0);
@@ -21396,7 +21477,8 @@ static int run_step(struct build *b, struct bstage *st, json_t *spec, struct err
     else {
         run_output(b, out[0], began);
         while (waitpid(l.pid, &status, 0) < 0 && errno == EINTR) continue;
-        fd_closep(&l.mounts), fd_closep(&l.life); /* the server ends with the last of its mounts */
+        fd_closep(&l.mounts); /* the server ends with the last of its mounts */
+        launch_let_go(&l);
         if (l.server > 0) waitpid(l.server, NULL, 0);
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }

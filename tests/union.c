@@ -1430,6 +1430,17 @@ static int dirty(char *dir, int check) {
     return bad != 0;
 }
 
+/* Writes to a new file of 1 MiB through a mapping, and ends at once. */
+static int last(const char *name) {
+    int fd = open(name, O_RDWR | O_CREAT | O_EXCL, 0644);
+    if (fd < 0 || ftruncate(fd, BUF)) return fail(name);
+    char *m = mmap(NULL, BUF, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (m == MAP_FAILED) return fail(name);
+    close(fd);
+    for (size_t i = 0; i < BUF; i += 512) m[i] = 'x';
+    _exit(0);
+}
+
 static int single(int argc, char **argv) {
     const char *what = argv[1], *name = argv[2];
     int n = argc > 3 ? atoi(argv[3]) : 0;
@@ -1443,6 +1454,7 @@ static int single(int argc, char **argv) {
     if (!strcmp(what, "acl")) return acl(name);
     if (!strcmp(what, "mapped")) return mapped(name);
     if (!strcmp(what, "ahead")) return ahead(name);
+    if (!strcmp(what, "last")) return last(name);
     if (!strcmp(what, "dirty")) return dirty(argv[2], n);
     if (!strcmp(what, "sparse")) return sparse(name);
     if (!strcmp(what, "xattr")) return xattr(name, (size_t)n);

@@ -383,6 +383,16 @@ def rung_fuse():
     forced('fuse')
 
 
+def last_write():
+    """What a container's last process wrote through a mapping just before it ended is there afterwards."""
+    for _ in range(8):
+        out('--storage-driver', 'fuse', 'run', '--name', 'last', '--network', 'none', '-v', '/mnt/host:/tests:ro', 'tiny:1', '/tests/union', 'last', '/f')
+        out('cp', 'last:/f', WORK + '/last')
+        with open(WORK + '/last', 'rb') as file:
+            equal(file.read().count(b'x'), 2048)
+        out('rm', 'last')
+
+
 def rung_overlay():
     forced('overlay')
 
@@ -1218,9 +1228,9 @@ LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_
 PODMAN = [podman_run, podman_users, podman_privileged, podman_limits, podman_out_of_memory, podman_exec, podman_lifecycle, podman_build,
           podman_cgroupfs, podman_pod, podman_service, podman_nothing_left]
 GROUPS = {
-    'session': BASICS + [many_ids] + RUNGS + [apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
+    'session': BASICS + [many_ids] + RUNGS + [last_write, apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, oci_events, nothing_left],
-    'plain': BASICS + [one_id] + RUNGS + [apparmor, limit_without_cgroup, nothing_left],
+    'plain': BASICS + [one_id] + RUNGS + [last_write, apparmor, limit_without_cgroup, nothing_left],
     'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
     'selinux': [load, selinux_labels, selinux_enforced, selinux_mounts, selinux_volumes, selinux_exec, selinux_unknown, selinux_bundle,
                 nothing_left],
