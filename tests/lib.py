@@ -89,6 +89,15 @@ def no_match(text, pattern, what=""):
                      % (what and what + ": ", pattern, short(repr(text))))
 
 
+def state_of(pid):
+    """The letter of a process's state (proc(5)); none: it is gone."""
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def until(condition, what):
     end = time.monotonic() + PATIENCE
     while True:

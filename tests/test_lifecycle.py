@@ -109,7 +109,7 @@ def test_pause(sk):
         p = sk.popen("logs -f hh")
         r = sk("pause hh", wait=10)
         true(r.code == 0 or "namespace" in r.err, "a freezer, or a refusal; got %d %s" % (r.code, r.err))
-        true(open("/proc/%d/stat" % p.pid).read().rsplit(")", 1)[1].split()[0] != "T", "another process of the user to go on")
+        true(lib.state_of(p.pid) != "T", "another process of the user to go on")
         p.kill()
         p.wait()
 
@@ -445,7 +445,7 @@ def test_after_the_supervisor(sk):
         sk("run -d --name aa busybox sleep 1000").ok
         pid, sup = sk.pid("aa"), sk.supervisor("aa")
         os.kill(sup, signal.SIGKILL)
-        until(lambda: not os.path.exists("/proc/%d" % sup) or open("/proc/%d/stat" % sup).read().split(") ")[1][0] == "Z", "it is dead")
+        until(lambda: lib.state_of(sup) in ("", "Z"), "it is dead")
         # Either the container ended with its supervisor or it is still managed; never a lie.
         until(lambda: (sk.status("aa") == "running") == os.path.exists("/proc/%d/ns" % pid), "ps agrees with what runs")
         shown = sk("ps -aq -f status=running").ok.out != ""
@@ -468,7 +468,7 @@ def test_after_the_supervisor(sk):
                 until(lambda: sk("logs su").ok.out == "ready", "it has")
                 os.kill(sup, signal.SIGKILL)
                 sk.becomes("su", "{{.State.Status}}", "exited")
-                true(not os.path.exists("/proc/%d/ns" % pid) or "Z" in open("/proc/%d/stat" % pid).read(), "no process of one that has exited")
+                true(lib.state_of(pid) in ("", "Z"), "no process of one that has exited")
                 sk("rm su").ok
     with sk.case("kill -9 of the first process"):
         sk("run -d --name cc busybox sleep 1000").ok

@@ -1364,26 +1364,25 @@ static int mapped(const char *dir) {
     return 0;
 }
 
-/* Reads f000 to f039 in DIR; then the kernel has one of the next twenty, which nobody read, soon. */
+/* Reads f000 and what follows in DIR, with pauses, until the kernel has one that nobody read. */
 static int ahead(const char *dir) {
     char name[PATH_MAX];
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 140; i++, usleep(2000)) {
         snprintf(name, sizeof name, "%s/f%03d", dir, i);
         int fd = open(name, O_RDONLY);
         if (fd < 0 || read(fd, buf_a, BUF) < 0) return fail(name);
         close(fd);
-    }
-    for (int try = 0; try < 200; try++, usleep(10000))
-        for (int i = 40; i < 60; i++) {
+        for (int next = i + 2; next < i + 10; next++) {
             unsigned char here = 0;
-            snprintf(name, sizeof name, "%s/f%03d", dir, i);
-            int fd = open(name, O_RDONLY);
+            snprintf(name, sizeof name, "%s/f%03d", dir, next);
+            fd = open(name, O_RDONLY);
             void *m = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
             if (m == MAP_FAILED || mincore(m, 1, &here)) return fail(name);
             munmap(m, 1);
             close(fd);
             if (here & 1) return puts("read ahead"), 0;
         }
+    }
     puts("not read ahead");
     return 1;
 }
