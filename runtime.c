@@ -8267,9 +8267,12 @@ static bool rw_quiet(const struct rw_ahead *a, u64 *ret_turns) {
  * descriptor or mapping went. The second look is for a host that lets fewer requests out of the
  * kernel's queue than there are threads. */
 static void rw_drain(const struct rw_ahead *a) {
-    for (u64 before = 0, now;; before = now, usleep(100))
+    unsigned pause_us = 50;
+    for (u64 before = 0, now;; before = now, usleep(pause_us)) {
         if (!rw_quiet(a, &now)) now = 0;
         else if (now == before) return;
+        if (pause_us < 10000) pause_us *= 2;
+    }
 }
 
 static void *rw_ahead_loop(void *arg) {
@@ -8493,10 +8496,12 @@ static void *ufs_loop(void *arg) {
 /* Starts a thread for each of the first `n`, the first of which is the caller; never returns. */
 __attribute__((noreturn)) static void ufs_threads(struct ufs_thread *threads, unsigned n,
                                                   void *(*loop)(void *)) {
-    prctl(PR_SET_NAME, "skiff-fs");
     for (unsigned i = n; i-- > 0;)
         if (!i) loop(&threads[i]);
-        else if (ufs_thread_start(&threads[i], loop) && threads[i].fd >= 0) close(threads[i].fd);
+        else if (ufs_thread_start(&threads[i], loop)) {
+            if (threads[i].fd >= 0) close(threads[i].fd);
+            __atomic_store_n(&threads[i].turns, 1, __ATOMIC_SEQ_CST); /* it waits for ever */
+        }
     _exit(1);
 }
 
@@ -12717,6 +12722,7 @@ static int launch_server_writes(struct launch *l, int ns, const int dirs[2], str
 
 /* In the file server, just forked: nothing of the parent's but the given descriptors. */
 static void launch_server_begin(const int *keep, unsigned n) {
+    prctl(PR_SET_NAME, "skiff-fs");
     setsid();
     fd_close_except(keep, n);
     AUTO_FD null = open("/dev/null", O_RDWR | O_CLOEXEC);
