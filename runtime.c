@@ -8173,7 +8173,8 @@ static int rw_open(struct ufs *u, int upper, int work, bool is_volatile, u64 lim
  * Its descriptor of the root keeps the mount, until whoever started the server says that the
  * container has ended, or goes itself (launch_let_go). That saves what was written last: the end of
  * a mount aborts all requests, and before Linux 6.16 a page that was written to through a mapping
- * is clean as soon as its WRITE waits in a queue. */
+ * is clean as soon as its WRITE waits in a queue. (Without a pid namespace of its own a container
+ * may have processes for longer; what these write last is theirs to sync.) */
 struct rw_ahead {
     struct ufs_order order;
     int tree, upper; /* owned: the mount's root, and the upper's */
@@ -8257,7 +8258,9 @@ static bool rw_quiet(const struct rw_ahead *a, u64 *ret_turns) {
         /* one that has got a request, but is still in read(2), does not sleep; proc(5) */
         const char *state =
             file_line(AT_FDCWD, path, line, sizeof line) ? NULL : strrchr(line, ')');
-        if (!(turns & 1) || (state && !str_prefix(state, ") S"))) return false;
+        if (!(turns & 1) || (state && !str_prefix(state, ") S")) ||
+            turns != __atomic_load_n(&a->threads[i].turns, __ATOMIC_SEQ_CST))
+            return false;
         *ret_turns += turns;
     }
     return true;
@@ -8286,16 +8289,14 @@ static void *rw_ahead_loop(void *arg) {
     if (apart) fd_close_except(keep, ARRAY_LEN(keep));
     pthread_barrier_wait(&a->apart);
     if (!apart) return NULL;
-    AUTO_FD probe = rw_ahead_open(a->tree, ".", O_PATH); /* openat2: Linux 5.6 */
     while (!p[0].revents) {
-        __atomic_store_n(&a->idle, probe >= 0, __ATOMIC_RELEASE);
+        __atomic_store_n(&a->idle, true, __ATOMIC_RELEASE);
         if (poll(p, ARRAY_LEN(p), -1) < 0 || p[0].revents || !p[1].revents) continue;
         eventfd_read(a->wake, &ignored);
         rw_ahead_read(u, a, __atomic_load_n(&a->order.from, __ATOMIC_RELAXED),
                       __atomic_load_n(&a->order.sent, __ATOMIC_ACQUIRE));
     }
     if (recv(a->life, &word, 1, 0) == 1 || !u->rw->is_volatile) rw_drain(a);
-    fd_closep(&probe);
     close(a->tree), close(a->life);
     return NULL;
 }
@@ -11688,7 +11689,7 @@ static void launch_done(struct launch *l) {
     mem_freep(&l->sources);
     fd_closep(&l->pidfd), fd_closep(&l->sync), fd_closep(&l->console), fd_closep(&l->mounts);
     fd_closep(&l->tree), fd_closep(&l->life);
-    if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x);
+    if (l->ufs_open) packs_done(&l->u.packs), idx_close(&l->u.x), close(l->u.packs.layers);
     l->ufs_open = false;
 }
 
@@ -12775,6 +12776,7 @@ static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) 
         keep[k++] = l->u.packs.layers;
         keep[k++] = dirs[0], keep[k++] = dirs[1];
         keep[k++] = l->tree, keep[k++] = life[0];
+        fd_closep(&life[1]);
         launch_server_begin(keep, k);
         if (launch_server_writes(l, fds[--n], dirs, e)) _exit(1);
         ufs_serve(&l->u, fds, n, l->tree, life[0]);
@@ -16344,7 +16346,7 @@ static void super_turn(struct super *s, int timeout) {
 static void super_drain(struct super *s) {
     enum {
         PATIENCE_MS = 600000, /* for a reader that has stopped reading */
-        LET_GO_MS = 30000,    /* for a file server whose disk hangs, or that is stopped */
+        LET_GO_MS = 20000,    /* for a file server whose disk hangs; less than `stop` waits */
     };
     i64 begun = time_mono_ms(), end = begun + 2000;
     bool stays = s->l.mounts < 0;
