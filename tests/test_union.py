@@ -315,6 +315,28 @@ def test_read_ahead(sk):
 
 
 @image(None)
+def test_restarts(sk):
+    """A container that is started again and again: what was written is there, and the starter keeps nothing of a run."""
+    sk.load(docker_archive(lib.busybox_layer(), tag="again")).ok
+    starter = lambda: [p for p, n in sk.processes() if n == "skiff-starter"][0]
+    count = lambda: int(sk.get("again", "{{.RestartCount}}"))
+    for driver in "overlay-fuse", "fuse":
+        with sk.case(driver):
+            sk("--storage-driver %s run -d --name again --restart always again sh -c" % driver, "echo >>/lines; wc -l </lines; while [ ! -e /go ]; do sleep 0.02; done; rm /go").ok
+            held = []
+            for i in range(5):
+                until(lambda: len(sk("logs again").ok.lines) == i + 1, "it runs")
+                held.append(len(os.listdir("/proc/%d/fd" % starter())))
+                sk("exec again touch /go").ok
+                until(lambda: count() == i + 1, "it is started again")
+            eq(held[1:], held[1:2] * 4)
+            sk("stop -t 0 again").ok
+            eq(sk("logs again").ok.lines[:5], list("12345"))
+            until(lambda: not servers(sk), "no server stays")
+            sk("rm again").ok
+
+
+@image(None)
 def test_listening_alone(sk):
     """A walk, for which one thread of the server listens alone; then many who read and write, for which all must."""
     files = [entry("t/%03d" % i, b"%d" % i * 400) for i in range(300)]
