@@ -8194,6 +8194,12 @@ static void rw_ahead_note(struct rw_ahead *a, u32 ino) {
     eventfd_write(a->wake, 1);
 }
 
+/* Was it the thread that asks? Then many requests in a row are not of many processes. */
+static bool rw_ahead_asks(const struct rw_ahead *a, const struct fuse_in_header *h) {
+    u64 sent = __atomic_load_n(&a->order.sent, __ATOMIC_RELAXED);
+    return h->opcode == FUSE_READ && h->nodeid <= sent && h->nodeid + 2 * AHEAD_MOST > sent;
+}
+
 static int rw_ahead_open(int at, const char *path, u64 flags) {
     return sys_openat2(at, path, flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
 }
@@ -8468,7 +8474,8 @@ static void ufs_serve_next(struct ufs_thread *t, const struct fuse_in_header *h)
     ufs_serve_one(t, h, h + 1);
     if (!quick || time_mono_ns() - began > ALONE_SLOW_NS) return ufs_turn_end(u, 0);
     u32 who = __atomic_load_n(&u->alone, __ATOMIC_RELAXED);
-    if (who == t->number && ++t->row == ALONE_ROW) ufs_turn_end(u, ALONE_REST);
+    bool ahead = u->rw && u->rw->ahead && rw_ahead_asks(u->rw->ahead, h);
+    if (who == t->number && !ahead && ++t->row == ALONE_ROW) ufs_turn_end(u, ALONE_REST);
     if (who || __atomic_add_fetch(&u->quick, 1, __ATOMIC_RELAXED) < ALONE_AFTER) return;
     if (ufs_cpus() < 2) return ufs_turn_end(u, INT_MAX); /* who asks needs it */
     t->row = 0, t->soon = true;
