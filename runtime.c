@@ -12753,13 +12753,14 @@ static int launch_server_shared(struct launch *l, int fd, struct err *e) {
     AUTO_FD listener = lock < 0 ? -1 : ufs_listen(l->store, name);
     pid_t between = fork();
     if (!between) {
-        pid_t server = fork();
-        if (server) _exit(server < 0);
-        const int keep[] = { fd, l->u.packs.layers, l->store, listener < 0 ? fd : listener };
-        if (l->mounted && !unshare(CLONE_NEWNS)) { /* or the mount would live as long as we do */
+        /* or the mount would live as long as the server does; waited for, or so would the next */
+        if (l->mounted && !unshare(CLONE_NEWNS)) {
             mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
             umount2(l->mounted, MNT_DETACH);
         }
+        pid_t server = fork();
+        if (server) _exit(server < 0);
+        const int keep[] = { fd, l->u.packs.layers, l->store, listener < 0 ? fd : listener };
         launch_server_begin(keep, ARRAY_LEN(keep));
         ufs_serve_many(&l->u, fd, l->store, name, listener);
     }
@@ -12795,6 +12796,7 @@ static int launch_server(struct launch *l, int *fds, unsigned n, struct err *e) 
 
 /* The container has ended: its file server is to let go of the mount. When it has, and all that was
  * written is in the upper, l->life ends. */
+enum { LET_GO_MS = 20000 }; /* patience, of a disk that hangs; less than `stop` has */
 static void launch_let_go(struct launch *l) {
     if (l->life >= 0 && send(l->life, ".", 1, MSG_NOSIGNAL) != 1) fd_closep(&l->life);
 }
@@ -15379,10 +15381,48 @@ static int ctr_visit(struct ctr *k, int (*fn)(int root, void *arg), void *arg, p
     else if (pid > 0) {
         waitpid(pid, &status, 0);
         rc = WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+        launch_let_go(&l);
+        struct pollfd gone = { l.life, POLLIN, 0 };
+        poll(&gone, 1, l.life < 0 ? 0 : LET_GO_MS); /* before the lock is free */
     }
     launch_done(&l);
     plan_done(&p);
     return rc;
+}
+
+/* Closing a file has the kernel write what it keeps of it, and wait (fuse_flush). */
+static void settle_tree(int root, int upper, int depth) {
+    AUTO_DIR *d = depth > MAX_TREE_DEPTH ? NULL : dir_stream(upper, ".");
+    struct dirent *de;
+    struct stat st;
+    while (d && (de = dir_next(d))) {
+        if (fstatat(upper, de->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
+        bool dir = S_ISDIR(st.st_mode);
+        if (!dir && !S_ISREG(st.st_mode)) continue;
+        AUTO_FD fd = sys_openat2(root, de->d_name,
+                                 dir ? O_PATH | O_DIRECTORY : O_RDONLY | O_NONBLOCK | O_NOCTTY, 0,
+                                 RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+        AUTO_FD below =
+            dir ? openat(upper, de->d_name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+        if (fd >= 0 && below >= 0) settle_tree(fd, below, depth + 1);
+    }
+}
+
+static int settle_run(int root, void *arg) {
+    const struct ctr *k = arg;
+    AUTO_FD top = openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC),
+            upper = openat(k->dir, "upper", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (top < 0 || upper < 0 || syncfs(top)) return 1;
+    settle_tree(top, upper, 0);
+    return 0;
+}
+
+/* For who reads the upper of a container that may run: what the kernel keeps for the file server
+ * (12.4) gets there. */
+static void ctr_settle(struct ctr *k) {
+    struct err ignored;
+    if (ctr_alive(k) && str_eq(js_str(k->config, "skiff.rootfs.driver"), "fuse"))
+        ctr_visit(k, settle_run, k, NULL, &ignored);
 }
 /* }==== 20 ctr */
 
@@ -16351,10 +16391,7 @@ static void super_turn(struct super *s, int timeout) {
 /* The rest of the output, once the process is gone: its namespace is dead, so the pipes end. And
  * the rest of what was written, unless it goes too. */
 static void super_drain(struct super *s) {
-    enum {
-        PATIENCE_MS = 600000, /* for a reader that has stopped reading */
-        LET_GO_MS = 20000,    /* for a file server whose disk hangs; less than `stop` waits */
-    };
+    enum { PATIENCE_MS = 600000 }; /* for a reader that has stopped reading */
     i64 begun = time_mono_ms(), end = begun + 2000;
     bool stays = s->l.mounts < 0;
     if (stays) launch_let_go(&s->l);
@@ -25230,6 +25267,7 @@ static int cmd_diff(struct cli *c, struct err *e) {
     if (idx_open(c->store->dir, path, false, &x, e) || plan_parse(k.config, &p, e)) return -1;
     struct diffing d = { &k, &x, !strcmp(driver, "copy"), { 0 } };
     ctr_mount_points(&k, &d.skip);
+    ctr_settle(&k);
     fflush(NULL);
     int rc = launch_as_owner(&p.ids, diff_run, &d, e);
     strv_done(&d.skip);
@@ -25496,6 +25534,7 @@ static int cmd_commit(struct cli *c, struct err *e) {
     AUTO_STRV below = { 0 };
     if (image_diff_ids(config, &below, e)) return -1;
     if (pause) pause = !ctr_freeze(&k, true, &ignored);
+    ctr_settle(&k);
     int rc = ctr_commit_layer(&k, -1, &below, &desc, diff, e);
     if (pause) ctr_freeze(&k, false, &ignored);
     if (rc) return -1;

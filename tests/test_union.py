@@ -337,6 +337,21 @@ def test_restarts(sk):
 
 
 @image(None)
+def test_commit_while_it_writes(sk):
+    """What a running container has written to files that it has open is in the image that is made of it."""
+    sk.load(docker_archive(lib.busybox_layer(), tar(entry("d/"), entry("d/old", b"old\n")), tag="writes")).ok
+    for driver in "overlay-fuse", "fuse":
+        with sk.case(driver):
+            sk("--storage-driver %s run -d --name writes writes sh -c" % driver,
+               "(printf more; sleep 1000) | dd of=/d/old bs=4 seek=1 conv=notrunc & (printf hello; sleep 1000) | dd of=/new bs=5").ok
+            until(lambda: sk("exec writes stat -c %s /new /d/old").lines == ["5", "8"], "all is written")
+            sk("commit writes made").ok
+            sk("rm -f writes").ok
+            sk("run --rm made cat /new /d/old").says("helloold\nmore")
+            sk("rmi made").ok
+
+
+@image(None)
 def test_listening_alone(sk):
     """A walk, for which one thread of the server listens alone; then many who read and write, for which all must."""
     files = [entry("t/%03d" % i, b"%d" % i * 400) for i in range(300)]

@@ -393,6 +393,18 @@ def last_write():
         out('rm', 'last')
 
 
+def commit_while_it_writes():
+    """What a running container has written to files that it has open is in the image that is made of it."""
+    for words in ['--storage-driver', 'fuse'], []:
+        out(*words, 'run', '-d', '--name', 'writes', '--network', 'none', 'tiny:1', 'sh', '-c',
+            '(printf more; sleep 1000) | dd of=/new bs=4 seek=1 conv=notrunc & (printf hello; sleep 1000) | dd of=/made bs=5')
+        eventually(lambda: skiff('exec', 'writes', 'stat', '-c', '%s', '/made', '/new', status=None).stdout == '5\n8\n', 'all is written')
+        out('commit', 'writes', 'writes:1')
+        out('rm', '-f', 'writes')
+        equal(run('writes:1', 'cat', '/made', '/new').stdout, 'hellonew\nmore')
+        out('rmi', 'writes:1')
+
+
 def rung_overlay():
     forced('overlay')
 
@@ -1228,9 +1240,9 @@ LIMITS = [memory_limit, memory_bomb, pids_limit, fork_bomb, half_a_cpu, exec_is_
 PODMAN = [podman_run, podman_users, podman_privileged, podman_limits, podman_out_of_memory, podman_exec, podman_lifecycle, podman_build,
           podman_cgroupfs, podman_pod, podman_service, podman_nothing_left]
 GROUPS = {
-    'session': BASICS + [many_ids] + RUNGS + [last_write, apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
+    'session': BASICS + [many_ids] + RUNGS + [last_write, commit_while_it_writes, apparmor, scope, oci_scope, no_systemd_to_ask, memory_limit, memory_bomb, update, nothing_left],
     'delegated': [doctor] + CGROUPS + LIMITS + [oci_limits, oci_events, nothing_left],
-    'plain': BASICS + [one_id] + RUNGS + [last_write, apparmor, limit_without_cgroup, nothing_left],
+    'plain': BASICS + [one_id] + RUNGS + [last_write, commit_while_it_writes, apparmor, limit_without_cgroup, nothing_left],
     'slurm': [load, job_is_not_left, job_limits, job_end, job_container, nothing_left],
     'selinux': [load, selinux_labels, selinux_enforced, selinux_mounts, selinux_volumes, selinux_exec, selinux_unknown, selinux_bundle,
                 nothing_left],
