@@ -889,6 +889,12 @@ static void fd_close_except(const int *keep, unsigned n) {
     sys_close_range((unsigned)last + 1, ~0u, 0);
 }
 
+/* Opens what lies below a directory, in the same mount, by no link. */
+static int open_inside(int dir, const char *path, u64 flags) {
+    return sys_openat2(dir, path, flags, 0,
+                       RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+}
+
 /* Short text file (proc, sysfs) into a fixed buffer, trailing newline cut; -1 on any failure. */
 static int file_line(int dir, const char *path, char *out, size_t n) {
     AUTO_FD fd = openat(dir, path, O_RDONLY | O_CLOEXEC);
@@ -8200,10 +8206,6 @@ static bool rw_ahead_asks(const struct rw_ahead *a, const struct fuse_in_header 
     return h->opcode == FUSE_READ && h->nodeid <= sent && h->nodeid + 2 * AHEAD_MOST > sent;
 }
 
-static int rw_ahead_open(int at, const char *path, u64 flags) {
-    return sys_openat2(at, path, flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
-}
-
 /* The path of a directory of the index, at the end of buf; NULL: it has none. */
 static const char *rw_ahead_path(const struct idx *x, u32 ino, char buf[static PATH_MAX]) {
     char name[NAME_LIMIT + 1];
@@ -8238,8 +8240,8 @@ static void rw_ahead_read(const struct ufs *u, const struct rw_ahead *a, u32 fro
                 i->parent < x->head->inodes ? rw_ahead_path(x, i->parent, buf) : NULL;
             if (!path) return; /* damaged */
             up = i->parent;
-            dir = rw_ahead_open(a->tree, path, O_PATH | O_DIRECTORY);
-            changed = rw_ahead_open(a->upper, path, O_PATH | O_DIRECTORY);
+            dir = open_inside(a->tree, path, O_PATH | O_DIRECTORY);
+            changed = open_inside(a->upper, path, O_PATH | O_DIRECTORY);
             d = idx_dir(x, &x->inodes[up], &n), at = 0;
         }
         while (at < n && d[at].inode != ino) at++; /* both ascend */
@@ -8248,7 +8250,7 @@ static void rw_ahead_read(const struct ufs *u, const struct rw_ahead *a, u32 fro
         snprintf(name, sizeof name, "%.*s", d[at].name_len, s);
         if (dir < 0 || (changed >= 0 && !fstatat(changed, name, &st, AT_SYMLINK_NOFOLLOW)))
             continue;
-        AUTO_FD fd = rw_ahead_open(dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
+        AUTO_FD fd = open_inside(dir, name, O_RDONLY | O_NONBLOCK | O_NOCTTY);
         if (fd >= 0) readahead(fd, 0, i->size);
     }
 }
@@ -15399,9 +15401,8 @@ static void settle_tree(int root, int upper, int depth) {
         if (fstatat(upper, de->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
         bool dir = S_ISDIR(st.st_mode);
         if (!dir && !S_ISREG(st.st_mode)) continue;
-        AUTO_FD fd = sys_openat2(root, de->d_name,
-                                 dir ? O_PATH | O_DIRECTORY : O_RDONLY | O_NONBLOCK | O_NOCTTY, 0,
-                                 RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV);
+        AUTO_FD fd = open_inside(root, de->d_name,
+                                 dir ? O_PATH | O_DIRECTORY : O_RDONLY | O_NONBLOCK | O_NOCTTY);
         AUTO_FD below =
             dir ? openat(upper, de->d_name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
         if (fd >= 0 && below >= 0) settle_tree(fd, below, depth + 1);

@@ -1387,8 +1387,8 @@ static int ahead(const char *dir) {
     return 1;
 }
 
-/* Reads the files of DIR in order, each some times, while a thread writes to the last byte of each
- * through a mapping. Then each has it. */
+/* Reads the files of DIR in order, while a thread writes to the last byte of each through a mapping;
+ * then once more: each has it. */
 enum { DIRTY_FILES = 150 };
 
 static void *dirty_writes(void *dir) {
@@ -1407,12 +1407,12 @@ static void *dirty_writes(void *dir) {
     return dir;
 }
 
-static int dirty(char *dir, int check) {
+static int dirty(char *dir) {
     char name[PATH_MAX];
     pthread_t writes;
     int bad = 0;
-    if (!check && pthread_create(&writes, NULL, dirty_writes, dir)) return fail("thread");
-    for (int pass = check; pass < 2; pass++) {
+    if (pthread_create(&writes, NULL, dirty_writes, dir)) return fail("thread");
+    for (int pass = 0; pass < 2; pass++) {
         for (int i = 0; i < DIRTY_FILES; i++) {
             snprintf(name, sizeof name, "%s/f%03d", dir, i);
             int fd = open(name, O_RDONLY);
@@ -1454,7 +1454,7 @@ static int single(int argc, char **argv) {
     if (!strcmp(what, "mapped")) return mapped(name);
     if (!strcmp(what, "ahead")) return ahead(name);
     if (!strcmp(what, "last")) return last(name);
-    if (!strcmp(what, "dirty")) return dirty(argv[2], n);
+    if (!strcmp(what, "dirty")) return dirty(argv[2]);
     if (!strcmp(what, "sparse")) return sparse(name);
     if (!strcmp(what, "xattr")) return xattr(name, (size_t)n);
     if (!strcmp(what, "getxattr") && argc == 4) return get_xattr(name, argv[3]);
